@@ -1,0 +1,20 @@
+"""Channel groups: discovered from one forward pass, cut exactly.
+
+``trace`` reads off which tensor axes belong together; ``remove_channels`` cuts them; a graph's
+``check`` proves on a copy that a cut means what it says.
+"""
+
+from primesvt.channels.build import trace
+from primesvt.channels.check import Refusal
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Freed, Member
+from primesvt.channels.surgery import remove_channels
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "Freed",
+    "Member",
+    "Refusal",
+    "remove_channels",
+    "trace",
+]

@@ -1,0 +1,166 @@
+"""Proof on a copy that a cut means removal: the pruned model against the silenced original.
+
+Foreign forwards may have sizes written into them, or derive constants from a width. Neither shows
+in a trace, so a small part of every group is cut on one copy, silenced where it is read on
+another, and every intermediate result of the two runs is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from primesvt.channels.layout import Layout
+from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
+from primesvt.channels.tracer import example_args, module_stack, run, shorten, working_copy
+
+if TYPE_CHECKING:
+    from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
+    from primesvt.channels.symbols import Axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A group that cannot be cut although its trace allows it."""
+
+    group: str
+    module: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        where = f" in module '{self.module}'" if self.module else ""
+        return f"{self.group}: {self.reason}{where}; {self.fix}"
+
+
+def check(
+    model: nn.Module, graph: ChannelGraph, groups: Sequence[str] | None = None
+) -> tuple[Refusal, ...]:
+    """Refusals for every named group (default: all free ones); empty when all cuts are exact."""
+    names = (
+        list(groups)
+        if groups is not None
+        else [g.name for g in graph.groups if g.status == "free" and g.kind != "heads"]
+    )
+    names = [n for n in names if graph[n].size > 1]
+    bench = _Bench(model=model, graph=graph)
+    refusals: list[Refusal] = []
+    # Streams go one by one: cut beside the others, two wrongly coupled widths could still agree.
+    _search(bench, [n for n in names if graph[n].kind != "stream"], refusals)
+    for name in names:
+        if graph[name].kind == "stream":
+            _search(bench, [name], refusals)
+    order = {name: i for i, name in enumerate(names)}
+    return tuple(sorted(refusals, key=lambda r: order[r.group]))
+
+
+def _search(bench: _Bench, names: list[str], refusals: list[Refusal]) -> None:
+    """Halve a failing set until every offender stands alone."""
+    failure = bench.try_cut(names) if names else None
+    if failure is None:
+        return
+    if len(names) == 1:
+        refusals.append(
+            Refusal(group=names[0], module=failure.module, reason=failure.reason, fix=failure.fix)
+        )
+        return
+    middle = len(names) // 2
+    before = len(refusals)
+    _search(bench, names[:middle], refusals)
+    _search(bench, names[middle:], refusals)
+    if len(refusals) == before:  # only together: refuse them together rather than guess
+        refusals.extend(
+            Refusal(
+                group=name,
+                module=failure.module,
+                reason=f"together with {len(names) - 1} other groups: {failure.reason}",
+                fix=failure.fix,
+            )
+            for name in names
+        )
+
+
+def small_cut(group: ChannelGroup, variant: int = 0) -> Ids:
+    """Keep all but about an eighth of the channels, another part at every position.
+
+    Variants differ in how many go, so that groups cut together do not stay equal by chance.
+    """
+    gone = min(max(1, group.size // 8) + (variant % 3 if group.size >= 8 else 0), group.size - 1)
+    rows = [
+        sorted(set(range(group.size)) - {(p + i) % group.size for i in range(gone)})
+        for p in range(group.positions)
+    ]
+    return np.asarray(rows, dtype=np.int64)
+
+
+@dataclass(kw_only=True)
+class _Bench:
+    """One traced double-precision copy, run silenced and run pruned."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    copy: nn.Module = field(init=False)
+    args: tuple[Any, ...] = field(init=False)
+    _layouts: dict[Axis, Layout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from primesvt.channels.build import Builder
+
+        self.copy = working_copy(self.model, double=True)
+        self.args = example_args(self.copy, self.graph.example, double=True)
+        shorten(self.copy)
+        self.record = run(self.copy, self.args)
+        self.builder = Builder(model=self.copy, record=self.record)
+        self.own = self.builder.graph(self.args)
+        self.results = [
+            [[self.layout(axis) for axis in axes] for axes in call] for call in self.record.results
+        ]
+        self.reads = [
+            (r.call, r.operand, r.dim, self.layout(r.axes[r.dim])) for r in self.record.reads
+        ]
+        self.operands: dict[int, dict[int, list[Layout]]] = {}
+        for r in self.record.reads:
+            layouts = [self.layout(axis) for axis in r.axes]
+            self.operands.setdefault(r.call, {})[r.operand] = layouts
+        self.sizes = {n: s.size for s, n in self.builder.numbers.items()}
+
+    def layout(self, axis: Axis) -> Layout:
+        if axis not in self._layouts:
+            self._layouts[axis] = self.builder.layout(axis)
+        return self._layouts[axis]
+
+    def try_cut(self, names: list[str]) -> Failure | None:
+        from primesvt.channels.surgery import remove_channels
+
+        variants = {g.name: i for i, g in enumerate(self.own)}
+        cuts = {name: small_cut(self.own[name], variants[name]) for name in names}
+        kept = {self.own[n].symbol: (self.own[n], rows) for n, rows in cuts.items()}
+        silenced = Silenced(traced=self, kept=kept)
+        _forward(self.copy, self.args, silenced, silenced.stack)
+        pruned = working_copy(self.copy)
+        remove_channels(pruned, self.own, cuts)
+        compared = Compared(expected=silenced.prints, modules=self.record.modules)
+        try:
+            _forward(pruned, self.args, compared, compared.stack)
+        except Exception as error:  # whatever a foreign forward raises is the finding
+            line = (str(error).splitlines() or [""])[0]
+            reason = f"the forward fails after a cut ({type(error).__name__}: {line})"
+            return Failure(module=compared.where(), reason=reason, fix=CRASH)
+        return compared.failure
+
+
+def _forward(
+    model: nn.Module, args: tuple[Any, ...], mode: TorchDispatchMode, stack: list[str]
+) -> None:
+    from primesvt.models.neurons import reset
+
+    reset(model)
+    with torch.no_grad(), module_stack(model, stack, None), mode:
+        model(*args)
+    reset(model)

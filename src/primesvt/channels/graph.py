@@ -1,0 +1,261 @@
+"""The channel graph: which tensor axes belong together, as frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from primesvt.channels.layout import Layout, coordinates
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from primesvt.channels.check import Refusal
+
+Ids = npt.NDArray[np.int64]
+Kind = Literal["channel", "stream", "heads"]
+Role = Literal["producer", "reader", "follower"]
+Status = Literal["free", "frozen", "protected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One axis of one parameter or buffer that carries the channels of a group."""
+
+    tensor: str
+    axis: int
+    role: Role
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.axis}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """Channels that must be removed together.
+
+    Attributes:
+        name: first producing module in forward order, plus a role where one is needed.
+        kind: ``channel`` (prunable), ``stream`` (residual, on request), ``heads`` (only listed).
+        size: channels at each front position, as the model is now.
+        fronts: sizes of the symbols in front (heads) along which kept channels may differ.
+        members: every parameter or buffer axis that carries the channels.
+        status: ``free``, ``frozen`` (no exact removal) or ``protected`` (reaches input or output).
+        reason: why it is not free.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    fronts: tuple[int, ...]
+    members: tuple[Member, ...]
+    status: Status
+    reason: str
+    symbol: int
+    front_symbols: tuple[int, ...]
+
+    @property
+    def positions(self) -> int:
+        return prod(self.fronts)
+
+    @property
+    def prunable(self) -> bool:
+        return self.status == "free" and self.kind == "channel"
+
+    @property
+    def producers(self) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.role == "producer")
+
+    @property
+    def readers(self) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.role == "reader")
+
+    @property
+    def followers(self) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.role == "follower")
+
+    def __str__(self) -> str:
+        noun = {"channel": "channels", "stream": "stream channels", "heads": "heads"}[self.kind]
+        width = " x ".join(map(str, (*self.fronts, self.size)))
+        made = _and(m.module for m in self.producers)
+        inside = "nothing" if self.status == "protected" else "a product or sum inside the forward"
+        read = _and(m.module for m in self.readers) or inside
+        text = f"{self.name}: {width} {noun}, made by {made}, read by {read}"
+        if self.status == "frozen":
+            return f"{text}; frozen: {self.reason}"
+        if self.status == "protected":
+            return f"{text}; protected: reaches the model's {self.reason}"
+        return text
+
+
+def _and(names: Iterator[str] | Sequence[str], limit: int = 3) -> str:
+    unique = list(dict.fromkeys(names))
+    if len(unique) > limit:
+        return f"{', '.join(unique[:limit])} and {len(unique) - limit} more"
+    return " and ".join(unique)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freed:
+    """What a set of cuts removes, in scalars and bytes."""
+
+    parameters: int
+    parameter_bytes: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """A parameter or buffer as it was traced: layout of each axis, and what it costs."""
+
+    axes: tuple[Layout, ...]
+    item_bytes: int
+    is_parameter: bool
+    groups: Layout | None = None  # of a grouped convolution's weight
+
+
+Cuts = Mapping[str, npt.ArrayLike]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGraph:
+    """All channel groups of one model, and the layout of every tensor they touch.
+
+    A graph belongs to the widths it was traced at: ``remove_channels`` raises on a model of others
+    and returns the graph of the smaller model, whose ``original`` indices still count in the first.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    sizes: Mapping[int, int] = field(repr=False)
+    originals: Mapping[str, Ids] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    example: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.3)
+        raise ValueError(f"no channel group named '{name}'; nearest: {', '.join(near) or 'none'}")
+
+    def __str__(self) -> str:
+        return "\n".join(str(group) for group in self.groups)
+
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """Free groups of kind ``channel``, in forward order."""
+        return tuple(g for g in self.groups if g.prunable)
+
+    def original(self, name: str) -> Ids:
+        """Original channel index of every kept channel, ``[positions, size]``."""
+        self[name]
+        return self.originals[name].copy()
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """The shape the graph expects of a parameter or buffer."""
+        return tuple(axis.length(self.sizes) for axis in self.tensors[tensor].axes)
+
+    def ids(self, group: ChannelGroup, member: Member) -> Ids:
+        """For every index along the member's axis: ``position * size + channel``, or -1.
+
+        Where the front symbols do not stand on this axis (axis 1 of a grouped convolution), the
+        channel alone is returned.
+        """
+        table = coordinates(self.tensors[member.tensor].axes[member.axis], self.sizes)
+        channel = table[group.symbol]
+        if any(front not in table for front in group.front_symbols):
+            return channel
+        position = np.zeros_like(channel)
+        for front, size in zip(group.front_symbols, group.fronts, strict=True):
+            position = position * size + table[front]
+        return np.where(channel < 0, -1, position * group.size + channel)
+
+    def kept(self, name: str, kept: npt.ArrayLike) -> Ids:
+        """Validated kept indices as ``[positions, k]``, ascending.
+
+        Raises:
+            ValueError: wrong number of positions, ragged, repeated, out of range or empty.
+        """
+        group = self[name]
+        try:
+            array = np.asarray(kept)
+        except ValueError:
+            array = np.empty(0, dtype=object)
+        if array.ndim == 1 and group.positions == 1:
+            array = array[None]
+        if array.ndim != 2 or array.shape[0] != group.positions or array.shape[1] < 1:
+            raise ValueError(
+                f"group '{name}' wants kept channels as {group.positions} rows of equal length "
+                f">= 1, got an array of shape {array.shape}"
+            )
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"kept channels of group '{name}' must be integers, got {array.dtype}")
+        array = np.sort(array.astype(np.int64), axis=1)
+        if array.min() < 0 or array.max() >= group.size or (np.diff(array, axis=1) == 0).any():
+            raise ValueError(
+                f"kept channels of group '{name}' must be distinct and in 0..{group.size - 1}"
+            )
+        return array
+
+    def to_original(self, name: str, kept: npt.ArrayLike) -> list[list[int]]:
+        """Current kept indices as original ones, nested per front position (for plans)."""
+        rows = np.take_along_axis(self.originals[name], self.kept(name, kept), axis=1)
+        return [[int(i) for i in row] for row in rows]
+
+    def after(self, cuts: Cuts) -> ChannelGraph:
+        """The graph of the model that these cuts leave."""
+        rows = {name: self.kept(name, kept) for name, kept in cuts.items()}
+        sizes = {**self.sizes, **{self[n].symbol: r.shape[1] for n, r in rows.items()}}
+        originals = {
+            **self.originals,
+            **{n: np.take_along_axis(self.originals[n], r, axis=1) for n, r in rows.items()},
+        }
+        groups = tuple(replace(g, size=sizes[g.symbol]) for g in self.groups)
+        return replace(self, groups=groups, sizes=sizes, originals=originals)
+
+    def freed(self, cuts: Cuts) -> Freed:
+        """Exactly what ``remove_channels`` would free."""
+        small = self.after(cuts)
+        parameters = parameter_bytes = buffer_bytes = 0
+        for name, info in self.tensors.items():
+            gone = prod(self.shape(name)) - prod(small.shape(name))
+            if info.is_parameter:
+                parameters += gone
+                parameter_bytes += gone * info.item_bytes
+            else:
+                buffer_bytes += gone * info.item_bytes
+        return Freed(
+            parameters=parameters, parameter_bytes=parameter_bytes, buffer_bytes=buffer_bytes
+        )
+
+    def touched(self) -> int:
+        """Parameters that some prunable group reaches (the prunable share's numerator)."""
+        symbols = {g.symbol for g in self.prunable()}
+        return sum(
+            prod(self.shape(name))
+            for name, info in self.tensors.items()
+            if info.is_parameter and any(symbols & axis.symbols() for axis in info.axes)
+        )
+
+    def check(self, model: nn.Module, groups: Sequence[str] | None = None) -> tuple[Refusal, ...]:
+        """Cut a little of every free group on a copy and compare with the silenced original.
+
+        Returns one refusal per group that crashes or differs; an empty tuple means all is well.
+        """
+        from primesvt.channels.check import check
+
+        return check(model, self, groups)

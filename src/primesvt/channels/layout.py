@@ -1,0 +1,63 @@
+"""Layouts: how the symbols of the trace lie along an axis, and the coordinates that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A symbol, a row-major product, or a concatenation of layouts."""
+
+    kind: Literal["symbol", "product", "concat"]
+    symbol: int = -1
+    parts: tuple[Layout, ...] = ()
+
+    def length(self, sizes: Mapping[int, int]) -> int:
+        if self.kind == "symbol":
+            return sizes[self.symbol]
+        lengths = [part.length(sizes) for part in self.parts]
+        return prod(lengths) if self.kind == "product" else sum(lengths)
+
+    def symbols(self) -> frozenset[int]:
+        if self.kind == "symbol":
+            return frozenset((self.symbol,))
+        return frozenset().union(*(part.symbols() for part in self.parts))
+
+    def paths(self, fronts: tuple[int, ...] = ()) -> list[tuple[int, tuple[int, ...]]]:
+        """Every symbol occurrence with the symbols standing in front of it."""
+        if self.kind == "symbol":
+            return [(self.symbol, fronts)]
+        found: list[tuple[int, tuple[int, ...]]] = []
+        for part in self.parts:
+            found.extend(part.paths(fronts))
+            if self.kind == "product" and part.kind == "symbol":
+                fronts = (*fronts, part.symbol)
+        return found
+
+
+def coordinates(layout: Layout, sizes: Mapping[int, int]) -> dict[int, npt.NDArray[np.int64]]:
+    """For every symbol on an axis: its value at each index, -1 where the symbol is absent."""
+    if layout.kind == "symbol":
+        return {layout.symbol: np.arange(sizes[layout.symbol], dtype=np.int64)}
+    lengths = [part.length(sizes) for part in layout.parts]
+    total = prod(lengths) if layout.kind == "product" else sum(lengths)
+    table: dict[int, npt.NDArray[np.int64]] = {}
+    start = 0
+    for i, part in enumerate(layout.parts):
+        inner = coordinates(part, sizes)
+        if layout.kind == "product":
+            index = (np.arange(total) // prod(lengths[i + 1 :])) % lengths[i]
+            table.update({symbol: values[index] for symbol, values in inner.items()})
+        else:
+            for symbol, values in inner.items():
+                column = table.setdefault(symbol, np.full(total, -1, dtype=np.int64))
+                column[start : start + lengths[i]] = values
+            start += lengths[i]
+    return table

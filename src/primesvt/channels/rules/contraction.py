@@ -1,0 +1,169 @@
+"""Convolution, matrix products and batch norm: where channels are made, read and followed."""
+
+from __future__ import annotations
+
+import torch
+
+from primesvt.channels.equate import equate
+from primesvt.channels.rules.reduction import innermost
+from primesvt.channels.rules.registry import Axes, Call, rule
+from primesvt.channels.symbols import Axis, Symbol, freeze, mark_made, size_of
+from primesvt.channels.views import reshape
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution")
+def convolution(call: Call) -> Axes:
+    source = call.axes("input")
+    weight = call.axes("weight")
+    groups = int(call["groups"])
+    transposed = bool(call.get("transposed", False))
+    made, read = (1, 0) if transposed else (0, 1)
+    channels = len(source) - (len(weight) - 1)
+    if groups == 1:
+        equate(source[channels], weight[read])
+        out = weight[made]
+        _contract(call, "input", channels, source, "weight", read)
+    elif transposed:
+        call.freeze(source[channels], "a grouped transposed convolution")
+        call.freeze(weight[0], "a grouped transposed convolution")
+        out = call.frozen(call.outputs[0].shape[channels], "a grouped transposed convolution")
+    else:
+        out = _grouped(call, source, weight, groups, channels)
+    if groups == 1:
+        _make(call, "weight", made, out)
+    if call.get("bias") is not None:
+        equate(out, call.axes("bias")[0])
+    spatial = [call.frozen(n, "a spatial axis") for n in call.outputs[0].shape[channels + 1 :]]
+    return [*source[:channels], out, *spatial]
+
+
+def _grouped(call: Call, axes: Axes, weight: Axes, groups: int, channels: int) -> Axis:
+    source = axes[channels]
+    width = size_of(source) // groups
+    made = size_of(weight[0]) // groups
+    name = _name(call, "weight")
+    if width == 1:  # depthwise: the groups are the channels, each makes `made` of them
+        if made == 1:
+            equate(source, weight[0])
+            out = source
+        else:
+            factor = Symbol(made)
+            equate((*source, factor), weight[0])
+            out = weight[0]
+        if name is not None:
+            call.trace.grouped(name[0], source)
+        return out
+    block, inner = reshape([source], [groups, width])
+    equate(inner, weight[1])
+    outer, _ = reshape([weight[0]], [groups, made])
+    equate(block, outer)
+    freeze(block, call.why("the groups of a convolution"))
+    _contract(call, "input", channels, axes, "weight", 1)
+    _make(call, "weight", 0, weight[0])
+    if name is not None:
+        call.trace.grouped(name[0], block)
+    return weight[0]
+
+
+@rule("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
+def product(call: Call) -> Axes:
+    """``[.., n, k] @ [.., k, m]``; leading axes are equated, the contracted one is dropped."""
+    left, right = _operands(call)
+    a, b = call.axes(left), call.axes(right)
+    inner = max(0, len(b) - 2)
+    for x, y in zip(a[:inner], b[:inner], strict=False):
+        equate(x, y)
+    equate(a[-1], b[inner])
+    _contract(call, left, len(a) - 1, a, right, inner)
+    if _name(call, right) is None:
+        innermost(a[-1])
+    out = [*a[:-1], *b[inner + 1 :]]
+    if len(b) > inner + 1:
+        _make(call, right, inner + 1, b[inner + 1])
+    if len(a) > 1 and _name(call, left) is not None:
+        _link(call, "reader", left, len(a) - 1)
+        _make(call, left, len(a) - 2, a[-2])
+    if call.arguments.get("self") is not None and left != "self":
+        _add_bias(out, call.axes("self"))
+    return out
+
+
+def _operands(call: Call) -> tuple[str, str]:
+    names = list(call.arguments)
+    for left, right in (
+        ("batch1", "batch2"),
+        ("mat1", "mat2"),
+        ("self", "mat2"),
+        ("mat", "vec"),
+        ("self", "vec"),
+        ("self", "tensor"),
+    ):
+        if left in names and right in names:
+            return left, right
+    raise AssertionError(names)
+
+
+@rule("linear")
+def linear(call: Call) -> Axes:
+    source, weight = call.axes("input"), call.axes("weight")
+    equate(source[-1], weight[1])
+    _contract(call, "input", len(source) - 1, source, "weight", 1)
+    _make(call, "weight", 0, weight[0])
+    if call.get("bias") is not None:
+        equate(weight[0], call.axes("bias")[0])
+    return [*source[:-1], weight[0]]
+
+
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "cudnn_batch_norm",
+    "batch_norm",
+)
+def batch_norm(call: Call) -> list[Axes]:
+    axes = call.axes("input")
+    channel = axes[1] if len(axes) > 1 else axes[0]
+    for vector in ("weight", "bias", "running_mean", "running_var"):
+        if call.arguments.get(vector) is not None:
+            equate(channel, call.axes(vector)[0])
+    rest = [
+        [channel] if t.dim() == 1 and t.shape[0] == size_of(channel) else _fresh(t)
+        for t in call.outputs[1:]
+    ]
+    return [axes, *rest]
+
+
+def _fresh(tensor: torch.Tensor) -> Axes:
+    return [(Symbol(n),) for n in tensor.shape]
+
+
+def _add_bias(out: Axes, bias: Axes) -> None:
+    for a, b in zip(reversed(out), reversed(bias), strict=False):
+        if size_of(a) == size_of(b):
+            equate(a, b)
+
+
+def _name(call: Call, argument: str) -> tuple[str, tuple[int, ...]] | None:
+    return call.trace.weight(call.arguments[argument])
+
+
+def _link(call: Call, role: str, argument: str, dim: int) -> None:
+    weight = _name(call, argument)
+    if weight is not None:
+        call.trace.link(role, (weight[0], weight[1][dim]), call.axes(argument)[dim])
+
+
+def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
+    if _name(call, argument) is not None:
+        mark_made(axis)
+        _link(call, "producer", argument, dim)
+
+
+def _contract(call: Call, operand: str, dim: int, axes: Axes, weight: str, weight_dim: int) -> None:
+    """Note who reads the axis, and where to silence it in a check."""
+    position = next(i for i, t in enumerate(call.tensors) if t is call.arguments[operand])
+    call.trace.read(position, dim, axes)
+    _link(call, "reader", weight, weight_dim)

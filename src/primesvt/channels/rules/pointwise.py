@@ -1,0 +1,85 @@
+"""Element-wise operators equate aligned axes; factories make fresh ones."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+from primesvt.channels.equate import equate
+from primesvt.channels.rules.registry import Axes, Call, rule
+from primesvt.channels.symbols import Axis, Symbol, flatten, leaves, mark_summed, size_of
+
+_SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
+
+
+@rule("pointwise", "masked_fill", "copy", "where", "lerp", "rsub")
+def pointwise(call: Call) -> Axes:
+    axes = call.trace.axes(call.tensors[0])
+    for tensor in call.tensors[1:]:
+        axes = _broadcast(axes, call.trace.axes(tensor), sums=call.name in _SUMS)
+    return axes
+
+
+def _broadcast(left: Axes, right: Axes, *, sums: bool) -> Axes:
+    if left == right:
+        return left
+    pairs = zip_longest(reversed(left), reversed(right))
+    return [_align(a, b, sums=sums) for a, b in pairs][::-1]
+
+
+def _align(a: Axis | None, b: Axis | None, *, sums: bool) -> Axis:
+    if a is None or b is None:
+        return a or b or ()
+    if size_of(a) != size_of(b):
+        return a if size_of(a) > size_of(b) else b
+    joined = sums and _made_apart(a, b)
+    equate(a, b)
+    if joined:
+        mark_summed(s for s in flatten(a) if s.size > 1)
+    return a if len(flatten(a)) >= len(flatten(b)) else b
+
+
+def _made_apart(a: Axis, b: Axis) -> bool:
+    """True if two weights wrote these axes and nothing has equated them yet."""
+    left = {leaf for s in a for leaf in leaves(s)}
+    right = {leaf for s in b for leaf in leaves(s)}
+    return left.isdisjoint(right) and all(any(s.made for s in side) for side in (left, right))
+
+
+@rule(
+    "detach",
+    "clone",
+    "alias",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "_to_copy",
+    "contiguous",
+    "fill",
+    "zero",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "_conj",
+    "resolve_conj",
+    "requires_grad",
+)
+def same(call: Call) -> Axes:
+    return call.trace.axes(call.tensors[0])
+
+
+@rule(
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "scalar_tensor",
+    "empty_strided",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+)
+def constant(call: Call) -> Axes:
+    """A constant has no memory of what it was sized by; a wrong size shows in ``graph.check``."""
+    return [(Symbol(n),) for n in call.outputs[0].shape]

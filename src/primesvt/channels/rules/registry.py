@@ -1,0 +1,100 @@
+"""The table of rules, and what a rule may know about one operator call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from primesvt.channels.symbols import Axis, Freeze, Symbol, freeze, pin
+
+Axes = list[Axis]
+
+
+class Unlisted(Exception):
+    """The rule does not cover this form of the operator."""
+
+
+class Tracker(Protocol):
+    """What rules ask of the trace."""
+
+    def axes(self, tensor: torch.Tensor) -> Axes: ...
+
+    def weight(self, tensor: torch.Tensor) -> tuple[str, tuple[int, ...]] | None: ...
+
+    def link(self, role: str, weight: tuple[str, int], axis: Axis) -> None: ...
+
+    def read(self, operand: int, dim: int, axes: Axes) -> None: ...
+
+    def grouped(self, weight: str, groups: Axis) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One operator call: its arguments by name, its outputs, and the trace."""
+
+    name: str
+    tensors: Sequence[torch.Tensor]
+    arguments: dict[str, Any]
+    outputs: Sequence[torch.Tensor]
+    trace: Tracker
+    module: str
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments[argument]
+
+    def get(self, argument: str, default: Any = None) -> Any:
+        value = self.arguments.get(argument)
+        return default if value is None else value
+
+    def axes(self, argument: str) -> Axes:
+        return list(self.trace.axes(self.arguments[argument]))
+
+    def dims(self, argument: str, rank: int) -> list[int]:
+        """Normalised dims of an argument; absent or empty means all."""
+        value = self.arguments.get(argument)
+        if value is None or value == []:
+            return list(range(rank))
+        values = value if isinstance(value, list | tuple) else [value]
+        return [int(v) % max(rank, 1) for v in values]
+
+    def why(self, reason: str) -> Freeze:
+        return Freeze(operator=self.name, module=self.module, reason=reason)
+
+    def freeze(self, axis: Axis, reason: str) -> None:
+        """Nothing may be removed along the axis, nor chosen differently behind it."""
+        freeze(axis, self.why(reason))
+        for symbol in axis:
+            pin(symbol)
+
+    def frozen(self, size: int, reason: str) -> Axis:
+        """A fresh axis along which nothing can be removed."""
+        symbol = Symbol(size)
+        freeze((symbol,), self.why(reason))
+        return (symbol,)
+
+
+Rule = Callable[[Call], Axes | list[Axes]]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators (without overload, without trailing underscore)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[f"aten::{name}"] = function
+        return function
+
+    return register
+
+
+def find_rule(op: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operator; point-wise ones are known by their tag."""
+    name = op._schema.name
+    found = _RULES.get(name) or _RULES.get(name.rstrip("_"))
+    if found is None and torch.Tag.pointwise in op.tags:
+        found = _RULES["aten::pointwise"]
+    return found

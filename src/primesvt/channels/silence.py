@@ -1,0 +1,179 @@
+"""Two runs side by side: the original silenced at its readers, and the pruned model against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from primesvt.channels.graph import ChannelGroup, Ids
+from primesvt.channels.layout import Layout, coordinates
+from primesvt.channels.tracer import bind, is_tensor
+
+TOLERANCE = 1e-8  # relative, float64: other summation orders stay far below, wrong constants above
+
+CRASH = "a size is written into the forward: read it from the tensor (x.shape, -1) instead"
+DIFFER = "a constant follows the width: store the original value as an attribute or buffer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Where and how the pruned model first left the silenced original."""
+
+    module: str
+    reason: str
+    fix: str
+
+
+class Traced(Protocol):
+    """What a silenced run needs to know of the trace."""
+
+    sizes: dict[int, int]
+    results: list[list[list[Layout]]]
+    reads: list[tuple[int, int, int, Layout]]
+    operands: dict[int, dict[int, list[Layout]]]
+
+
+Print = tuple[tuple[int, ...], float, float]
+
+
+def _fingerprint(tensor: torch.Tensor) -> Print:
+    values = torch.nan_to_num(tensor.detach().double())
+    return tuple(tensor.shape), float(values.sum()), float(values.norm())
+
+
+class Silenced(TorchDispatchMode):
+    """The original in which every reader sees zeros in the removed channels."""
+
+    def __init__(self, *, traced: Traced, kept: dict[int, tuple[ChannelGroup, Ids]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.traced, self.kept = traced, kept
+        self.stack: list[str] = []
+        self.prints: list[list[Print]] = []
+        self.reads: dict[int, list[tuple[int, int]]] = {}
+        for call, operand, dim, layout in traced.reads:
+            if layout.symbols() & kept.keys():
+                self.reads.setdefault(call, []).append((operand, dim))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = len(self.prints)
+        if call in self.reads:
+            args, kwargs = self._silence(func, args, kwargs, call)
+        result = func(*args, **kwargs)
+        outputs = [t for t in tree_leaves(result) if is_tensor(t)]
+        layouts = self.traced.results[call]
+        self.prints.append(
+            [_fingerprint(self._survivors(t, x)) for t, x in zip(outputs, layouts, strict=True)]
+        )
+        return result
+
+    def _silence(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], call: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        flat = [a for a in tree_leaves(list(bind(func, args, kwargs).values())) if is_tensor(a)]
+        masked: dict[int, torch.Tensor] = {}
+        for operand, dim in self.reads[call]:
+            tensor = masked.get(id(flat[operand]), flat[operand])
+            keep = self._keep(self.traced.operands[call][operand], dim)
+            masked[id(flat[operand])] = tensor * keep.to(tensor.dtype)
+
+        def swap(tensor: torch.Tensor) -> torch.Tensor:
+            return masked.get(id(tensor), tensor)
+
+        mapped: tuple[tuple[Any, ...], dict[str, Any]] = (
+            tree_map_only(torch.Tensor, swap, args),
+            tree_map_only(torch.Tensor, swap, kwargs),
+        )
+        return mapped
+
+    def _survivors(self, tensor: torch.Tensor, layouts: list[Layout]) -> torch.Tensor:
+        """The entries that the pruned run also has, in its order."""
+        for dim, layout in enumerate(layouts):
+            if not layout.symbols() & self.kept.keys():
+                continue
+            keep = self._keep(layouts, dim)
+            count = int(keep.sum(dim).amax())
+            index = torch.argsort((~keep).to(torch.uint8), dim=dim, stable=True)
+            tensor = torch.take_along_dim(tensor, index.narrow(dim, 0, count), dim=dim)
+        return tensor
+
+    def _keep(self, layouts: list[Layout], dim: int) -> torch.Tensor:
+        """True where an entry survives, broadcast over the axes that the front symbols stand on."""
+        sizes = self.traced.sizes
+        tables = [coordinates(layout, sizes) for layout in layouts]
+        keep = torch.ones([1] * len(layouts), dtype=torch.bool)
+        for symbol in layouts[dim].symbols() & self.kept.keys():
+            group, rows = self.kept[symbol]
+            chosen = np.zeros((group.positions, group.size), dtype=bool)
+            np.put_along_axis(chosen, rows, True, axis=1)
+            position = torch.zeros([1] * len(layouts), dtype=torch.int64)
+            for front, size in zip(group.front_symbols, group.fronts, strict=True):
+                at = dim if front in tables[dim] else _first(tables, front)
+                step = _along(tables[at][front], at, len(layouts)) if at >= 0 else 0
+                position = position * size + step
+            channel = _along(tables[dim][symbol], dim, len(layouts))
+            keep = keep & (
+                (channel < 0)
+                | torch.from_numpy(chosen)[position.clamp(min=0), channel.clamp(min=0)]
+            )
+        return keep
+
+
+def _first(tables: list[dict[int, Ids]], symbol: int) -> int:
+    return next((d for d, table in enumerate(tables) if symbol in table), -1)
+
+
+def _along(values: Ids, dim: int, rank: int) -> torch.Tensor:
+    shape = [1] * rank
+    shape[dim] = -1
+    return torch.from_numpy(values).reshape(shape)
+
+
+class Compared(TorchDispatchMode):
+    """The pruned run, each result held against the silenced original's."""
+
+    def __init__(self, *, expected: list[Any], modules: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.expected, self.modules = expected, modules
+        self.stack: list[str] = []
+        self.call = 0
+        self.failure: Failure | None = None
+
+    def where(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        outputs = [t for t in tree_leaves(result) if is_tensor(t)]
+        if self.failure is None and "empty" not in func._schema.name:
+            self._compare(func, [_fingerprint(t) for t in outputs])
+        self.call += 1
+        return result
+
+    def _compare(self, func: Any, found: list[Any]) -> None:
+        if self.call >= len(self.expected):
+            self._fail("the forward takes another path after a cut", CRASH)
+            return
+        for (shape, total, norm), (want, want_total, want_norm) in zip(
+            found, self.expected[self.call], strict=False
+        ):
+            if shape != want:
+                text = f"a result of {func} has shape {shape} instead of {want} after a cut"
+                self._fail(text, CRASH)
+                return
+            scale = TOLERANCE * (want_norm * max(1.0, float(np.prod(want)) ** 0.5) + 1e-12)
+            if abs(norm - want_norm) > scale or abs(total - want_total) > scale:
+                self._fail(f"the result of {func} differs from the silenced original", DIFFER)
+                return
+
+    def _fail(self, reason: str, fix: str) -> None:
+        self.failure = Failure(module=self.where(), reason=reason, fix=fix)

@@ -1,0 +1,184 @@
+"""The one place where a model is mutated: whole channels are taken out of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Cuts, Ids
+from primesvt.channels.tracer import state_tensors, unwrap
+
+
+def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: Cuts) -> ChannelGraph:
+    """Keep only the given channels of every named group, in place.
+
+    dtype, device, memory format, ``requires_grad`` and each module's ``training`` flag stay as they
+    are. New ``Parameter`` objects arise, so make optimizers afterwards.
+
+    Args:
+        model: the traced model (or one of the same widths); wrappers are unwrapped.
+        graph: the graph of this model.
+        cuts: group name -> kept current indices, ``[positions, k]`` (``[k]`` for one position).
+
+    Returns:
+        The graph of the smaller model, which still knows the original indices.
+
+    Raises:
+        ValueError: unknown group, bad indices, a group that cannot be cut, or other widths.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from primesvt.channels import remove_channels, trace
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = trace(net, torch.randn(1, 4))
+        >>> small = remove_channels(net, graph, {"0": [0, 2, 5]})
+        >>> net[0].weight.shape, net[2].weight.shape
+        (torch.Size([3, 4]), torch.Size([2, 3]))
+        >>> small.original("0").tolist()
+        [[0, 2, 5]]
+    """
+    model = unwrap(model)
+    rows = {name: graph.kept(name, kept) for name, kept in cuts.items()}
+    for name in rows:
+        _refuse_bound(graph[name])
+    state = state_tensors(model)
+    _check_widths(state, graph)
+    after = graph.after(rows)
+    smaller: dict[int, torch.Tensor] = {}
+    for name, dims in _touched(graph, rows).items():
+        tensor = state[name]
+        if id(tensor) not in smaller:
+            smaller[id(tensor)] = _like(tensor, _cut_tensor(graph, name, tensor, dims, rows))
+    for name, tensor in state.items():
+        if id(tensor) in smaller:
+            _replace(model, name, smaller[id(tensor)])
+    _update_attributes(model, after)
+    return after
+
+
+def _refuse_bound(group: ChannelGroup) -> None:
+    if group.status != "free":
+        raise ValueError(f"group '{group.name}' is {group.status} ({group.reason}): leave it out")
+    if group.kind == "heads":
+        raise ValueError(
+            f"group '{group.name}' holds whole heads, which are not pruned: leave it out"
+        )
+
+
+def _check_widths(state: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
+    for name in graph.tensors:
+        if name not in state:
+            raise ValueError(f"the graph knows '{name}' and the model does not: trace this model")
+        if tuple(state[name].shape) != graph.shape(name):
+            raise ValueError(
+                f"'{name}' has shape {tuple(state[name].shape)} but the graph was traced at "
+                f"{graph.shape(name)}: use the graph that remove_channels returned, or trace again"
+            )
+
+
+def _touched(graph: ChannelGraph, names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
+    """tensor -> axis -> the cut groups that lie on it."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for name in names:
+        for member in graph[name].members:
+            found.setdefault(member.tensor, {}).setdefault(member.axis, []).append(name)
+    return found
+
+
+def _cut_tensor(
+    graph: ChannelGraph,
+    name: str,
+    tensor: torch.Tensor,
+    dims: dict[int, list[str]],
+    rows: dict[str, Ids],
+) -> torch.Tensor:
+    blocks: list[tuple[int, ChannelGroup]] = []
+    for axis, groups in dims.items():
+        keep = np.ones(tensor.shape[axis], dtype=bool)
+        for group in map(graph.__getitem__, groups):
+            if _fronts_elsewhere(graph, name, axis, group):
+                blocks.append((axis, group))
+            else:
+                keep &= _mask(graph, name, axis, group, rows[group.name])
+        if not keep.all():
+            index = torch.from_numpy(np.flatnonzero(keep)).to(tensor.device)
+            tensor = tensor.index_select(axis, index)
+    for axis, group in blocks:
+        tensor = _gather_blocks(tensor, axis, group, rows[group.name])
+    return tensor
+
+
+def _mask(
+    graph: ChannelGraph, name: str, axis: int, group: ChannelGroup, rows: Ids
+) -> npt.NDArray[np.bool_]:
+    member = next(m for m in group.members if m.tensor == name and m.axis == axis)
+    ids = graph.ids(group, member)
+    kept = np.zeros((group.positions, group.size), dtype=bool)
+    np.put_along_axis(kept, rows, True, axis=1)
+    return (ids < 0) | kept.reshape(-1)[np.maximum(ids, 0)]
+
+
+def _fronts_elsewhere(graph: ChannelGraph, name: str, axis: int, group: ChannelGroup) -> bool:
+    """True for axis 1 of a grouped convolution, whose groups stand on axis 0."""
+    on_axis = graph.tensors[name].axes[axis].symbols()
+    return any(front not in on_axis for front in group.front_symbols)
+
+
+def _gather_blocks(tensor: torch.Tensor, axis: int, group: ChannelGroup, rows: Ids) -> torch.Tensor:
+    """Each block of output rows reads its own kept columns (rows of a block are contiguous)."""
+    per_block = tensor.shape[0] // group.positions
+    index = torch.from_numpy(np.repeat(rows, per_block, axis=0)).to(tensor.device)
+    shape = [tensor.shape[0], rows.shape[1], *[1] * (tensor.dim() - 2)]
+    return tensor.take_along_dim(index.reshape(shape), dim=axis)
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new values as the same kind of tensor: memory format, Parameter, requires_grad."""
+    new = new.detach()
+    if (
+        old.dim() == 4
+        and old.is_contiguous(memory_format=torch.channels_last)
+        and not (old.is_contiguous())
+    ):
+        new = new.contiguous(memory_format=torch.channels_last)
+    else:
+        new = new.contiguous()
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if isinstance(tensor, nn.Parameter):
+        owner._parameters[leaf] = tensor
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
+    """Integers that PyTorch's own modules keep beside their tensors."""
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        name = f"{path}.weight" if path else "weight"
+        if name not in graph.tensors or not isinstance(weight, torch.Tensor):
+            continue
+        if isinstance(module, nn.modules.conv._ConvNd):
+            groups = graph.tensors[name].groups
+            if groups is not None:
+                module.groups = groups.length(graph.sizes)
+            inside, outside = (0, 1) if module.transposed else (1, 0)
+            module.out_channels = weight.shape[outside] * (
+                module.groups if module.transposed else 1
+            )
+            module.in_channels = weight.shape[inside] * (1 if module.transposed else module.groups)
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            module.num_features = weight.shape[0]

@@ -1,0 +1,281 @@
+"""One forward pass under a dispatch mode that follows the symbols of every tensor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from primesvt.channels.rules import Call, Unlisted, find_rule
+from primesvt.channels.symbols import Axis, Freeze, Misfit, Symbol, freeze, protect, size_of
+
+Axes = list[Axis]
+WeightAxis = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """An operator that drops an axis by contraction or sum: where a check can silence it."""
+
+    call: int
+    operand: int
+    dim: int
+    axes: Axes
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What one trace has seen; the graph is built from it."""
+
+    tensors: dict[str, Axes] = field(default_factory=dict)
+    links: dict[str, dict[WeightAxis, None]] = field(
+        default_factory=lambda: {"producer": {}, "reader": {}}
+    )
+    groups: dict[str, Axis] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
+    results: list[list[Axes]] = field(default_factory=list)  # of every call
+    modules: list[str] = field(default_factory=list)  # where every call happened
+    freezes: dict[Freeze, None] = field(default_factory=dict)
+
+
+class Tracer(TorchDispatchMode):
+    """Runs operators and applies their rules; see ``rules``."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.record = Record()
+        self.stack: list[str] = []
+        self._axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    # --- what rules ask -------------------------------------------------------------------
+
+    def axes(self, tensor: torch.Tensor) -> Axes:
+        return list(self._axes[tensor])
+
+    def weight(self, tensor: torch.Tensor) -> tuple[str, tuple[int, ...]] | None:
+        found: tuple[str, tuple[int, ...]] | None = self._weights.get(tensor)
+        return found
+
+    def link(self, role: str, weight: WeightAxis, axis: Axis) -> None:
+        self.record.links[role][weight] = None
+
+    def read(self, operand: int, dim: int, axes: Axes) -> None:
+        call = len(self.record.results)
+        self.record.reads.append(Read(call=call, operand=operand, dim=dim, axes=axes))
+
+    def grouped(self, weight: str, groups: Axis) -> None:
+        self.record.groups[weight] = groups
+
+    # --- following tensors ----------------------------------------------------------------
+
+    def name_state(self, model: nn.Module) -> None:
+        """Give every axis of every parameter and buffer a fresh symbol (shared tensors once)."""
+        for name, tensor in state_tensors(model).items():
+            if tensor in self._axes:
+                self.record.tensors[name] = self._axes[tensor]
+                continue
+            self.record.tensors[name] = self.follow(tensor)
+            self._weights[tensor] = (name, tuple(range(tensor.dim())))
+
+    def follow(self, tensor: torch.Tensor) -> Axes:
+        axes: Axes = [(Symbol(n),) for n in tensor.shape]
+        self._axes[tensor] = axes
+        return axes
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        arguments = bind(func, args, kwargs or {})
+        tensors = [a for a in tree_leaves(list(arguments.values())) if is_tensor(a)]
+        outputs = [o for o in tree_leaves(result) if is_tensor(o)]
+        call = Call(
+            name=func._schema.name,
+            tensors=tensors,
+            arguments=arguments,
+            outputs=outputs,
+            trace=self,
+            module=self.stack[-1] if self.stack else "",
+        )
+        axes = self._apply(func, call)
+        for tensor, known in zip(outputs, axes, strict=True):
+            self._axes[tensor] = known
+        self._carry_weight(call)
+        self.record.results.append(axes)
+        self.record.modules.append(call.module)
+        return result
+
+    def _apply(self, func: torch._ops.OpOverload, call: Call) -> list[Axes]:
+        rule = find_rule(func)
+        if any(t not in self._axes for t in call.tensors):
+            return self._refuse(call, "it reads a tensor that is neither state nor input")
+        if rule is None:
+            return self._refuse(call, "no rule says what this operator does to channels")
+        try:
+            out = rule(call)
+        except Unlisted:
+            return self._refuse(call, "no rule covers this form of the operator")
+        except Misfit as error:
+            return self._refuse(call, str(error))
+        many = len(call.outputs) != 1 or (bool(out) and isinstance(out[0], list))
+        axes: list[Axes] = out if many else [out]  # type: ignore[list-item, assignment]
+        if [[size_of(a) for a in t] for t in axes] != [list(t.shape) for t in call.outputs]:
+            return self._refuse(call, "no rule covers this form of the operator")
+        return axes
+
+    def _refuse(self, call: Call, reason: str) -> list[Axes]:
+        """Freeze every input and give birth to frozen outputs."""
+        why = call.why(reason)
+        for tensor in call.tensors:
+            axes = self._axes.get(tensor) or self.follow(tensor)
+            freeze((s for axis in axes for s in axis), why)
+            if any(size_of(axis) > 1 for axis in axes):
+                self.record.freezes[why] = None
+        known = {id(t) for t in call.tensors}
+        return [
+            self._axes[t] if id(t) in known else [call.frozen(n, reason) for n in t.shape]
+            for t in call.outputs
+        ]
+
+    def _carry_weight(self, call: Call) -> None:
+        """A transposed, cast or squeezed weight is still that weight."""
+        if call.name not in _MOVES or not call.tensors or len(call.outputs) != 1:
+            return
+        source = self._weights.get(call.tensors[0])
+        if source is None:
+            return
+        before, after = self._axes[call.tensors[0]], self._axes[call.outputs[0]]
+        dims = []
+        for axis in after:
+            at = [d for d, old in enumerate(before) if old is axis or old == axis]
+            if not at:
+                return
+            dims.append(source[1][at[0]])
+        self._weights[call.outputs[0]] = (source[0], tuple(dims))
+
+
+_MOVES = {
+    f"aten::{n}"
+    for n in ("t", "transpose", "permute", "detach", "alias", "_to_copy", "squeeze", "clone")
+}
+
+
+def bind(
+    func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by the names of the operator's schema."""
+    names = [a.name for a in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by name; shared ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and ``torch.compile`` wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
+    """A CPU copy in evaluation mode with reset neurons (meta models stay on meta)."""
+    from primesvt.models.neurons import reset
+
+    model = unwrap(model)
+    reset(model)
+    duplicate = copy.deepcopy(model)
+    if not any(t.is_meta for t in state_tensors(duplicate).values()):
+        duplicate = duplicate.cpu()
+    duplicate = duplicate.double() if double else duplicate
+    for parameter in duplicate.parameters():
+        parameter.requires_grad_(False)
+    return duplicate.eval()
+
+
+def shorten(model: nn.Module, time_steps: int = 2) -> None:
+    """Few time steps tell the same groups as many."""
+    steps = getattr(model, "time_steps", None)
+    if isinstance(steps, int) and steps > time_steps:
+        model.time_steps = time_steps  # type: ignore[assignment]
+
+
+def example_args(model: nn.Module, example_input: Any, *, double: bool = False) -> tuple[Any, ...]:
+    """The example as positional arguments, on the device and in the dtype of the working copy."""
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    reference = next(iter(state_tensors(model).values()), torch.empty(0))
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().to("meta" if reference.is_meta else "cpu")
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.float64 if double else reference.dtype)
+
+    return tuple(tree_map_only(torch.Tensor, move, args))
+
+
+@contextmanager
+def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> Iterator[None]:
+    """Keep the name of the running module on a stack; note module outputs for naming."""
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(_m: nn.Module, _a: Any, name: str = name) -> None:
+            stack.append(name)
+
+        def leave(_m: nn.Module, _a: Any, out: Any, name: str = name) -> None:
+            stack.pop()
+            if tracer is not None:
+                known = [tracer._axes.get(t) for t in tree_leaves(out) if is_tensor(t)]
+                tracer.record.outputs[name] = [axes for axes in known if axes]
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(model: nn.Module, args: tuple[Any, ...]) -> Record:
+    """Trace one forward of a working copy."""
+    tracer = Tracer()
+    tracer.name_state(model)
+    for tensor in tree_leaves(args):
+        if is_tensor(tensor):
+            axes = tracer.follow(tensor)
+            protect((s for axis in axes for s in axis), "input")
+    with torch.no_grad(), module_stack(model, tracer.stack, tracer), tracer:
+        result = model(*args)
+    for tensor in tree_leaves(result):
+        if is_tensor(tensor) and tensor in tracer._axes:
+            protect((s for axis in tracer.axes(tensor) for s in axis), "output")
+    return tracer.record
+
+
+def is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,147 @@
+"""Reshape: find the product of symbols that every axis of a view is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from primesvt.channels.equate import split
+from primesvt.channels.symbols import Axis, Misfit, Symbol, confirm, flatten
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unit:
+    """A factor of size 1: where it stood, and whether a larger factor shared its axis."""
+
+    symbol: Symbol
+    key: int  # product of the sizes before it
+    after_anchor: bool
+    sticky: bool
+
+
+def reshape(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
+    """The axes of ``tensor.view(shape)``; sizes above 1 are matched exactly, then those of size 1.
+
+    Raises:
+        Misfit: the old and the new axes do not nest (``6 x 4`` viewed as ``8 x 3``).
+    """
+    if prod(shape) == 0:
+        raise Misfit("a view of an empty tensor")
+    placed = _match_anchors(axes, shape)
+    edges = _edges(shape)
+    for key, units, targets in _gaps(axes, shape):
+        _place(key, units, targets, placed, edges)
+    return [tuple(s for _, _, s in sorted(axis, key=lambda e: e[:2])) for axis in placed]
+
+
+# An entry is (product of sizes before it, 0 for a unit or 1 for an anchor, symbol).
+_Entry = tuple[int, int, Symbol]
+
+
+def _match_anchors(axes: Sequence[Axis], shape: Sequence[int]) -> list[list[_Entry]]:
+    stack = [s for axis in reversed(axes) for s in reversed(flatten(axis)) if s.size > 1]
+    placed: list[list[_Entry]] = [[] for _ in shape]
+    before = 1
+    for entries, size in zip(placed, shape, strict=True):
+        need = size
+        while need > 1:
+            x, *tail = (s for s in flatten((stack.pop(),)) if s.size > 1)
+            stack.extend(reversed(tail))
+            if x.size > need:
+                if x.size % need:
+                    raise Misfit(f"a view cuts an axis of {x.size} at {need}")
+                x, *rest = split(x, need, x.size // need)
+                stack.extend(reversed(rest))
+            elif need % x.size:
+                raise Misfit(f"a view joins axes across a boundary ({x.size} into {need})")
+            entries.append((before, 1, x))
+            need //= x.size
+            before *= x.size
+    return placed
+
+
+def _edges(shape: Sequence[int]) -> list[tuple[int, int]]:
+    edges, before = [], 1
+    for size in shape:
+        edges.append((before, before * size))
+        before *= size
+    return edges
+
+
+def _gaps(
+    axes: Sequence[Axis], shape: Sequence[int]
+) -> Iterator[tuple[int, list[_Unit], list[int]]]:
+    """Every position with factors of size 1 before or after, and the new axes of size 1 there."""
+    units: dict[int, list[_Unit]] = {}
+    before = 1
+    for axis in axes:
+        seen = False
+        symbols = flatten(axis)
+        for symbol in symbols:
+            if symbol.size == 1:
+                sticky = any(s.size > 1 for s in symbols)
+                unit = _Unit(symbol=symbol, key=before, after_anchor=seen, sticky=sticky)
+                units.setdefault(before, []).append(unit)
+            seen = seen or symbol.size > 1
+            before *= symbol.size
+    targets: dict[int, list[int]] = {}
+    for dim, (start, end) in enumerate(_edges(shape)):
+        if start == end:
+            targets.setdefault(start, []).append(dim)
+    for key in sorted({*units, *targets}):
+        yield key, units.get(key, []), targets.get(key, [])
+
+
+def _place(
+    key: int,
+    units: list[_Unit],
+    targets: list[int],
+    placed: list[list[_Entry]],
+    edges: list[tuple[int, int]],
+) -> None:
+    loose = [u for u in units if not u.sticky]
+    chosen = loose if len(loose) >= len(targets) else units
+    for unit in units if not targets else [u for u in units if u not in chosen]:
+        _rejoin(unit, placed, edges)
+    if not targets:
+        return
+    extra = max(0, len(chosen) - len(targets))
+    for i, unit in enumerate(chosen):
+        placed[targets[max(0, i - extra)]].append((key, 0, unit.symbol))
+    for dim in targets[len(chosen) :]:
+        placed[dim].append((key, 0, _ghost(key, placed)))
+
+
+def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]]) -> None:
+    """Keep a factor of size 1 beside its neighbour, inside one of the new axes."""
+    inside = [d for d, (a, b) in enumerate(edges) if a < unit.key < b]
+    left = [d for d, (a, b) in enumerate(edges) if a < b == unit.key]
+    right = [d for d, (a, b) in enumerate(edges) if unit.key == a < b]
+    leftwards = unit.after_anchor if unit.sticky else bool(left)
+    home = inside or (left if leftwards else right) or left or right
+    if home:
+        placed[home[0]].append((unit.key, 0, unit.symbol))
+        if not unit.sticky:
+            confirm(unit.symbol)
+
+
+def _ghost(key: int, placed: list[list[_Entry]]) -> Symbol:
+    """A new axis of size 1, as a factor of the channel symbol beside it (``8`` -> ``8 x 1``)."""
+    for entries in placed:
+        for i, (start, is_anchor, symbol) in enumerate(entries):
+            leaf = symbol.find()
+            if not is_anchor or leaf.parts or leaf.bound:
+                continue
+            if start * leaf.size == key:
+                kept, ghost = split(leaf, leaf.size, 1)
+                entries[i] = (start, 1, kept)
+                return ghost
+    for entries in placed:
+        for i, (start, is_anchor, symbol) in enumerate(entries):
+            leaf = symbol.find()
+            if is_anchor and start == key and not leaf.parts and not leaf.bound:
+                ghost, kept = split(leaf, 1, leaf.size)
+                entries[i] = (start, 1, kept)
+                return ghost
+    return Symbol(1)
