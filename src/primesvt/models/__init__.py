@@ -1,0 +1,48 @@
+"""Spiking vision transformers: one class, families as configs, official checkpoints.
+
+Example:
+    >>> from primesvt.models import create_model
+    >>> sum(p.numel() for p in create_model("sdt_v2_15m").parameters())
+    15112208
+"""
+
+from primesvt.models.config import ModelConfig
+from primesvt.models.families import build_model
+from primesvt.models.neurons import lif, reset
+from primesvt.models.official import (
+    from_official,
+    official_keys,
+    official_modules,
+    to_official,
+)
+from primesvt.models.registry import (
+    DataConfig,
+    ModelEntry,
+    Published,
+    create_model,
+    list_models,
+    model_entry,
+)
+from primesvt.models.sdt_v2 import SDTv2Config
+from primesvt.models.spiking_vit import SpikingViT
+from primesvt.models.state import load_state
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "ModelEntry",
+    "Published",
+    "SDTv2Config",
+    "SpikingViT",
+    "build_model",
+    "create_model",
+    "from_official",
+    "lif",
+    "list_models",
+    "load_state",
+    "model_entry",
+    "official_keys",
+    "official_modules",
+    "reset",
+    "to_official",
+]

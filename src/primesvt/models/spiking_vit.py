@@ -1,0 +1,82 @@
+"""The one model class of every family."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from primesvt.models.config import ModelConfig
+from primesvt.models.neurons import reset
+
+__all__ = ["SpikingViT"]
+
+Logits = Tensor | tuple[Tensor, ...]
+
+
+class SpikingViT(nn.Module):
+    """A spiking vision transformer: named blocks on ``[T, B, C, H, W]``, then a head.
+
+    ``config`` describes the unpruned model; ``time_steps`` may be changed at any time. A forward
+    never depends on the one before: neuron state is reset before and after it.
+
+    Example:
+        >>> import torch
+        >>> from primesvt.models import create_model
+        >>> model = create_model("sdt_v2_digits").eval()
+        >>> model(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+
+    Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), figure 2, for the layout.
+    """
+
+    def __init__(
+        self, config: ModelConfig, blocks: Iterable[tuple[str, nn.Module]], head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.time_steps = config.time_steps
+        self.blocks = nn.Sequential(OrderedDict(blocks))
+        self.head = head
+
+    def forward(self, x: Tensor, time_steps_out: bool = False) -> Logits:
+        """Classify images ``[B, C, H, W]`` or event frames ``[B, T, C, H, W]``.
+
+        Returns logits ``[B, classes]``, the mean over time, or ``[T, B, classes]`` with
+        ``time_steps_out``. In training mode a model with a distillation head returns the pair
+        ``(logits, logits_kd)``. Raises ``ValueError`` for another number of axes or channels.
+
+        Example:
+            >>> import torch
+            >>> from primesvt.models import create_model
+            >>> model = create_model("sdt_v2_digits").eval()
+            >>> model(torch.zeros(1, 5, 1, 8, 8), time_steps_out=True).shape
+            torch.Size([5, 1, 10])
+        """
+        reset(self)
+        try:
+            logits: Logits = self.head(self.blocks(self._time_first(x)))
+        finally:
+            # A membrane that is part of an autograd graph would break copy.deepcopy(model).
+            reset(self)
+        if time_steps_out:
+            return logits
+        if isinstance(logits, tuple):
+            return tuple(part.mean(0) for part in logits)
+        return logits.mean(0)
+
+    def _time_first(self, x: Tensor) -> Tensor:
+        if x.ndim not in (4, 5):
+            raise ValueError(
+                f"the input has shape {list(x.shape)}; give images [batch, channels, height, width]"
+                " or event frames [batch, time steps, channels, height, width]"
+            )
+        if x.shape[-3] != self.config.in_channels:
+            raise ValueError(
+                f"the input has {x.shape[-3]} channels (shape {list(x.shape)}), but this model"
+                f" reads {self.config.in_channels}"
+            )
+        if x.ndim == 5:
+            return x.transpose(0, 1)
+        return x.unsqueeze(0).expand(self.time_steps, -1, -1, -1, -1)
