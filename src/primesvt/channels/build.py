@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,8 @@ class _Class:
 
     symbol: Symbol
     members: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=dict)
-    leads: bool = False  # stands in front of another produced symbol
+    leads: bool = False  # stands in front of another symbol on a produced axis
+    tangled: bool = False  # occurs twice in one product
 
 
 @dataclass(kw_only=True)
@@ -134,11 +135,13 @@ class Builder:
 
     def _tensors(self) -> dict[str, TensorInfo]:
         state = state_tensors(self.model)
+        first = {id(tensor): name for name, tensor in reversed(state.items())}
         return {
             name: TensorInfo(
                 axes=tuple(self.layout(axis) for axis in axes),
                 item_bytes=state[name].element_size(),
                 is_parameter=isinstance(state[name], nn.Parameter),
+                counted=first[id(state[name])] == name,
                 groups=self.layout(self.record.groups[name])
                 if name in self.record.groups
                 else None,
@@ -146,7 +149,7 @@ class Builder:
             for name, axes in self.record.tensors.items()
         }
 
-    def _leaf_numbers(self, axis: Axis) -> Iterable[int]:
+    def _leaf_numbers(self, axis: Axis) -> frozenset[int]:
         return self.layout(axis).symbols()
 
     def _module_symbols(self) -> dict[str, frozenset[int]]:
@@ -178,11 +181,11 @@ class Builder:
                     entry = classes.setdefault(number, _Class(symbol=symbols[number]))
                     fronts = fronts or self._block_fronts(info, dim)
                     entry.members.setdefault((name, dim), []).append(fronts)
-        for entry in list(classes.values()):
-            for (name, dim), paths in entry.members.items():
-                if (name, dim) in self.record.links["producer"] and not entry.symbol.bound:
-                    for front in (f for fronts in paths for f in fronts):
-                        classes[front].leads = True
+                for number in layout.tangled():
+                    classes[number].tangled = True
+        for name, dim in self.record.links["producer"]:
+            for number in tensors[name].axes[dim].leading():
+                classes[number].leads = True
         return classes
 
     def _block_fronts(self, info: TensorInfo, dim: int) -> tuple[int, ...]:
@@ -198,7 +201,7 @@ class Builder:
 
     def _group(self, number: int, entry: _Class, summed_away: bool) -> ChannelGroup:
         members = tuple(self._member(name, dim) for name, dim in entry.members)
-        fronts = () if entry.leads else self._free_fronts(entry)
+        fronts = () if entry.leads else self._free_fronts(number, entry)
         order = {key: i for i, key in enumerate(self.record.links["producer"])}
         members = tuple(sorted(members, key=lambda m: order.get((m.tensor, m.axis), len(order))))
         kind: Kind = "heads" if entry.leads else "stream" if entry.symbol.summed else "channel"
@@ -218,11 +221,28 @@ class Builder:
     def _symbol(self, number: int) -> Symbol:
         return list(self.numbers)[number]
 
-    def _free_fronts(self, entry: _Class) -> tuple[int, ...]:
+    def _free_fronts(self, number: int, entry: _Class) -> tuple[int, ...]:
         """Symbols in front of the group in every member, along which choices may differ."""
         paths = [fronts for found in entry.members.values() for fronts in found]
         common = [f for f in paths[0] if all(f in fronts for fronts in paths[1:])]
-        return tuple(f for f in common if not self._symbol(f).pinned and self._symbol(f).size > 1)
+        return tuple(
+            f
+            for f in common
+            if not self._symbol(f).pinned
+            and self._symbol(f).size > 1
+            and (f, number) not in self._mixed
+        )
+
+    @cached_property
+    def _mixed(self) -> frozenset[tuple[int, int]]:
+        """(front, symbol): the front is dropped from a tensor that carries the symbol elsewhere."""
+        found: set[tuple[int, int]] = set()
+        for read in self.record.reads:
+            dropped = self._leaf_numbers(read.axes[read.dim])
+            others = (a for d, a in enumerate(read.axes) if d != read.dim)
+            rest = {n for axis in others for n in self._leaf_numbers(axis)}.difference(dropped)
+            found.update((front, symbol) for front in dropped for symbol in rest)
+        return frozenset(found)
 
     def _member(self, tensor: str, axis: int) -> Member:
         role: Role = "follower"
@@ -236,12 +256,11 @@ class Builder:
         self, entry: _Class, members: tuple[Member, ...], summed_away: bool
     ) -> tuple[Status, str]:
         symbol = entry.symbol
-        repeated = any(len(paths) > 1 for paths in entry.members.values())
         if symbol.freeze is not None:
             return "frozen", str(symbol.freeze)
         if symbol.protected:
             return "protected", symbol.protected
-        if repeated:
+        if entry.tangled:
             return "frozen", "the channels stand more than once on one axis"
         if not summed_away and not any(m.role == "reader" for m in members):
             return "frozen", "nothing in the forward reads them"

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from primesvt.channels.layout import Layout
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
 from primesvt.channels.tracer import example_args, module_stack, run, shorten, working_copy
+from primesvt.models.neurons import neurons, reset
 
 if TYPE_CHECKING:
     from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
@@ -51,13 +52,24 @@ def check(
     names = [n for n in names if graph[n].size > 1]
     bench = _Bench(model=model, graph=graph)
     refusals: list[Refusal] = []
-    # Streams go one by one: cut beside the others, two wrongly coupled widths could still agree.
-    _search(bench, [n for n in names if graph[n].kind != "stream"], refusals)
+    inner = [n for n in names if graph[n].kind != "stream"]
+    for chosen in [*_rounds(inner), inner]:  # last, those that passed, without the refused ones
+        refused = {r.group for r in refusals}
+        _search(bench, [n for n in chosen if n not in refused], refusals)
     for name in names:
         if graph[name].kind == "stream":
             _search(bench, [name], refusals)
     order = {name: i for i, name in enumerate(names)}
     return tuple(sorted(refusals, key=lambda r: order[r.group]))
+
+
+def _rounds(names: list[str]) -> list[list[str]]:
+    """All groups at once, then halves so that of any two groups one is cut without the other.
+
+    Two widths that a forward wrongly takes for one would agree as long as both are cut alike.
+    """
+    bits = range(max(0, len(names) - 1).bit_length())
+    return [names, *([n for i, n in enumerate(names) if i >> bit & 1] for bit in bits)]
 
 
 def _search(bench: _Bench, names: list[str], refusals: list[Refusal]) -> None:
@@ -86,12 +98,9 @@ def _search(bench: _Bench, names: list[str], refusals: list[Refusal]) -> None:
         )
 
 
-def small_cut(group: ChannelGroup, variant: int = 0) -> Ids:
-    """Keep all but about an eighth of the channels, another part at every position.
-
-    Variants differ in how many go, so that groups cut together do not stay equal by chance.
-    """
-    gone = min(max(1, group.size // 8) + (variant % 3 if group.size >= 8 else 0), group.size - 1)
+def small_cut(group: ChannelGroup) -> Ids:
+    """Keep all but about an eighth of the channels, another part at every position."""
+    gone = max(1, group.size // 8)
     rows = [
         sorted(set(range(group.size)) - {(p + i) % group.size for i in range(gone)})
         for p in range(group.positions)
@@ -115,6 +124,8 @@ class _Bench:
         self.copy = working_copy(self.model, double=True)
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
+        self.args = tuple(_varied(a) for a in self.args)
+        _soften_neurons(self.copy)
         self.record = run(self.copy, self.args)
         self.builder = Builder(model=self.copy, record=self.record)
         self.own = self.builder.graph(self.args)
@@ -138,8 +149,7 @@ class _Bench:
     def try_cut(self, names: list[str]) -> Failure | None:
         from primesvt.channels.surgery import remove_channels
 
-        variants = {g.name: i for i, g in enumerate(self.own)}
-        cuts = {name: small_cut(self.own[name], variants[name]) for name in names}
+        cuts = {name: small_cut(self.own[name]) for name in names}
         kept = {self.own[n].symbol: (self.own[n], rows) for n, rows in cuts.items()}
         silenced = Silenced(traced=self, kept=kept)
         _forward(self.copy, self.args, silenced, silenced.stack)
@@ -155,11 +165,35 @@ class _Bench:
         return compared.failure
 
 
+def _varied(value: Any) -> Any:
+    """A constant example shows nothing: use seeded noise in its place."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.is_meta:
+        return value
+    if value.numel() and value.min() < value.max():
+        return value
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
+
+
+def _soften_neurons(model: nn.Module) -> None:
+    """Let every neuron answer with a sigmoid of its input.
+
+    Silent neurons would hide a wrong constant (0 * scale is 0), and thresholds would hide small
+    ones. A neuron acts on each channel alone, so what a cut means to the rest does not change.
+    """
+
+    def soft(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        given = args[0] if args else None
+        if isinstance(given, torch.Tensor) and getattr(out, "shape", None) == given.shape:
+            return given.sigmoid()
+        return out
+
+    for module in neurons(model):
+        module.register_forward_hook(soft)
+
+
 def _forward(
     model: nn.Module, args: tuple[Any, ...], mode: TorchDispatchMode, stack: list[str]
 ) -> None:
-    from primesvt.models.neurons import reset
-
     reset(model)
     with torch.no_grad(), module_stack(model, stack, None), mode:
         model(*args)

@@ -124,6 +124,7 @@ def union(a: Symbol, b: Symbol) -> None:
         return
     b.parent = a
     a.ghost = a.ghost and b.ghost
+    a.unit = a.unit and b.unit
     if b.summed or a.summed:
         mark_summed((a,))
     if b.made or a.made:

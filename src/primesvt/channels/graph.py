@@ -118,6 +118,7 @@ class TensorInfo:
     item_bytes: int
     is_parameter: bool
     groups: Layout | None = None  # of a grouped convolution's weight
+    counted: bool = True  # False for the second name of a shared tensor
 
 
 Cuts = Mapping[str, npt.ArrayLike]
@@ -232,6 +233,8 @@ class ChannelGraph:
         small = self.after(cuts)
         parameters = parameter_bytes = buffer_bytes = 0
         for name, info in self.tensors.items():
+            if not info.counted:
+                continue
             gone = prod(self.shape(name)) - prod(small.shape(name))
             if info.is_parameter:
                 parameters += gone
@@ -248,7 +251,9 @@ class ChannelGraph:
         return sum(
             prod(self.shape(name))
             for name, info in self.tensors.items()
-            if info.is_parameter and any(symbols & axis.symbols() for axis in info.axes)
+            if info.is_parameter
+            and info.counted
+            and any(symbols & axis.symbols() for axis in info.axes)
         )
 
     def check(self, model: nn.Module, groups: Sequence[str] | None = None) -> tuple[Refusal, ...]:

@@ -30,6 +30,22 @@ class Layout:
             return frozenset((self.symbol,))
         return frozenset().union(*(part.symbols() for part in self.parts))
 
+    def leading(self) -> frozenset[int]:
+        """Symbols that stand in front of another one."""
+        found = frozenset[int]().union(*(part.leading() for part in self.parts))
+        if self.kind == "product":
+            found = found.union(*(part.symbols() for part in self.parts[:-1]))
+        return found
+
+    def tangled(self) -> frozenset[int]:
+        """Symbols that occur twice in one product, so that no single choice can be cut."""
+        found = frozenset[int]().union(*(part.tangled() for part in self.parts))
+        if self.kind == "product":
+            for i, part in enumerate(self.parts):
+                for other in self.parts[i + 1 :]:
+                    found |= part.symbols() & other.symbols()
+        return found
+
     def paths(self, fronts: tuple[int, ...] = ()) -> list[tuple[int, tuple[int, ...]]]:
         """Every symbol occurrence with the symbols standing in front of it."""
         if self.kind == "symbol":

@@ -24,9 +24,8 @@ def group_names(
     count, seen = Counter(names), Counter[str]()
     unique = []
     for name in names:
-        if count[name] > 1:
-            name, seen[name] = f"{name}:{seen[name]}", seen[name] + 1
-        unique.append(name)
+        unique.append(f"{name}:{seen[name]}" if count[name] > 1 else name)
+        seen[name] += 1
     return unique
 
 

@@ -140,12 +140,10 @@ def _gather_blocks(tensor: torch.Tensor, axis: int, group: ChannelGroup, rows: I
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """The new values as the same kind of tensor: memory format, Parameter, requires_grad."""
     new = new.detach()
-    if (
-        old.dim() == 4
-        and old.is_contiguous(memory_format=torch.channels_last)
-        and not (old.is_contiguous())
-    ):
-        new = new.contiguous(memory_format=torch.channels_last)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.dim())
+    keeps_last = last is not None and not old.is_contiguous()
+    if last is not None and keeps_last and old.is_contiguous(memory_format=last):
+        new = new.contiguous(memory_format=last)
     else:
         new = new.contiguous()
     if isinstance(old, nn.Parameter):

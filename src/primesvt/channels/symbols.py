@@ -42,6 +42,7 @@ class Symbol:
         "protected",
         "size",
         "summed",
+        "unit",
     )
 
     def __init__(self, size: int, *, ghost: bool = False) -> None:
@@ -54,6 +55,7 @@ class Symbol:
         self.pinned = False  # selected, sliced, split, stacked, concatenated or reduced
         self.made = False  # the output axis of some weight
         self.summed = False  # two produced symbols were added: a residual stream
+        self.unit = False  # born with size 1, to be broadcast
         self.ghost = ghost  # a factor of size 1 that only a view suggests
 
     def find(self) -> Symbol:
@@ -77,6 +79,13 @@ Axis = tuple[Symbol, ...]
 
 class Misfit(Exception):
     """Two axes, or an axis and a view, do not factor alike."""
+
+
+def unit() -> Axis:
+    """A new axis of size 1, there to be broadcast."""
+    symbol = Symbol(1)
+    symbol.unit = True
+    return (symbol,)
 
 
 def size_of(axis: Axis) -> int:

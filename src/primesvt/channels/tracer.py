@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from primesvt.channels.rules import Call, Unlisted, find_rule
-from primesvt.channels.symbols import Axis, Freeze, Misfit, Symbol, freeze, protect, size_of
+from primesvt.channels.symbols import Axis, Freeze, Misfit, Symbol, freeze, protect, size_of, unit
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]
@@ -88,7 +88,7 @@ class Tracer(TorchDispatchMode):
             self._weights[tensor] = (name, tuple(range(tensor.dim())))
 
     def follow(self, tensor: torch.Tensor) -> Axes:
-        axes: Axes = [(Symbol(n),) for n in tensor.shape]
+        axes: Axes = [(Symbol(n),) if n != 1 else unit() for n in tensor.shape]
         self._axes[tensor] = axes
         return axes
 
@@ -158,20 +158,42 @@ class Tracer(TorchDispatchMode):
         source = self._weights.get(call.tensors[0])
         if source is None:
             return
-        before, after = self._axes[call.tensors[0]], self._axes[call.outputs[0]]
-        dims = []
-        for axis in after:
-            at = [d for d, old in enumerate(before) if old is axis or old == axis]
-            if not at:
-                return
-            dims.append(source[1][at[0]])
-        self._weights[call.outputs[0]] = (source[0], tuple(dims))
+        old, new = call.tensors[0], call.outputs[0]
+        if call.name in _VIEWS:
+            dims = _same_in_order(list(old.shape), list(new.shape), source[1])
+        else:
+            at = {id(axis): source[1][d] for d, axis in enumerate(self._axes[old])}
+            dims = tuple(at.get(id(axis), -1) for axis in self._axes[new])
+        if dims is not None:
+            self._weights[new] = (source[0], dims)
 
 
-_MOVES = {
+_VIEWS = {"aten::view", "aten::_unsafe_view", "aten::reshape"}
+_MOVES = _VIEWS | {
     f"aten::{n}"
-    for n in ("t", "transpose", "permute", "detach", "alias", "_to_copy", "squeeze", "clone")
+    for n in (
+        "t",
+        "transpose",
+        "permute",
+        "detach",
+        "alias",
+        "_to_copy",
+        "clone",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+    )
 }
+
+
+def _same_in_order(old: list[int], new: list[int], dims: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Where a view keeps every axis but those of size 1: which axis of the weight each one is."""
+    if [n for n in old if n != 1] != [n for n in new if n != 1]:
+        return None
+    solid = iter(d for n, d in zip(old, dims, strict=True) if n != 1)
+    if len(old) == len(new):
+        return dims if old == new else None
+    return tuple(next(solid) if n != 1 else -1 for n in new)
 
 
 def bind(

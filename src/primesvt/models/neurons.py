@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from spikingjelly.activation_based import base, neuron, surrogate
 from torch import nn
 
-__all__ = ["lif", "reset"]
+__all__ = ["lif", "neurons", "reset"]
 
 
 def lif(threshold: float = 1.0, *, tau: float = 2.0) -> nn.Module:
@@ -31,6 +33,18 @@ def lif(threshold: float = 1.0, *, tau: float = 2.0) -> nn.Module:
         step_mode="m",
     )
     return layer
+
+
+def neurons(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every SpikingJelly neuron inside any module: stateful, and without weight matrices.
+
+    Example:
+        >>> len(list(neurons(nn.Sequential(nn.Linear(2, 2), lif()))))
+        1
+    """
+    for module in model.modules():
+        if isinstance(module, base.MemoryModule) and all(p.ndim < 2 for p in module.parameters()):
+            yield module
 
 
 def reset(model: nn.Module) -> None:

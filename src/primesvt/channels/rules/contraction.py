@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from primesvt.channels.equate import equate
-from primesvt.channels.rules.reduction import innermost
+from primesvt.channels.rules.reduction import dropped
 from primesvt.channels.rules.registry import Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, freeze, mark_made, size_of
 from primesvt.channels.views import reshape
@@ -33,8 +33,26 @@ def convolution(call: Call) -> Axes:
         _make(call, "weight", made, out)
     if call.get("bias") is not None:
         equate(out, call.axes("bias")[0])
-    spatial = [call.frozen(n, "a spatial axis") for n in call.outputs[0].shape[channels + 1 :]]
-    return [*source[:channels], out, *spatial]
+    return [*source[:channels], out, *_spatial(call, source[channels + 1 :], channels)]
+
+
+def _spatial(call: Call, axes: Axes, channels: int) -> Axes:
+    """A 1x1 window passes an axis one by one; any other mixes it."""
+    kernel = call["weight"].shape[2:]
+    out: Axes = []
+    for i, axis in enumerate(axes):
+        passes = kernel[i] == 1 and _at(call["stride"], i) == 1 and _at(call["padding"], i) == 0
+        if passes and not call.get("transposed", False):
+            out.append(axis)
+            continue
+        call.freeze(axis, "the convolution slides over the axis")
+        size = call.outputs[0].shape[channels + 1 + i]
+        out.append(call.frozen(size, "the convolution slides over the axis"))
+    return out
+
+
+def _at(values: list[int], index: int) -> int:
+    return values[index] if len(values) > 1 else values[0]
 
 
 def _grouped(call: Call, axes: Axes, weight: Axes, groups: int, channels: int) -> Axis:
@@ -75,13 +93,13 @@ def product(call: Call) -> Axes:
         equate(x, y)
     equate(a[-1], b[inner])
     _contract(call, left, len(a) - 1, a, right, inner)
-    if _name(call, right) is None:
-        innermost(a[-1])
+    _contract(call, right, inner, b, left, len(a) - 1)
+    if _name(call, right) is None and _name(call, left) is None:
+        dropped(a[-1])
     out = [*a[:-1], *b[inner + 1 :]]
     if len(b) > inner + 1:
         _make(call, right, inner + 1, b[inner + 1])
     if len(a) > 1 and _name(call, left) is not None:
-        _link(call, "reader", left, len(a) - 1)
         _make(call, left, len(a) - 2, a[-2])
     if call.arguments.get("self") is not None and left != "self":
         _add_bias(out, call.axes("self"))
@@ -152,12 +170,13 @@ def _name(call: Call, argument: str) -> tuple[str, tuple[int, ...]] | None:
 
 def _link(call: Call, role: str, argument: str, dim: int) -> None:
     weight = _name(call, argument)
-    if weight is not None:
+    if weight is not None and weight[1][dim] >= 0:
         call.trace.link(role, (weight[0], weight[1][dim]), call.axes(argument)[dim])
 
 
 def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
-    if _name(call, argument) is not None:
+    weight = _name(call, argument)
+    if weight is not None and weight[1][dim] >= 0:
         mark_made(axis)
         _link(call, "producer", argument, dim)
 

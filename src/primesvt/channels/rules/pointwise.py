@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from primesvt.channels.equate import equate
 from primesvt.channels.rules.registry import Axes, Call, rule
-from primesvt.channels.symbols import Axis, Symbol, flatten, leaves, mark_summed, size_of
+from primesvt.channels.symbols import Axis, Symbol, flatten, leaves, mark_summed, size_of, unit
 
 _SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 
@@ -31,11 +31,17 @@ def _align(a: Axis | None, b: Axis | None, *, sums: bool) -> Axis:
         return a or b or ()
     if size_of(a) != size_of(b):
         return a if size_of(a) > size_of(b) else b
+    if size_of(a) == 1 and (_broadcasts(a) or _broadcasts(b)):
+        return b if _broadcasts(a) else a  # equal by chance: at other widths it would broadcast
     joined = sums and _made_apart(a, b)
     equate(a, b)
     if joined:
-        mark_summed(s for s in flatten(a) if s.size > 1)
+        mark_summed(s for s in flatten(a) if s.made)
     return a if len(flatten(a)) >= len(flatten(b)) else b
+
+
+def _broadcasts(axis: Axis) -> bool:
+    return any(s.unit and not s.made for s in flatten(axis))
 
 
 def _made_apart(a: Axis, b: Axis) -> bool:
@@ -82,4 +88,4 @@ def same(call: Call) -> Axes:
 )
 def constant(call: Call) -> Axes:
     """A constant has no memory of what it was sized by; a wrong size shows in ``graph.check``."""
-    return [(Symbol(n),) for n in call.outputs[0].shape]
+    return [(Symbol(n),) if n != 1 else unit() for n in call.outputs[0].shape]

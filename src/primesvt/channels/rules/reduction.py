@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from primesvt.channels.rules.registry import Axes, Call, rule
-from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, pin, size_of
+from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, size_of, unit
 
 
 @rule("sum")
@@ -12,17 +12,14 @@ def total(call: Call) -> Axes:
     dims = call.dims("dim", len(axes))
     for d in dims:
         call.trace.read(0, d, axes)
-        innermost(axes[d])
+        dropped(axes[d])
     return _without(axes, dims, keep=bool(call.get("keepdim", False)))
 
 
-def innermost(axis: Axis) -> None:
-    """A dropped axis fixes the symbol it ends in; the ones in front of it stay free to differ."""
-    symbols = flatten(axis)
-    for symbol in symbols:
+def dropped(axis: Axis) -> None:
+    """A factor of size 1 that is summed over is a real axis."""
+    for symbol in flatten(axis):
         confirm(symbol)
-    if symbols:
-        pin(symbols[-1])
 
 
 @rule(
@@ -121,5 +118,5 @@ def _each(value: int | list[int] | None, count: int) -> list[int] | None:
 
 def _without(axes: Axes, dims: list[int], *, keep: bool) -> Axes:
     if keep:
-        return [(Symbol(1),) if d in dims else a for d, a in enumerate(axes)]
+        return [unit() if d in dims else a for d, a in enumerate(axes)]
     return [a for d, a in enumerate(axes) if d not in dims]

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from primesvt.channels.equate import cut_points, equate
 from primesvt.channels.rules.registry import Axes, Call, Unlisted, rule
-from primesvt.channels.symbols import Axis, Symbol, flatten, freeze, pin, size_of
+from primesvt.channels.symbols import Axis, Symbol, flatten, freeze, pin, size_of, unit
 from primesvt.channels.views import reshape
 
 
@@ -36,7 +36,7 @@ def transpose(call: Call) -> Axes:
 @rule("unsqueeze")
 def unsqueeze(call: Call) -> Axes:
     axes = call.axes("self")
-    axes.insert(call["dim"] % (len(axes) + 1), (Symbol(1),))
+    axes.insert(call["dim"] % (len(axes) + 1), unit())
     return axes
 
 
