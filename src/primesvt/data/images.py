@@ -1,0 +1,161 @@
+"""Image sets: decoded, resized, cropped and normalised the same way every time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .sources import Labels, Source
+
+if TYPE_CHECKING:
+    from primesvt.models import DataConfig
+
+__all__ = ["ImageSet", "Part", "Preprocess"]
+
+Sample = tuple[Tensor, int]
+Indices = npt.NDArray[np.int64]
+
+
+class Preprocess:
+    """PIL image -> float32 tensor ``[C, H, W]``, as a model's data config says.
+
+    The shorter side is resized to the input size over ``crop_ratio``, the centre is cropped, values
+    in 0..1 are normalised by ``mean`` and ``std``. An image that already has the input size is left
+    as it is when ``crop_ratio`` is 1.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.channels, self.height, self.width = config.input_size
+        modes = {1: "L", 3: "RGB"}
+        if self.channels not in modes:
+            raise ValueError(
+                f"images have 1 or 3 channels, but the model wants {self.channels}; "
+                "give a Dataset that yields its tensors instead"
+            )
+        self._mode = modes[self.channels]
+        self._crop_ratio = config.crop_ratio
+        self._filter = _resampling(config.interpolation)
+        self._mean = _per_channel(config.mean, self.channels)
+        self._std = _per_channel(config.std, self.channels)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        image = self._crop(image if image.mode == self._mode else image.convert(self._mode))
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+        pixels = pixels.reshape(self.height, self.width, self.channels).permute(2, 0, 1)
+        return ((pixels - self._mean) / self._std).contiguous()
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        """Resize so that the crop covers ``crop_ratio`` of it, then take the centre."""
+        if image.size == (self.width, self.height) and self._crop_ratio == 1:
+            return image
+        width, height = self._resized(image.width, image.height)
+        left, top = round((width - self.width) / 2), round((height - self.height) / 2)
+        resized = image.resize((width, height), self._filter)
+        return resized.crop((left, top, left + self.width, top + self.height))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Size before the crop; whole pixels are rounded down as published evaluations do."""
+        least_width, least_height = (
+            int(side / self._crop_ratio) for side in (self.width, self.height)
+        )
+        if width * least_height <= height * least_width:
+            return least_width, max(least_height, least_width * height // width)
+        return max(least_width, least_height * width // height), least_height
+
+
+class ImageSet(Dataset[Sample]):
+    """A fixed choice of images from one source, as ``([C, H, W] float32, label)`` pairs.
+
+    Nothing is random here: augmentation belongs to training.
+
+    Example:
+        >>> from primesvt.data import load_data
+        >>> image, label = load_data("digits").test[0]
+        >>> image.shape, 0 <= label < 10
+        (torch.Size([1, 8, 8]), True)
+    """
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, *, name: str, indices: Indices | None = None
+    ) -> None:
+        self.source = source
+        self.preprocess = preprocess
+        self.name = name
+        self.indices: Indices = np.arange(len(source.labels)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        where = int(self.indices[index])
+        return self.preprocess(self.source.image(where)), int(self.source.labels[where])
+
+    @property
+    def labels(self) -> Labels:
+        """Labels of the chosen images, int64 ``[len(self)]``, without decoding any image."""
+        return self.source.labels[self.indices]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the whole source: as it states them, or its largest label plus one."""
+        if self.source.classes is not None:
+            return len(self.source.classes)
+        return int(self.source.labels.max()) + 1
+
+    def choose(self, indices: Indices, *, name: str) -> ImageSet:
+        """The images at ``indices`` of this set, as a set of its own."""
+        return ImageSet(self.source, self.preprocess, name=name, indices=self.indices[indices])
+
+    def check(self) -> None:
+        """Look at every image's header; ``DataError`` naming the first that is no image."""
+        for index in self.indices:
+            self.source.check(int(index))
+
+
+class Part(Dataset[Sample]):
+    """A fixed choice of the samples of a user's own ``Dataset``."""
+
+    def __init__(self, dataset: Dataset[Sample], *, name: str, indices: Indices) -> None:
+        self.dataset = dataset
+        self.name = name
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = self.dataset[int(self.indices[index])]
+        return image, int(label)
+
+    @property
+    def labels(self) -> Labels | None:
+        """Labels where the dataset lists them (``targets`` or ``labels``), else None."""
+        for attribute in ("targets", "labels"):
+            listed = getattr(self.dataset, attribute, None)
+            if listed is not None:
+                return np.asarray(listed).astype(np.int64)[self.indices]
+        return None
+
+    def choose(self, indices: Indices, *, name: str) -> Part:
+        """The samples at ``indices`` of this part, as a part of its own."""
+        return Part(self.dataset, name=name, indices=self.indices[indices])
+
+
+def _resampling(name: str) -> Image.Resampling:
+    try:
+        return Image.Resampling[name.upper()]
+    except KeyError:
+        allowed = ", ".join(kind.name.lower() for kind in Image.Resampling)
+        raise ValueError(f"unknown interpolation {name!r}; use one of: {allowed}") from None
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+    if len(values) != channels:
+        raise ValueError(f"{len(values)} mean or std values given for {channels} channels")
+    return torch.tensor(values, dtype=torch.float32).reshape(channels, 1, 1)

@@ -1,0 +1,199 @@
+"""One door to all data: the bundled digits, folders, tables, or a user's own datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .errors import DataError
+from .images import ImageSet, Part, Preprocess
+from .sources import ClassFolders, Digits, ParquetTable, class_names
+from .splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
+
+if TYPE_CHECKING:
+    from primesvt.models import DataConfig
+
+__all__ = ["DIGITS_SELECTION", "DIGITS_TEST", "DataSpec", "load_data"]
+
+DataSpec = str | Path | Dataset[Any] | DataLoader[Any] | Mapping[str, Dataset[Any]] | Splits
+
+DIGITS_TEST = 450
+DIGITS_SELECTION = 450
+
+PART_NAMES = {
+    "train": ("train",),
+    "validation": ("val", "validation", "valid"),
+    "test": ("test",),
+}
+
+
+def load_data(
+    spec: DataSpec,
+    *,
+    data_config: DataConfig | None = None,
+    seed: int = 0,
+    held_out: bool = False,
+    allow_selection_from_train: bool = False,
+) -> Splits:
+    """Find a data set and split it into calibration, selection, test and train.
+
+    Args:
+        spec: ``"digits"``; a folder with ``train/CLASS/*`` and ``val|test/CLASS/*``, or with
+            ``train*.parquet`` and ``val|test*.parquet``; one ``.parquet`` file or one folder of
+            class folders (a single labelled set that the model never saw); a ``Dataset`` or a
+            ``DataLoader`` (its dataset is taken, its order is not); a mapping with any of
+            ``train``, ``validation`` and ``test``; or ready ``Splits``, returned as they are.
+        data_config: input size, mean, std, crop ratio and interpolation of the model, as its
+            registry entry has them. Needed for everything read from files.
+        seed: draws calibration, and selection and test out of one evaluation set.
+        held_out: the model was trained by ``primesvt train``, so the images held out there are the
+            selection set; see ``arrange``.
+        allow_selection_from_train: select on training images and mark it; see ``arrange``.
+
+    The digits have one fixed split, whatever the seed, which every digits model was trained with:
+    897 images to train on, 450 to select on, 450 to test on.
+
+    Raises:
+        DataError: nothing there, an empty class folder, an image that cannot be opened (named).
+
+    Example:
+        >>> splits = load_data("digits", seed=3)
+        >>> len(splits.selection), len(splits.test)
+        (450, 450)
+    """
+    if isinstance(spec, Splits):
+        return spec
+    if isinstance(spec, str) and spec == "digits":
+        return _digits(_preprocess(data_config, digits=True), seed)
+    if isinstance(spec, str | Path):
+        pools = _from_path(Path(spec), data_config)
+    elif isinstance(spec, Mapping):
+        pools = _from_mapping(spec)
+    else:
+        pools = Pools(name="the given dataset", test=_own(spec, "test"))
+    splits = arrange(
+        pools, seed=seed, held_out=held_out, allow_selection_from_train=allow_selection_from_train
+    )
+    for part in (splits.calibration, splits.selection, splits.test):
+        if isinstance(part, ImageSet):
+            part.check()
+    return splits
+
+
+def _digits(preprocess: Preprocess, seed: int) -> Splits:
+    """The fixed split of the digits; only which training images calibrate follows the seed."""
+    everything = ImageSet(Digits(), preprocess, name="digits")
+    sizes = [DIGITS_TEST, DIGITS_SELECTION]
+    test, selection, train = draw(everything, sizes, seed=HELD_OUT_SEED)
+    pools = Pools(
+        name="digits",
+        train=everything.choose(train, name="train"),
+        validation=everything.choose(selection, name="selection"),
+        test=everything.choose(test, name="test"),
+    )
+    return arrange(pools, seed=seed)
+
+
+def _preprocess(data_config: DataConfig | None, *, digits: bool = False) -> Preprocess:
+    if data_config is None and digits:
+        from primesvt.models import model_entry
+
+        data_config = model_entry("sdt_v2_digits").data
+    if data_config is None:
+        raise ValueError(
+            "images read from files need data_config: "
+            "take a model's, as in model_entry('sdt_v2_small').data"
+        )
+    return Preprocess(data_config)
+
+
+def _from_path(path: Path, data_config: DataConfig | None) -> Pools:
+    if not path.exists():
+        raise DataError(f"there is no data set or folder {str(path)!r}; use 'digits' or a folder")
+    preprocess = _preprocess(data_config)
+    if path.is_file():
+        table = ParquetTable([path])
+        return Pools(name=path.name, test=ImageSet(table, preprocess, name=path.name))
+    found = _tables(path) or _folders(path)
+    sets = {
+        part: ImageSet(source, preprocess, name=f"{path.name}/{part}")
+        for part, source in found.items()
+    }
+    return Pools(name=path.name, **sets)
+
+
+def _tables(path: Path) -> dict[str, ParquetTable]:
+    """Tables by part; several files of one part (shards) are one table."""
+    files = sorted(path.glob("*.parquet"))
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        parts = [part for part, names in PART_NAMES.items() if file.stem.split("-")[0] in names]
+        if not parts:
+            raise DataError(f"cannot tell what {file} is for; name it train, val or test")
+        found.setdefault(parts[0], []).append(file)
+    return {part: ParquetTable(paths) for part, paths in found.items()}
+
+
+def _folders(path: Path) -> dict[str, ClassFolders]:
+    """Class folders by part; a folder without any part is itself one labelled set."""
+    roots: dict[str, Path] = {}
+    for part, names in PART_NAMES.items():
+        here = [path / name for name in names if (path / name).is_dir()]
+        if len(here) > 1:
+            raise DataError(f"{here[0]} and {here[1]} are the same part; remove one of them")
+        if here:
+            roots[part] = here[0]
+    roots = roots or {"test": path}
+    classes = class_names(next(iter(roots.values())))
+    return {part: ClassFolders(root, classes=classes) for part, root in roots.items()}
+
+
+def _from_mapping(spec: Mapping[str, Dataset[Any]]) -> Pools:
+    unknown = sorted(set(spec) - set(PART_NAMES))
+    if unknown or not spec:
+        raise ValueError(f"unknown part {unknown or '(none given)'}; use {', '.join(PART_NAMES)}")
+    sets = {part: _own(dataset, part) for part, dataset in spec.items()}
+    return Pools(name="the given datasets", **sets)
+
+
+def _own(spec: Dataset[Any] | DataLoader[Any], name: str) -> ImageSet | Part:
+    """Wrap a user's dataset, after a look at its first sample."""
+    dataset = spec.dataset if isinstance(spec, DataLoader) else spec
+    if isinstance(dataset, ImageSet):
+        return dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{type(dataset).__name__} has no length or no random access, so it cannot be split; "
+            "give a map-style Dataset"
+        )
+    if not len(dataset):
+        raise DataError(f"the dataset {type(dataset).__name__} is empty")
+    _check_sample(dataset[0], type(dataset).__name__)
+    return Part(dataset, name=name, indices=np.arange(len(dataset)))
+
+
+def _check_sample(sample: object, name: str) -> None:
+    image, label = sample if isinstance(sample, tuple | list) and len(sample) == 2 else (None, None)
+    fits = isinstance(image, Tensor) and image.is_floating_point() and image.ndim in (3, 4)
+    whole = isinstance(label, int | np.integer) or (
+        isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
+    )
+    if not (fits and whole):
+        raise DataError(
+            f"{name} must yield (float tensor [C, H, W] or [T, C, H, W], whole-number label), "
+            f"but its first sample is {_kinds(sample)}"
+        )
+
+
+def _kinds(sample: object) -> str:
+    if not isinstance(sample, tuple | list):
+        return type(sample).__name__
+    kinds = (
+        f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in sample
+    )
+    return f"({', '.join(kinds)})"

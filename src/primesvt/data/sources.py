@@ -1,0 +1,217 @@
+"""Where labelled images come from: the bundled digits, class folders, parquet tables."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .errors import DataError
+
+__all__ = ["ClassFolders", "Digits", "ParquetTable", "Source", "class_names"]
+
+Labels = npt.NDArray[np.int64]
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class Source(Protocol):
+    """Labelled images that are decoded one at a time.
+
+    ``classes`` are the class names where the data state them, and None where only label numbers
+    are known, so that the largest label is a lower bound of the class count.
+    """
+
+    name: str
+    labels: Labels
+    classes: tuple[str, ...] | None
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one image; ``DataError`` naming it where that fails."""
+        ...
+
+    def check(self, index: int) -> None:
+        """Look at the header of one image only; ``DataError`` naming it where it is no image."""
+        ...
+
+
+class Digits:
+    """The 1797 handwritten digits of scikit-learn: 8x8 pixels, 17 grey levels, 10 classes.
+
+    Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
+
+    Example:
+        >>> digits = Digits()
+        >>> len(digits.labels), digits.image(0).size
+        (1797, (8, 8))
+    """
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        self.name = "digits"
+        self.labels: Labels = bunch.target.astype(np.int64)
+        self.classes: tuple[str, ...] | None = tuple(str(digit) for digit in range(10))
+        self._pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self._pixels[index])
+
+    def check(self, index: int) -> None:
+        """Bundled images need no look."""
+
+
+class ClassFolders:
+    """Images in one folder per class, the layout of ImageNet: ``ROOT/CLASS/IMAGE.png``.
+
+    ``classes`` gives the label of each class folder by its position. Hidden files are left alone;
+    an empty class folder or a file of another kind raises ``DataError``.
+    """
+
+    def __init__(self, root: str | Path, *, classes: Sequence[str]) -> None:
+        self.root = Path(root)
+        self.name = self.root.name
+        self.classes: tuple[str, ...] | None = tuple(classes)
+        self._check_folders(class_names(self.root))
+        self._files = [(p, i) for i, c in enumerate(classes) for p in _images_in(self.root / c)]
+        self.labels: Labels = np.array([label for _, label in self._files], dtype=np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        path = self._files[index][0]
+        return decode(str(path), lambda: Image.open(path))
+
+    def check(self, index: int) -> None:
+        path = self._files[index][0]
+        decode(str(path), lambda: Image.open(path), header_only=True)
+
+    def _check_folders(self, found: Sequence[str]) -> None:
+        expected = self.classes or ()
+        for problem, names in (
+            ("lacks the class folder", sorted(set(expected) - set(found))),
+            (
+                "has a class folder that the training images lack,",
+                sorted(set(found) - set(expected)),
+            ),
+        ):
+            if names:
+                raise DataError(f"{self.root} {problem} {names[0]!r}; both need the same classes")
+
+
+class ParquetTable:
+    """One or more parquet files with an image column (encoded bytes) and an integer label column.
+
+    The image column holds bytes, or a struct with a field ``bytes`` as Hugging Face writes it.
+    The files are mapped, not read, until an image is asked for.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.name = ", ".join(Path(path).name for path in paths)
+        try:
+            tables = [pq.read_table(path, memory_map=True) for path in paths]
+            table = pa.concat_tables(tables)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"cannot read the table {self.name}: {first_line(error)}") from error
+        image, label = _columns(table.schema, self.name)
+        if not table.num_rows or table[label].null_count:
+            raise DataError(f"{self.name} has no rows, or rows without a label in {label!r}")
+        self._images = table[image]
+        self.labels: Labels = table[label].to_numpy().astype(np.int64)
+        self.classes: tuple[str, ...] | None = _stated_classes(table.schema.metadata or {}, label)
+
+    def image(self, index: int) -> Image.Image:
+        return decode(self._place(index), lambda: Image.open(self._bytes(index)))
+
+    def check(self, index: int) -> None:
+        decode(self._place(index), lambda: Image.open(self._bytes(index)), header_only=True)
+
+    def _bytes(self, index: int) -> io.BytesIO:
+        value = self._images[int(index)].as_py()
+        content = value["bytes"] if isinstance(value, dict) else value
+        return io.BytesIO(content or b"")
+
+    def _place(self, index: int) -> str:
+        return f"{self.name}, row {index}"
+
+
+def class_names(root: str | Path) -> tuple[str, ...]:
+    """Names of the class folders in ``root``, sorted: their positions are the labels.
+
+    Raises ``DataError`` where there are none, or where files lie beside them.
+    """
+    entries = [entry for entry in Path(root).iterdir() if not entry.name.startswith(".")]
+    files = sorted(entry.name for entry in entries if not entry.is_dir())
+    if files or not entries:
+        seen = f"the file {files[0]!r}" if files else "nothing"
+        raise DataError(f"{root} should hold one folder per class, but {seen} lies in it")
+    return tuple(sorted(entry.name for entry in entries))
+
+
+def decode(
+    place: str, opener: Callable[[], Image.Image], *, header_only: bool = False
+) -> Image.Image:
+    """Open an image, or raise a ``DataError`` that says which one cannot be read."""
+    try:
+        with opener() as image:
+            if not header_only:
+                image.load()
+            return image.copy() if not header_only else image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"cannot read the image {place}: {first_line(error)}; replace or remove it"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if not files:
+        raise DataError(f"the class folder {folder} is empty; add images or remove the folder")
+    for path in files:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            allowed = " ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"{path} is not an image file ({allowed}); move it away")
+    return files
+
+
+def _columns(schema: Any, name: str) -> tuple[str, str]:
+    """The image column and the label column of a table, recognised by their types."""
+    import pyarrow.types as kinds
+
+    def holds_bytes(kind: Any) -> bool:
+        if kinds.is_struct(kind):
+            return any(field.name == "bytes" for field in kind)
+        return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
+
+    images = [field.name for field in schema if holds_bytes(field.type)]
+    labels = [field.name for field in schema if kinds.is_integer(field.type)]
+    if "label" in labels:
+        labels = ["label"]
+    if len(images) != 1 or len(labels) != 1:
+        raise DataError(
+            f"{name} needs one column of image bytes and one integer column 'label', "
+            f"but its columns are: {', '.join(f'{f.name} ({f.type})' for f in schema)}"
+        )
+    return images[0], labels[0]
+
+
+def _stated_classes(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...] | None:
+    """Class names that Hugging Face stores beside a table's schema, if it has them."""
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        return None
+    return tuple(str(name) for name in names)

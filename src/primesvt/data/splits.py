@@ -1,0 +1,221 @@
+"""Calibration, selection and test: three sets that share no image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import DataError
+from .images import ImageSet, Indices, Part, Sample
+from .sources import Labels
+
+__all__ = ["Pools", "Splits", "arrange", "check_classes", "check_labels", "draw", "hold_out"]
+
+Pool = ImageSet | Part
+
+# Not the run's seed: what a trained model held out must stay held out in every later run.
+HELD_OUT_SEED = 2606
+CALIBRATION_SIZE = 256
+SELECTION_SIZE = 5000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The sets of a run; every item is ``([C, H, W] or [T, C, H, W] float32, int label)``.
+
+    ``calibration`` feeds statistics (labels unused), ``selection`` feeds probes and gates, ``test``
+    is read once, for the report. ``calibration`` is a part of ``train`` where there is one; no two
+    of calibration, selection and test share an image. ``selection_from_train`` marks a selection
+    set on which the model may have been trained: drops of accuracy look too small there.
+    """
+
+    name: str
+    calibration: Dataset[Sample]
+    selection: Dataset[Sample]
+    test: Dataset[Sample] | None = None
+    train: Dataset[Sample] | None = None
+    selection_from_train: bool = False
+
+    def description(self) -> str:
+        """The sizes of all sets in one line.
+
+        Example:
+            >>> from primesvt.data import load_data
+            >>> print(load_data("digits").description())
+            digits: train 897, calibration 256 (from train), selection 450, test 450 images
+        """
+        sizes = []
+        if self.train is not None:
+            sizes.append(f"train {_size(self.train):,}")
+        origin = "" if self.train is None else " (from train)"
+        sizes.append(f"calibration {_size(self.calibration):,}{origin}")
+        marked = (
+            " (from training images: drops look too small)" if self.selection_from_train else ""
+        )
+        sizes.append(f"selection {_size(self.selection):,}{marked}")
+        sizes.append("no test set" if self.test is None else f"test {_size(self.test):,}")
+        return f"{self.name}: {', '.join(sizes)} images"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pools:
+    """What a data set offers before it is split: any of training, validation and test images."""
+
+    name: str
+    train: Pool | None = None
+    validation: Pool | None = None
+    test: Pool | None = None
+
+
+def arrange(
+    pools: Pools, *, seed: int, held_out: bool = False, allow_selection_from_train: bool = False
+) -> Splits:
+    """Split what a data set offers into calibration, selection, test and train.
+
+    * Validation and test images: selection is the one, test the other.
+    * One labelled evaluation set: split in halves by ``seed``, selection and test. Without training
+      images, calibration is taken off it first.
+    * ``held_out``: the model was trained by ``primesvt train``, which never shows it the images of
+      ``hold_out``: these are the selection set, and the evaluation set stays whole for the test.
+    * ``allow_selection_from_train``: the same images, for a model that may have seen them; marked.
+
+    Raises ``DataError`` where only training images exist and their use was not allowed.
+    """
+    if pools.validation is not None and pools.test is not None:
+        return _with_calibration(pools, pools.train, pools.validation, pools.test, seed)
+    evaluation = pools.test if pools.validation is None else pools.validation
+    if pools.train is not None and (held_out or allow_selection_from_train):
+        train, selection = hold_out(pools.train)
+        splits = _with_calibration(pools, train, selection, evaluation, seed)
+        return dataclasses.replace(splits, selection_from_train=not held_out)
+    if evaluation is None:
+        raise DataError(
+            f"{pools.name} has training images only, and choosing on images that the model was "
+            "trained on makes drops look too small; add a val or test part, "
+            "or allow it with --selection-from-train"
+        )
+    return _split_evaluation(pools, evaluation, seed)
+
+
+def hold_out(train: Pool) -> tuple[Pool, Pool]:
+    """Training images without the held-out ones, and the held-out ones (a fifth, at most 5000).
+
+    The choice depends on the data alone, never on a run's seed.
+    """
+    size = min(SELECTION_SIZE, len(train) // 5)
+    chosen, rest = draw(train, [size], seed=HELD_OUT_SEED)
+    return train.choose(rest, name="train"), train.choose(chosen, name="selection")
+
+
+def draw(pool: Pool, sizes: Sequence[int], *, seed: int) -> list[Indices]:
+    """Disjoint seeded draws of the given sizes, and last what is left, each in ascending order.
+
+    Draws keep the class shares (to within one image a class) where the labels are listed.
+    """
+    if sum(sizes) > len(pool) or min(sizes) < 1:
+        wanted = " + ".join(str(size) for size in sizes)
+        raise DataError(
+            f"cannot draw {wanted} images from the {len(pool)} of {pool.name}; add some"
+        )
+    order = _balanced_order(pool.labels, len(pool), np.random.default_rng(seed))
+    return [np.sort(part) for part in np.split(order, np.cumsum(sizes))]
+
+
+def check_classes(splits: Splits, num_classes: int) -> None:
+    """Raise ``DataError`` where the labels do not fit a model that predicts ``num_classes``.
+
+    Image sets must have the model's class count. A user's own ``Dataset`` only has to keep its
+    listed labels in range; labels it does not list are checked batch by batch, by ``check_labels``.
+
+    Example:
+        >>> from primesvt.data import load_data
+        >>> check_classes(load_data("digits"), 100)
+        Traceback (most recent call last):
+            ...
+        primesvt.data.errors.DataError: digits has 10 classes, but the model predicts 100; ...
+    """
+    sets = [part for part in (splits.train, splits.selection, splits.test) if part is not None]
+    counts = [part.num_classes for part in sets if isinstance(part, ImageSet)]
+    if counts and max(counts) != num_classes:
+        raise DataError(
+            f"{splits.name} has {max(counts)} classes, but the model predicts {num_classes}; "
+            "give the data set that the model was trained for, or a model with that many classes"
+        )
+    for part in sets:
+        labels = part.labels if isinstance(part, ImageSet | Part) else None
+        if labels is not None:
+            check_labels(labels, num_classes, name=splits.name)
+
+
+def check_labels(labels: Labels | Tensor, num_classes: int, *, name: str = "the data") -> None:
+    """Raise ``DataError`` naming the first label outside ``0 .. num_classes - 1``.
+
+    Example:
+        >>> check_labels(np.array([3, 12]), 10)
+        Traceback (most recent call last):
+            ...
+        primesvt.data.errors.DataError: the data has the label 12, but ... 0 to 9; ...
+    """
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise DataError(
+            f"{name} has the label {int(outside[0])}, but the model knows 0 to {num_classes - 1}; "
+            "give data with the model's classes"
+        )
+
+
+def _split_evaluation(pools: Pools, pool: Pool, seed: int) -> Splits:
+    """One labelled set that the model never saw: halves, after calibration where need be."""
+    taken = 0 if pools.train is not None else _calibration_size(len(pool))
+    sizes = [(len(pool) - taken) // 2] + ([taken] if taken else [])
+    chosen, *calibration, rest = draw(pool, sizes, seed=seed)
+    selection = pool.choose(chosen, name="selection")
+    test = pool.choose(rest, name="test")
+    if not calibration:
+        return _with_calibration(pools, pools.train, selection, test, seed)
+    return Splits(
+        name=pools.name,
+        calibration=pool.choose(calibration[0], name="calibration"),
+        selection=selection,
+        test=test,
+    )
+
+
+def _with_calibration(
+    pools: Pools, train: Pool | None, selection: Pool, test: Pool | None, seed: int
+) -> Splits:
+    """Draw the calibration set off the training images, or else off the selection images."""
+    origin = selection if train is None else train
+    chosen, rest = draw(origin, [_calibration_size(len(origin))], seed=seed)
+    return Splits(
+        name=pools.name,
+        calibration=origin.choose(chosen, name="calibration"),
+        selection=selection.choose(rest, name="selection") if train is None else selection,
+        test=test,
+        train=train,
+    )
+
+
+def _calibration_size(available: int) -> int:
+    """At most 256 images, and no more than a third of what there is."""
+    return max(1, min(CALIBRATION_SIZE, available // 3))
+
+
+def _balanced_order(labels: Labels | None, count: int, rng: np.random.Generator) -> Indices:
+    """A random order in which every stretch holds the classes in their overall shares."""
+    order = rng.permutation(count)
+    if labels is None:
+        return order
+    position = np.empty(count)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return order[np.argsort(position[order], kind="stable")]
+
+
+def _size(dataset: Dataset[Sample]) -> int:
+    return len(dataset)  # type: ignore[arg-type]

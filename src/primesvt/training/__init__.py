@@ -1,0 +1,8 @@
+"""Train a model from a recipe, and put on record how it was made."""
+
+from primesvt.training.augmentation import Augmentation
+from primesvt.training.recipe import TrainRecipe, read_train_recipe
+from primesvt.training.record import Score, TrainRecord
+from primesvt.training.run import train
+
+__all__ = ["Augmentation", "Score", "TrainRecipe", "TrainRecord", "read_train_recipe", "train"]

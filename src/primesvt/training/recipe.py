@@ -1,0 +1,74 @@
+"""What a training run is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from primesvt.recipe import describe
+from primesvt.training.augmentation import Augmentation
+
+__all__ = ["TrainRecipe", "read_train_recipe"]
+
+
+class TrainRecipe(BaseModel):
+    """All that decides what a training run learns.
+
+    Example:
+        >>> TrainRecipe(epochs=3).model
+        'sdt_v2_digits'
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str = "sdt_v2_digits"
+    """Name in the registry."""
+    model_options: Mapping[str, Any] = {}
+    """What to change in the registry entry, such as `time_steps: 4`."""
+    data: str = "digits"
+    """'digits', or a folder as `primesvt prune --data` takes it."""
+    epochs: int = Field(60, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(64, ge=2)
+    """Images per step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak of the learning rate, reached after the warm-up; it then falls to zero as a cosine."""
+    warmup_epochs: float = Field(3.0, ge=0)
+    """Epochs in which the learning rate rises linearly."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled decay (AdamW) of weights; biases and batch-norm vectors do not decay."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Share of the label that is spread over all classes."""
+    gradient_clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; null for no limit."""
+    norm_weight: float = Field(1.0, gt=0)
+    """Initial weight of all batch norms. With few time steps, above 1 lets neurons fire, and so
+    learn, from the start (cf. threshold-dependent batch norm, Zheng et al., AAAI 2021)."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes of the training images."""
+    seed: int = 0
+    """Seed of the initial weights, the order of images and the augmentation."""
+    threads: int | None = Field(1, ge=1)
+    """CPU threads: 1 repeats a run bitwise; null takes what there is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in the order of the recipe file."""
+        return self.model_dump(mode="json")
+
+
+def read_train_recipe(path: str | Path) -> TrainRecipe:
+    """Read a training recipe; fields left out keep their defaults.
+
+    Raises ``ValueError`` with one line that names unknown fields and values not allowed.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return TrainRecipe.model_validate(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {describe(error)}") from error

@@ -1,0 +1,125 @@
+"""Train a model from a recipe: seeded, on training images only, written out whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from primesvt import __version__
+from primesvt._files import check_writable, write_json
+from primesvt.artifact import save_model
+from primesvt.data import check_classes, load_data
+from primesvt.data.splits import HELD_OUT_SEED
+from primesvt.evaluation import Progress, resolve_device
+from primesvt.models import SpikingViT, create_model, model_entry
+from primesvt.training.fit import Fit
+from primesvt.training.recipe import TrainRecipe
+from primesvt.training.record import TrainRecord
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: TrainRecipe,
+    *,
+    out_dir: str | Path,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> TrainRecord:
+    """Train the recipe's model and write ``OUT/model/`` and ``OUT/record.json``.
+
+    The selection images are held out; the weights of the epoch that is best on them are kept (the
+    later one of equals). The test images are read once, at the end. ``record.json`` is
+    written last, so a folder that has it is complete.
+
+    Args:
+        recipe: what to train on what, and how.
+        out_dir: a folder without a record of an earlier training.
+        device: where to compute; only the CPU with one thread repeats a run bitwise.
+        workers: processes that decode images.
+        command: the command line to put on record.
+        progress: called as ``progress("training", step, steps)``.
+
+    Raises:
+        ValueError: folder not writable or used, unknown model or option, data that do not fit,
+            a loss that is not finite.
+    """
+    begin = time.monotonic()
+    place = resolve_device(device)
+    folder = _unused(check_writable(out_dir))
+    with _repeatable(recipe):
+        model = _fresh_model(recipe).to(place)
+        config = model_entry(recipe.model).data
+        splits = load_data(recipe.data, data_config=config, seed=recipe.seed, held_out=True)
+        if splits.train is None:
+            raise ValueError(f"{splits.name} has no training images; add a train part")
+        check_classes(splits, model.config.num_classes)
+        fit = Fit(model, splits, recipe, config, place, workers)
+        fit.run(progress or (lambda stage, done, total: None))
+        model.load_state_dict(fit.best_state)
+        save_model(model, folder / "model")
+        record = _record(fit, command=command, begin=begin)
+    write_json(folder / "record.json", record.to_dict())
+    return record
+
+
+def _fresh_model(recipe: TrainRecipe) -> SpikingViT:
+    try:
+        return create_model(recipe.model, **recipe.model_options)
+    except TypeError as error:
+        raise ValueError(f"model_options: {error}") from error
+
+
+def _record(fit: Fit, *, command: str, begin: float) -> TrainRecord:
+    """Score the kept weights on selection and, this once, on test."""
+    splits = fit.splits
+    return TrainRecord(
+        command=command,
+        recipe=fit.recipe.to_dict(),
+        data=splits.description(),
+        data_config=dataclasses.asdict(fit.config),
+        held_out_seed=HELD_OUT_SEED,
+        versions=_versions(),
+        parameters=sum(parameter.numel() for parameter in fit.model.parameters()),
+        kept_epoch=fit.best_epoch,
+        selection=fit.score(splits.selection),
+        test=None if splits.test is None else fit.score(splits.test),
+        loss=tuple(round(loss, 6) for loss in fit.losses),
+        selection_accuracy=tuple(fit.accuracies),
+        seconds=round(time.monotonic() - begin, 1),
+    )
+
+
+@contextlib.contextmanager
+def _repeatable(recipe: TrainRecipe) -> Iterator[None]:
+    """Seed and thread count for the time of a training; the caller's are put back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        torch.set_num_threads(recipe.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _unused(folder: Path) -> Path:
+    """Refuse a folder with anything in it but what a killed training may leave: ``model/``."""
+    if any(entry.name != "model" for entry in folder.iterdir()):
+        raise ValueError(f"{folder} already holds a run; choose another folder or delete this one")
+    return folder
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
+    ours = {"python": platform.python_version(), "primesvt": __version__}
+    return ours | {name: version(name) for name in packages}

@@ -1,0 +1,272 @@
+"""Training repeats bitwise, keeps its best epoch, and leaves no half-written folder behind."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from primesvt.artifact import load
+from primesvt.evaluation import outcomes
+from safetensors.torch import load_file
+
+from primesvt.data import load_data
+from primesvt.models import create_model, model_entry
+from primesvt.training import Augmentation, TrainRecipe, fit, read_train_recipe, train
+from primesvt.training.fit import learning_rate_factor
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture
+def bars(tmp_path: Path) -> Path:
+    """Two easy classes, horizontal and vertical bars, and eight that are never shown."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 80), ("test", 20)):
+        rows = [(encoded_bar(label, rng), label) for label in [0, 9] * (count // 2)]
+        images = [{"bytes": image, "path": None} for image, _ in rows]
+        table = pa.table({"img": images, "label": [label for _, label in rows]})
+        (tmp_path / "bars").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "bars" / f"{part}.parquet")
+    return tmp_path / "bars"
+
+
+def encoded_bar(label: int, rng: np.random.Generator) -> bytes:
+    pixels = rng.integers(0, 60, (8, 8), dtype=np.uint8)
+    pixels[(slice(2, 5), slice(None)) if label else (slice(None), slice(2, 5))] = 250
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def recipe(bars: Path, **changes: Any) -> TrainRecipe:
+    fields: dict[str, Any] = {"data": str(bars), "epochs": 2, "batch_size": 16, "warmup_epochs": 0}
+    return TrainRecipe(**(fields | changes))
+
+
+def test_same_recipe_gives_the_same_weights_bitwise(bars: Path, tmp_path: Path) -> None:
+    changes = {"augmentation": Augmentation(shift=1, rotate=10, flip=True)}
+    records = []
+    for number, disturbance in enumerate((1, 2)):
+        torch.manual_seed(disturbance)
+        records.append(train(recipe(bars, **changes), out_dir=tmp_path / str(number)))
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "01")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert records[0].loss == records[1].loss
+    third = train(recipe(bars, seed=1, **changes), out_dir=tmp_path / "2")
+    assert third.loss != records[0].loss
+
+
+def test_callers_random_state_and_threads_are_put_back(bars: Path, tmp_path: Path) -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    train(recipe(bars, epochs=1), out_dir=tmp_path / "out")
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_record_says_how_the_model_was_made(bars: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    record = train(
+        recipe(bars, epochs=3),
+        out_dir=tmp_path / "out",
+        command="primesvt train",
+        progress=lambda *call: calls.append(call),
+    )
+    written = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert written == json.loads(json.dumps(record.to_dict()))
+    assert TrainRecipe.model_validate(written["recipe"]) == recipe(bars, epochs=3)
+    assert written["command"] == "primesvt train"
+    assert record.test is not None and record.test.images == 20
+    assert record.selection.images == 16
+    assert record.selection.low <= record.selection.accuracy <= record.selection.high
+    assert calls == [("training", step, 12) for step in range(1, 13)]
+
+
+def test_best_epoch_on_selection_is_kept(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.75, 0.75, 0.25, 0.75, 0.9])  # four epochs, then selection and test
+    states: list[dict[str, torch.Tensor]] = []
+
+    def scripted(model: torch.nn.Module, *_: Any, **__: Any) -> np.ndarray[Any, Any]:
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return np.arange(100) < 100 * next(scores)
+
+    monkeypatch.setattr(fit, "outcomes", scripted)
+    record = train(recipe(bars, epochs=4), out_dir=tmp_path / "out")
+    assert record.kept_epoch == 3
+    assert record.selection_accuracy == (0.5, 0.75, 0.75, 0.25)
+    assert record.test is not None and record.test.accuracy == 0.9
+    saved = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert all(torch.equal(saved[name], states[2][name]) for name in saved)
+
+
+def test_bars_are_learned(bars: Path, tmp_path: Path) -> None:
+    quick = recipe(bars, epochs=10, batch_size=8, learning_rate=0.02, norm_weight=2)
+    record = train(quick, out_dir=tmp_path / "out")
+    assert record.test is not None and record.test.accuracy > 0.9
+
+
+def test_saved_model_loads_to_the_same_logits(bars: Path, tmp_path: Path) -> None:
+
+    record = train(recipe(bars, epochs=1), out_dir=tmp_path / "out")
+    model = load(tmp_path / "out")
+    test = load_data(bars, data_config=model_entry("sdt_v2_digits").data, held_out=True).test
+    assert test is not None and record.test is not None
+    assert outcomes(model, test, batch_size=128).mean() == record.test.accuracy
+
+
+def test_diverging_training_says_what_to_change(bars: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lower learning_rate"):
+        train(
+            recipe(bars, learning_rate=1e30, gradient_clip=None, epochs=4),
+            out_dir=tmp_path / "out",
+        )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_folder_of_another_run_is_refused(bars: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").touch()
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(recipe(bars), out_dir=tmp_path / "out")
+
+
+def test_data_without_training_images(bars: Path, tmp_path: Path) -> None:
+    (bars / "train.parquet").unlink()
+    with pytest.raises(ValueError, match="no training images"):
+        train(recipe(bars), out_dir=tmp_path / "out")
+
+
+def test_unknown_model_option_names_the_allowed(bars: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model_options: .*'width'.*embed_dims"):
+        train(recipe(bars, model_options={"width": 3}), out_dir=tmp_path / "out")
+
+
+def test_class_count_that_does_not_fit(bars: Path, tmp_path: Path) -> None:
+    options = {"num_classes": 12}
+    with pytest.raises(ValueError, match="10 classes, but the model predicts 12"):
+        train(recipe(bars, model_options=options), out_dir=tmp_path / "out")
+
+
+def test_kill_leaves_a_folder_that_can_be_used_again(bars: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for marker in ("step", "model", "record"):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, marker, str(bars), str(out)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"now\n"
+            process.send_signal(signal.SIGKILL)
+        assert not (out / "record.json").exists()
+        if (out / "model" / "model.safetensors").exists():
+            load_file(out / "model" / "model.safetensors")
+    train(recipe(bars, epochs=1), out_dir=out)
+    assert json.loads((out / "record.json").read_text())["kept_epoch"] == 1
+
+
+KILLED = """
+import sys, time
+from primesvt import _files
+from primesvt.training import TrainRecipe, run, train
+
+marker, data, out = sys.argv[1:]
+
+def stop(*_, **__):
+    print("now", flush=True)
+    time.sleep(600)
+
+if marker == "model":
+    _files.os.fsync = stop
+if marker == "record":
+    run.write_json = stop
+recipe = TrainRecipe(data=data, epochs=1, batch_size=16)
+train(recipe, out_dir=out, progress=stop if marker == "step" else None)
+"""
+
+
+def test_schedule_rises_and_falls() -> None:
+    factors = [learning_rate_factor(step, 10, 100) for step in range(101)]
+    assert factors[9] == 1 and factors[100] == 0
+    assert factors[:10] == sorted(factors[:10]) and factors[10:] == sorted(factors[10:])[::-1]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_recipes_are_valid(path: Path) -> None:
+    if "epochs" in path.read_text():
+        assert read_train_recipe(path).epochs > 0
+
+
+def test_bundled_model_is_what_its_record_says() -> None:
+    weights = files("primesvt").joinpath("weights")
+    record = json.loads(weights.joinpath("sdt_v2_digits.json").read_text())
+    assert record["command"] == "primesvt train --recipe recipes/digits.yaml"
+    assert record["recipe"] == read_train_recipe(RECIPES / "digits.yaml").to_dict()
+    assert record["seconds"] < 600
+    assert len(weights.joinpath("sdt_v2_digits.safetensors").read_bytes()) < 1e6
+    model = create_model("sdt_v2_digits", pretrained=True)
+    assert sum(parameter.numel() for parameter in model.parameters()) == record["parameters"]
+    splits = load_data("digits")
+    for name, images in (("selection", splits.selection), ("test", splits.test)):
+        assert images is not None
+        correct = outcomes(model, images, batch_size=150)
+        # Another machine may round a spike the other way.
+        assert abs(correct.mean() - record[name]["accuracy"]) <= 2 / len(correct)
+        assert record[name]["accuracy"] >= 0.96
+
+
+def test_recipe_errors_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    for content in ("epochs: 0\nlearning_rte: 1", "epochs: [", "just words", ""):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"r\.yaml") as caught:
+            read_train_recipe(path)
+        assert "\n" not in str(caught.value)
+
+
+class TestAugmentation:
+    images = torch.rand(6, 2, 9, 12, generator=torch.Generator().manual_seed(0))
+
+    def moved(self, images: torch.Tensor | None = None, **amounts: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        images = self.images if images is None else images
+        return Augmentation(**amounts)(images, torch.zeros(2), generator)
+
+    def test_whole_pixel_shifts_are_exact(self) -> None:
+        for image, moved in zip(self.images, self.moved(shift=2), strict=True):
+            padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
+            windows = [padded[:, y : y + 9, x : x + 12] for y in range(5) for x in range(5)]
+            assert any(torch.allclose(moved, window, atol=1e-5) for window in windows)
+
+    def test_flip_mirrors_some(self) -> None:
+        same = [
+            torch.allclose(a, b, atol=1e-5)
+            for a, b in zip(self.moved(flip=True), self.images, strict=True)
+        ]
+        mirrored = [
+            torch.allclose(a, b.flip(-1), atol=1e-5)
+            for a, b in zip(self.moved(flip=True), self.images, strict=True)
+        ]
+        assert all(a != b for a, b in zip(same, mirrored, strict=True))
+        assert any(same) and any(mirrored)
+
+    def test_all_time_steps_move_alike(self) -> None:
+        event = self.images.unsqueeze(1).repeat(1, 3, 1, 1, 1)
+        moved = self.moved(event, shift=1, rotate=20, scale=0.2)
+        assert moved.shape == event.shape
+        assert torch.equal(moved[:, 0], moved[:, 2]) and not torch.equal(moved, event)
+
+    def test_fill_is_what_moves_in(self) -> None:
+        black = torch.tensor([-2.0, -1.0])
+        images = black.reshape(1, 2, 1, 1).expand(5, 2, 8, 8)
+        moved = Augmentation(shift=3, rotate=90)(images, black, torch.Generator().manual_seed(0))
+        assert torch.allclose(moved, images, atol=1e-5)
