@@ -100,7 +100,7 @@ class Builder:
             for number, entry in classes.items()
             if self._produced(entry)
         ]
-        drafts = [g for g in drafts if g.kind != "heads" or g.status == "free"]
+        drafts = [g for g in drafts if g.kind != "heads" or (g.status == "free" and g.size > 1)]
         order = {tensor: i for i, (tensor, _) in enumerate(self.record.links["producer"])}
         drafts.sort(key=lambda g: (order[g.producers[0].tensor], g.kind == "heads"))
         names = group_names(drafts, self._module_symbols(), self._chains())
@@ -183,8 +183,9 @@ class Builder:
                     entry.members.setdefault((name, dim), []).append(fronts)
                 for number in layout.tangled():
                     classes[number].tangled = True
+        numbered = {n for s, n in self.numbers.items() if s.numbered}
         for name, dim in self.record.links["producer"]:
-            for number in tensors[name].axes[dim].leading():
+            for number in tensors[name].axes[dim].leading(numbered):
                 classes[number].leads = True
         return classes
 

@@ -7,7 +7,7 @@ another, and every intermediate result of the two runs is compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from primesvt.channels.layout import Layout
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
-from primesvt.channels.tracer import example_args, module_stack, run, shorten, working_copy
+from primesvt.channels.surgery import check_widths, remove_channels
+from primesvt.channels.tracer import (
+    example_args,
+    module_stack,
+    run,
+    shorten,
+    state_tensors,
+    unwrap,
+    working_copy,
+)
 from primesvt.models.neurons import neurons, reset
 
 if TYPE_CHECKING:
@@ -50,11 +59,13 @@ def check(
         else [g.name for g in graph.groups if g.status == "free" and g.kind != "heads"]
     )
     names = [n for n in names if graph[n].size > 1]
+    check_widths(state_tensors(unwrap(model)), graph)
     bench = _Bench(model=model, graph=graph)
     refusals: list[Refusal] = []
     inner = [n for n in names if graph[n].kind != "stream"]
-    for chosen in [*_rounds(inner), inner]:  # last, those that passed, without the refused ones
+    for share, chosen in _rounds(inner):
         refused = {r.group for r in refusals}
+        bench.share = share
         _search(bench, [n for n in chosen if n not in refused], refusals)
     for name in names:
         if graph[name].kind == "stream":
@@ -63,13 +74,17 @@ def check(
     return tuple(sorted(refusals, key=lambda r: order[r.group]))
 
 
-def _rounds(names: list[str]) -> list[list[str]]:
-    """All groups at once, then halves so that of any two groups one is cut without the other.
+def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
+    """How much of which groups to cut at once.
 
-    Two widths that a forward wrongly takes for one would agree as long as both are cut alike.
+    All a little; then halves, so that of any two groups one is cut without the other (two widths
+    that a forward wrongly takes for one agree as long as both are cut alike); last, those that
+    passed down to two channels.
     """
-    bits = range(max(0, len(names) - 1).bit_length())
-    return [names, *([n for i, n in enumerate(names) if i >> bit & 1] for bit in bits)]
+    yield 1 / 8, names
+    for bit in range(max(0, len(names) - 1).bit_length()):
+        yield 1 / 2, [n for i, n in enumerate(names) if i >> bit & 1]
+    yield 1.0, names
 
 
 def _search(bench: _Bench, names: list[str], refusals: list[Refusal]) -> None:
@@ -98,9 +113,9 @@ def _search(bench: _Bench, names: list[str], refusals: list[Refusal]) -> None:
         )
 
 
-def small_cut(group: ChannelGroup) -> Ids:
-    """Keep all but about an eighth of the channels, another part at every position."""
-    gone = max(1, group.size // 8)
+def trial_cut(group: ChannelGroup, share: float) -> Ids:
+    """Remove about this share of the channels, others at every position; keep one or two."""
+    gone = max(1, min(int(group.size * share), group.size - 2))
     rows = [
         sorted(set(range(group.size)) - {(p + i) % group.size for i in range(gone)})
         for p in range(group.positions)
@@ -116,6 +131,7 @@ class _Bench:
     graph: ChannelGraph
     copy: nn.Module = field(init=False)
     args: tuple[Any, ...] = field(init=False)
+    share: float = 1 / 8
     _layouts: dict[Axis, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,15 +163,13 @@ class _Bench:
         return self._layouts[axis]
 
     def try_cut(self, names: list[str]) -> Failure | None:
-        from primesvt.channels.surgery import remove_channels
-
-        cuts = {name: small_cut(self.own[name]) for name in names}
+        cuts = {name: trial_cut(self.own[name], self.share) for name in names}
         kept = {self.own[n].symbol: (self.own[n], rows) for n, rows in cuts.items()}
         silenced = Silenced(traced=self, kept=kept)
         _forward(self.copy, self.args, silenced, silenced.stack)
         pruned = working_copy(self.copy)
         remove_channels(pruned, self.own, cuts)
-        compared = Compared(expected=silenced.prints, modules=self.record.modules)
+        compared = Compared(expected=silenced.prints)
         try:
             _forward(pruned, self.args, compared, compared.stack)
         except Exception as error:  # whatever a foreign forward raises is the finding

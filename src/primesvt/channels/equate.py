@@ -125,6 +125,7 @@ def union(a: Symbol, b: Symbol) -> None:
     b.parent = a
     a.ghost = a.ghost and b.ghost
     a.unit = a.unit and b.unit
+    a.numbered = a.numbered or b.numbered
     if b.summed or a.summed:
         mark_summed((a,))
     if b.made or a.made:

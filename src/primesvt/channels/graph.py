@@ -135,7 +135,7 @@ class ChannelGraph:
     groups: tuple[ChannelGroup, ...]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     sizes: Mapping[int, int] = field(repr=False)
-    originals: Mapping[str, Ids] = field(repr=False)
+    originals: Mapping[str, Ids] = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
     example: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 

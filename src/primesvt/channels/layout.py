@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -26,15 +27,20 @@ class Layout:
         return prod(lengths) if self.kind == "product" else sum(lengths)
 
     def symbols(self) -> frozenset[int]:
+        return self._symbols
+
+    @cached_property
+    def _symbols(self) -> frozenset[int]:
         if self.kind == "symbol":
             return frozenset((self.symbol,))
         return frozenset().union(*(part.symbols() for part in self.parts))
 
-    def leading(self) -> frozenset[int]:
-        """Symbols that stand in front of another one."""
-        found = frozenset[int]().union(*(part.leading() for part in self.parts))
+    def leading(self, numbered: Set[int]) -> frozenset[int]:
+        """Symbols that stand in front of another one; a factor taken by number always leads."""
+        found = frozenset[int]().union(*(part.leading(numbered) for part in self.parts))
         if self.kind == "product":
-            found = found.union(*(part.symbols() for part in self.parts[:-1]))
+            counted = [part.symbols() for part in self.parts if part.symbols() - numbered]
+            found = found.union(*counted[:-1], self.symbols() & numbered)
         return found
 
     def tangled(self) -> frozenset[int]:

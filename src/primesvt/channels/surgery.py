@@ -47,7 +47,7 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: Cuts) -> Channe
     for name in rows:
         _refuse_bound(graph[name])
     state = state_tensors(model)
-    _check_widths(state, graph)
+    check_widths(state, graph)
     after = graph.after(rows)
     smaller: dict[int, torch.Tensor] = {}
     for name, dims in _touched(graph, rows).items():
@@ -70,7 +70,7 @@ def _refuse_bound(group: ChannelGroup) -> None:
         )
 
 
-def _check_widths(state: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
+def check_widths(state: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
     for name in graph.tensors:
         if name not in state:
             raise ValueError(f"the graph knows '{name}' and the model does not: trace this model")

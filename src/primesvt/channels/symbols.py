@@ -36,6 +36,7 @@ class Symbol:
         "ghost",
         "join",
         "made",
+        "numbered",
         "parent",
         "parts",
         "pinned",
@@ -53,6 +54,7 @@ class Symbol:
         self.freeze: Freeze | None = None
         self.protected = ""  # "input" or "output" once the symbol reaches one
         self.pinned = False  # selected, sliced, split, stacked, concatenated or reduced
+        self.numbered = False  # taken apart index by index (select, unbind, split)
         self.made = False  # the output axis of some weight
         self.summed = False  # two produced symbols were added: a residual stream
         self.unit = False  # born with size 1, to be broadcast

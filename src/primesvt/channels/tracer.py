@@ -224,14 +224,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
-    """A CPU copy in evaluation mode with reset neurons (meta models stay on meta)."""
+    """A CPU copy in evaluation mode with reset neurons; meta tensors become zeros."""
     from primesvt.models.neurons import reset
 
     model = unwrap(model)
     reset(model)
     duplicate = copy.deepcopy(model)
-    if not any(t.is_meta for t in state_tensors(duplicate).values()):
-        duplicate = duplicate.cpu()
+    if any(t.is_meta for t in state_tensors(duplicate).values()):
+        duplicate = duplicate.to_empty(device="cpu")
+        for tensor in state_tensors(duplicate).values():
+            tensor.detach().zero_()
+    duplicate = duplicate.cpu()
     duplicate = duplicate.double() if double else duplicate
     for parameter in duplicate.parameters():
         parameter.requires_grad_(False)
@@ -251,7 +254,7 @@ def example_args(model: nn.Module, example_input: Any, *, double: bool = False) 
     reference = next(iter(state_tensors(model).values()), torch.empty(0))
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().to("meta" if reference.is_meta else "cpu")
+        tensor = torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
         if not tensor.is_floating_point():
             return tensor
         return tensor.to(torch.float64 if double else reference.dtype)

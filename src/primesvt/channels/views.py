@@ -106,11 +106,24 @@ def _place(
         _rejoin(unit, placed, edges)
     if not targets:
         return
-    extra = max(0, len(chosen) - len(targets))
-    for i, unit in enumerate(chosen):
-        placed[targets[max(0, i - extra)]].append((key, 0, unit.symbol))
-    for dim in targets[len(chosen) :]:
+    axes = _merge([(u.symbol,) for u in chosen], len(targets))
+    while 0 < len(axes) < len(targets):  # [1] viewed as [1, 1]: a channel becomes head and channel
+        at = max((i for i, a in enumerate(axes) if a[-1].find().made), default=len(axes) - 1)
+        axes[at : at + 1] = [(s,) for s in split(axes[at][-1], 1, 1)]
+    for axis, dim in zip(axes, targets, strict=False):
+        placed[dim].extend((key, 0, symbol) for symbol in axis)
+    for dim in targets[len(axes) :]:
         placed[dim].append((key, 0, _ghost(key, placed)))
+
+
+def _merge(axes: list[Axis], count: int) -> list[Axis]:
+    """Join neighbours until few enough are left: two channel factors, or else two others."""
+    while count < len(axes):
+        made = [all(s.find().made for s in axis) for axis in axes]
+        pairs = range(len(axes) - 1)
+        best = max(pairs, key=lambda i: (made[i] and made[i + 1], made[i] == made[i + 1], -i))
+        axes[best : best + 2] = [(*axes[best], *axes[best + 1])]
+    return axes
 
 
 def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]]) -> None:
@@ -119,11 +132,21 @@ def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]
     left = [d for d, (a, b) in enumerate(edges) if a < b == unit.key]
     right = [d for d, (a, b) in enumerate(edges) if unit.key == a < b]
     leftwards = unit.after_anchor if unit.sticky else bool(left)
+    if not unit.sticky and left and right:
+        leftwards = _bound_at(placed[left[0]], last=True) == unit.symbol.bound or (
+            _bound_at(placed[right[0]], last=False) != unit.symbol.bound
+        )
     home = inside or (left if leftwards else right) or left or right
     if home:
         placed[home[0]].append((unit.key, 0, unit.symbol))
         if not unit.sticky:
             confirm(unit.symbol)
+
+
+def _bound_at(entries: list[_Entry], *, last: bool) -> bool:
+    """Whether the anchor at this end of a new axis is a frozen or protected one."""
+    anchors = [symbol for _, is_anchor, symbol in sorted(entries, key=lambda e: e[:2]) if is_anchor]
+    return anchors[-1 if last else 0].bound
 
 
 def _ghost(key: int, placed: list[list[_Entry]]) -> Symbol:

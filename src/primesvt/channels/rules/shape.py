@@ -79,7 +79,7 @@ def select(call: Call) -> Axes:
     axes = call.axes("self")
     gone = axes.pop(call["dim"] % len(axes))
     call.freeze(gone, "one index is selected by number")
-    _pin(gone)
+    _take_apart(gone)
     return axes
 
 
@@ -88,7 +88,7 @@ def unbind(call: Call) -> list[Axes]:
     axes = call.axes("self")
     gone = axes.pop(call.get("dim", 0) % len(axes))
     call.freeze(gone, "every index is taken out by number")
-    _pin(gone)
+    _take_apart(gone)
     return [list(axes) for _ in call.outputs]
 
 
@@ -140,8 +140,8 @@ def split(call: Call) -> list[Axes]:
     if len(sizes) > 1 and len(set(sizes)) == 1:
         whole = axes[dim]
         outer, inner = reshape([whole], [len(sizes), sizes[0]])
-        _pin(outer)
         call.freeze(outer, "the axis is split into equal pieces")
+        _take_apart(outer)
         axes[dim] = inner
         return [list(axes) for _ in sizes]
     return _pieces(call, axes, dim, sizes)
@@ -226,6 +226,11 @@ def along(call: Call) -> Axes | list[Axes]:
 def _pin(axis: Axis) -> None:
     for symbol in flatten(axis):
         pin(symbol)
+
+
+def _take_apart(axis: Axis) -> None:
+    for symbol in flatten(axis):
+        symbol.numbered = True
 
 
 def _is_frozen(axis: Axis) -> bool:
