@@ -1,0 +1,63 @@
+"""PrimeSVT: automatic, memory-aware structured pruning for spiking vision transformers.
+
+Every public name is imported on first use, so ``import primesvt`` itself costs next to nothing.
+
+Example:
+    >>> import primesvt
+    >>> "sdt_v2_digits" in primesvt.list_models("sdt_v2_*")
+    True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from primesvt.artifact import load as load
+    from primesvt.channels import ChannelGraph as ChannelGraph
+    from primesvt.channels import ChannelGroup as ChannelGroup
+    from primesvt.channels import remove_channels as remove_channels
+    from primesvt.channels import trace as trace
+    from primesvt.constraints import Constraints as Constraints
+    from primesvt.data import load_data as load_data
+    from primesvt.models import SpikingViT as SpikingViT
+    from primesvt.models import create_model as create_model
+    from primesvt.models import list_models as list_models
+    from primesvt.models import reset as reset
+    from primesvt.plan import Plan as Plan
+    from primesvt.pruning import PruneResult as PruneResult
+    from primesvt.pruning import prune as prune
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ChannelGraph": "channels",
+    "ChannelGroup": "channels",
+    "Constraints": "constraints",
+    "Plan": "plan",
+    "PruneResult": "pruning",
+    "SpikingViT": "models",
+    "create_model": "models",
+    "list_models": "models",
+    "load": "artifact",
+    "load_data": "data",
+    "prune": "pruning",
+    "remove_channels": "channels",
+    "reset": "models",
+    "trace": "channels",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

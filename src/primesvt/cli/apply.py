@@ -1,0 +1,65 @@
+"""``primesvt apply``: a plan onto a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from primesvt.cli import flags
+from primesvt.cli.console import Console
+from primesvt.cli.tables import change_table
+
+__all__ = ["Apply"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply:
+    """Cut a model as a plan says, and save the smaller model.
+
+    which models fit:
+      The plan names channels by their index in the unpruned model, so it fits any
+      model of that architecture: the same weights, or the same network trained
+      further.
+
+    examples:
+      primesvt apply runs/sdt_v2_digits sdt_v2_digits --out smaller
+      primesvt apply plan.json 15M.pth --out 15M-pruned
+    """
+
+    plan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PLAN")]
+    """plan.json, or a run folder that holds one."""
+    model: flags.Model
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the smaller model."""
+    json: flags.Json = False
+
+    def run(self, console: Console) -> int:
+        """Cut, save, and say how much smaller the model is."""
+        from primesvt.artifact import save_model
+        from primesvt.checkpoint import open_model
+        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
+        from primesvt.plan import Plan, apply_plan
+
+        plan = Plan.load(self.plan)
+        model = open_model(self.model).model
+
+        def sizes() -> dict[str, int]:
+            return {
+                "parameters": parameter_count(model),
+                "parameter_bytes": parameter_bytes(model),
+                "buffer_bytes": buffer_bytes(model),
+            }
+
+        before = sizes()
+        apply_plan(model, plan)
+        after = sizes()
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
+        save_model(model, self.out, plan=plan)
+        console.result({"out": str(self.out), "before": before, "after": after})
+        console.say(change_table({"before": before, "after": after}))
+        console.line(f"The model: primesvt.load({str(self.out)!r})")
+        return 0

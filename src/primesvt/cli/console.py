@@ -1,0 +1,168 @@
+"""What a person or a machine sees: tables and JSON on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+__all__ = ["Console", "PlainProgress", "duration"]
+
+FIRST_LINE_AFTER = 2.0
+NEXT_LINE_AFTER = 10.0
+
+
+@dataclass(kw_only=True)
+class Console:
+    """Where a command speaks; with ``as_json`` stdout carries one JSON object and nothing else."""
+
+    as_json: bool = False
+    out: RichConsole = field(default_factory=lambda: RichConsole(highlight=False))
+    err: RichConsole = field(default_factory=lambda: RichConsole(stderr=True, highlight=False))
+
+    def say(self, *parts: RenderableType) -> None:
+        """Print text or tables for a person."""
+        if not self.as_json:
+            for part in parts:
+                self.out.print(part, soft_wrap=False)
+
+    def line(self, text: str) -> None:
+        """Print one line of plain text, never wrapped or marked up."""
+        if not self.as_json:
+            self.out.print(Text(text), soft_wrap=True)
+
+    def sentence(self, text: str) -> None:
+        """Print a sentence over as many lines as it needs, all but the first indented."""
+        self.line(textwrap.fill(text, self.out.width, subsequent_indent="    "))
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """Print the JSON object, in JSON mode."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def error(self, message: str) -> None:
+        """Print one clear line on stderr."""
+        self.err.print(Text(f"primesvt: {' '.join(message.split())}"), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[ProgressLine]:
+        """A callable ``(stage, done, total)`` that shows rate and remaining time."""
+        if not self.err.is_terminal:
+            yield PlainProgress(sys.stderr)
+            return
+        with _bars(self.err) as bars:
+            yield BarProgress(bars)
+
+
+class ProgressLine:
+    """Called as ``(stage, done, total)``; a total of 0 means that it is not known."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        raise NotImplementedError
+
+
+class BarProgress(ProgressLine):
+    """One moving bar per stage, on a terminal."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks or done < self._bars.tasks[self._tasks[stage]].completed:
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None)
+        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+
+
+class PlainProgress(ProgressLine):
+    """A line now and then, where nobody looks at a terminal: none before two seconds have passed.
+
+    Example:
+        >>> import io
+        >>> clock = iter([0.0, 4.0])
+        >>> stream = io.StringIO()
+        >>> progress = PlainProgress(stream, clock=lambda: next(clock))
+        >>> progress("probing", 0, 90)
+        >>> progress("probing", 30, 90)
+        >>> print(stream.getvalue(), end="")
+        probing: 30 of 90, 7.5 per second, 8 s left
+    """
+
+    def __init__(self, stream: TextIO, *, clock: Any = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._stage = ""
+        self._begin = (0.0, 0)
+        self._next = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        if stage != self._stage or done < self._begin[1]:
+            self._stage, self._begin, self._next = stage, (now, done), now + FIRST_LINE_AFTER
+        if now >= self._next:
+            self._next = now + NEXT_LINE_AFTER
+            self._stream.write(self._describe(done, total, now) + "\n")
+            self._stream.flush()
+
+    def _describe(self, done: int, total: int, now: float) -> str:
+        speed = (done - self._begin[1]) / (now - self._begin[0]) if now > self._begin[0] else 0.0
+        parts = [f"{self._stage}: {done} of {total}" if total else f"{self._stage}: {done}"]
+        if speed:
+            parts.append(_rate(speed))
+            if total:
+                parts.append(f"{duration((total - done) / speed)} left")
+        return ", ".join(parts)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_rate(speed) if speed else "", style="progress.data.speed")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> duration(8.4), duration(75), duration(7260)
+        ('8 s', '1 min 15 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:.3g} per second" if speed >= 0.5 else f"{1 / speed:.1f} s each"
+
+
+def _bars(console: RichConsole) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        console=console,
+    )

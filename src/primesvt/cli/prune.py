@@ -1,0 +1,145 @@
+"""``primesvt prune``: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from primesvt.cli import flags
+from primesvt.cli.console import Console
+from primesvt.cli.tables import change_table
+from primesvt.recipe import PRESETS, PruneRecipe, read_recipe, unset
+
+if TYPE_CHECKING:
+    from primesvt.pruning import PruneResult
+
+__all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
+
+LIMITS_NOT_MET = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Prune a model within your limits.
+
+    how it works:
+      Probes every layer under several pruning rates, then walks from the largest
+      layer to the smallest and gives each the highest rate that keeps the whole
+      network within the limits (docs/method.md). Stop it whenever you like: the
+      same command goes on where it was, and repeats no probe.
+
+    what you get:
+      OUT holds the smaller model, the plan, every probe, the figures before and
+      after, and report.html. `primesvt.load(OUT)` loads the model.
+
+    examples:
+      primesvt prune sdt_v2_digits --max-accuracy-drop 2
+      primesvt prune sdt_v2_digits --max-accuracy-drop 3 --min-memory-saving 0.25
+      primesvt prune sdt_v2_digits --exclude '*.attn.*' --gate bound
+      primesvt prune sdt_v2_digits --max-accuracy-drop 1 \\
+          --from runs/sdt_v2_digits --out runs/stricter     (makes no new probe)
+      primesvt prune 15M.pth --data imagenet --device cuda --batch-size 256
+      primesvt prune --recipe runs/sdt_v2_digits/recipe.yaml --seed 1 --out again
+    """
+
+    recipe: Annotated[PruneRecipe, tyro.conf.arg(name="")]
+    out: flags.Out = None
+    """Run folder; runs/MODEL when not given. A run that was stopped there goes on."""
+    from_run: Annotated[Path | None, unset("RUN", name="from")] = None
+    """Run folder whose probes are used again, under new limits."""
+    recipe_file: Annotated[Path | None, unset("FILE", name="recipe")] = None
+    """Recipe file (YAML) to start from, such as a run's recipe.yaml; flags override it."""
+    preset: Annotated[Literal["paper"] | None, unset("{paper}")] = None
+    """paper: exactly our reading of the paper (docs/method.md)."""
+    json: flags.Json = False
+
+    def run(self, console: Console) -> int:
+        """Prune, write the run folder, and say what was traded for what."""
+        from primesvt.checkpoint import open_model
+        from primesvt.constraints import Constraints
+        from primesvt.data import load_data
+        from primesvt.pruning import prune
+        from primesvt.report import write_report
+
+        recipe = self._checked_recipe()
+        constraints = Constraints(**recipe.limits.model_dump())
+        opened = open_model(recipe.model, time_steps=recipe.time_steps)
+        splits = load_data(
+            recipe.data,
+            data_config=opened.data,
+            seed=recipe.run.seed,
+            held_out=opened.held_out,
+            allow_selection_from_train=recipe.run.selection_from_train,
+        )
+        out = self.out or Path("runs") / Path(recipe.model).stem
+        with console.progress() as progress:
+            result = prune(
+                opened.model,
+                data=splits,
+                constraints=constraints,
+                **recipe.selection.model_dump(),
+                **recipe.method.model_dump(),
+                **recipe.run.model_dump(exclude={"selection_from_train"}),
+                out=out,
+                from_run=self.from_run,
+                recipe=recipe.to_dict(),
+                progress=progress,
+            )
+        report = write_report(out)
+        metrics = result.metrics.to_dict()
+        console.result({"out": str(out), "metrics": metrics, "plan": result.plan.to_dict()})
+        _close(console, result, out, report)
+        return 0 if result.met else LIMITS_NOT_MET
+
+    def _checked_recipe(self) -> PruneRecipe:
+        """The recipe, unless it contradicts the preset."""
+        recipe = self.recipe
+        if not recipe.model:
+            raise ValueError("no model given; name one, as in `primesvt prune sdt_v2_digits`")
+        for name, value in PRESETS.get(self.preset or "", {}).items():
+            asked = getattr(recipe.method, name)
+            if asked != value:
+                raise ValueError(
+                    f"--preset {self.preset} means {name} {value}, not {asked}; "
+                    f"leave out --preset or --{name.replace('_', '-')}"
+                )
+        return recipe
+
+
+def _close(console: Console, result: PruneResult, out: Path, report: Path) -> None:
+    console.line(result.metrics.data)
+    console.say(change_table(result.metrics.to_dict()))
+    console.sentence(result.verdict)
+    console.line(f"The model:  primesvt.load({str(out)!r})")
+    console.line(f"The report: {report}")
+
+
+def base_recipe(argv: Sequence[str]) -> PruneRecipe | None:
+    """The recipe that the flags of ``prune`` change: of a file, of a preset, or None for neither.
+
+    An unknown preset is left to the parser, which names the known ones.
+    """
+    if not argv or argv[0] != "prune":
+        return None
+    path, preset = _value(argv, "--recipe"), _value(argv, "--preset")
+    recipe = None if path is None else read_recipe(path)
+    if preset is not None and preset in PRESETS:
+        # Without a file the model is still to be named, so it has no default here.
+        recipe = recipe or PruneRecipe(model="")
+        method = recipe.method.model_copy(update=dict(PRESETS[preset]))
+        recipe = recipe.model_copy(update={"method": method})
+    return recipe
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, as ``--flag VALUE`` or ``--flag=VALUE``."""
+    for index, word in enumerate(argv):
+        if word == flag and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,72 @@
+"""``primesvt train``: a model from a recipe file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from primesvt.cli import flags
+from primesvt.cli.console import Console, duration
+from primesvt.cli.tables import table, whole
+from primesvt.recipe import unset
+
+__all__ = ["Train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model from a recipe file.
+
+    what happens:
+      The images held out for selection are never trained on; the test images are
+      read once, at the end. OUT gets the model and the record of how it was made.
+
+    examples:
+      primesvt train --recipe recipes/digits.yaml
+      primesvt train --recipe recipes/cifar10.yaml --out runs/cifar10 --device cuda
+    """
+
+    recipe: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """Recipe file (YAML): model, data, epochs, learning rate, augmentation, seed."""
+    out: flags.Out = None
+    """Folder of the result; runs/NAME-OF-THE-RECIPE-trained when not given."""
+    device: flags.Device = "cpu"
+    workers: flags.Workers = 0
+    seed: Annotated[int | None, unset("N")] = None
+    """Seed of weights, order and augmentation, in place of the recipe's."""
+    json: flags.Json = False
+
+    def run(self, console: Console) -> int:
+        """Train, then say how good the model is and where it lies."""
+        from primesvt.training import read_train_recipe, train
+
+        recipe = read_train_recipe(self.recipe)
+        if self.seed is not None:
+            recipe = recipe.model_copy(update={"seed": self.seed})
+        out = self.out or Path("runs") / f"{self.recipe.stem}-trained"
+        command = " ".join(["primesvt", *sys.argv[1:]])
+        with console.progress() as progress:
+            record = train(
+                recipe,
+                out_dir=out,
+                device=self.device,
+                workers=self.workers,
+                command=command,
+                progress=progress,
+            )
+        scores = {"selection": record.selection, "test": record.test}
+        rows = [
+            (name, f"{s.accuracy:.2%}", f"{s.low:.2%} .. {s.high:.2%}", whole(s.images))
+            for name, s in scores.items()
+            if s is not None
+        ]
+        console.result({"out": str(out), **record.to_dict()})
+        console.line(f"{recipe.model}: {record.parameters:,} parameters, {record.data}")
+        console.say(table(["Set", "Top-1", "95% interval", "Images"], rows, right=[1, 2, 3]))
+        console.line(f"Trained in {duration(record.seconds)}; best at epoch {record.kept_epoch}.")
+        console.line(f"The model: {out / 'model'}")
+        return 0

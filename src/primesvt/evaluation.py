@@ -1,0 +1,254 @@
+"""How good a network is: per-sample outcomes, always on the same images in the same order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from primesvt.data import Splits, check_labels
+from primesvt.fingerprint import data_digest
+from primesvt.models import reset
+
+__all__ = [
+    "DataEvaluator",
+    "Evaluator",
+    "Measurement",
+    "Progress",
+    "Score",
+    "ScoreEvaluator",
+    "measured",
+    "outcomes",
+    "resolve_device",
+]
+
+Progress = Callable[[str, int, int], None]
+Score = Callable[[nn.Module], Any]
+Outcomes = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The score of one network: its mean, and the outcome of every sample where they are known.
+
+    ``outcomes`` is boolean (right or wrong), or float, or ``None`` for a score that is one number.
+    """
+
+    value: float
+    outcomes: Outcomes | None = None
+
+
+def outcomes(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    stage: str = "evaluating",
+) -> npt.NDArray[np.bool_]:
+    """Which samples a classifier gets right, in the order of the data set.
+
+    Runs in evaluation mode without gradients; neurons are reset around every batch, and each
+    module's ``training`` flag is put back.
+
+    Args:
+        model: gives logits ``[B, classes]``; moved to ``device``.
+        dataset: pairs of a tensor and a label.
+        batch_size: samples per forward pass; part of what is measured, as sums depend on it.
+        device: where to compute; where the model is, when not given.
+        workers: processes that load samples.
+        progress: called as ``progress(stage, done, total)`` after every batch.
+        stage: what to tell ``progress``.
+
+    Raises:
+        ValueError: an empty data set, labels outside the classes, no logits, no such device.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.eye(3), torch.tensor([0, 1, 0]))
+        >>> outcomes(nn.Identity(), data).tolist()
+        [True, True, False]
+    """
+    total = len(cast(Sized, dataset))
+    if total == 0:
+        raise ValueError("the data set is empty; give at least one sample")
+    place = resolve_device(device, model)
+    model.to(place)
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers)
+    found: list[npt.NDArray[np.bool_]] = []
+    done = 0
+    with _evaluating(model):
+        for images, labels in loader:
+            found.append(_correct(model, images.to(place), labels))
+            done += len(labels)
+            if progress is not None:
+                progress(stage, done, total)
+    return np.concatenate(found)
+
+
+def measured(value: Any) -> Measurement:
+    """What a score callable returned, as a measurement.
+
+    Raises ``ValueError`` unless it is one finite number or a vector of finite outcomes.
+
+    Example:
+        >>> measured([True, False, True, True]).value
+        0.75
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.ndim > 1 or array.size == 0:
+        raise ValueError(
+            "score must return one number or a vector of per-sample outcomes, "
+            f"but returned {type(value).__name__} of shape {list(array.shape)}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"score returned {array[~np.isfinite(array)].flat[0]}; it must be finite")
+    if array.ndim == 0:
+        return Measurement(value=float(array))
+    right_or_wrong = bool(np.isin(array, (0, 1)).all())
+    found: Outcomes = array.astype(np.bool_) if right_or_wrong else array.astype(np.float64)
+    return Measurement(value=float(found.mean()), outcomes=found)
+
+
+class Evaluator(Protocol):
+    """Measures networks, and knows what a measurement depends on beside the network.
+
+    ``points``: the accuracy limit is in percentage points, not in the score's own unit.
+    """
+
+    @property
+    def points(self) -> bool: ...
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Measure one network."""
+        ...
+
+    def context(self) -> dict[str, Any]:
+        """Data and settings, comparable between runs."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEvaluator:
+    """Top-1 on the selection set; the test set is never looked at here."""
+
+    splits: Splits
+    batch_size: int
+    device: torch.device
+    workers: int = 0
+    points: bool = True
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Outcomes on the selection set."""
+        return self.on(self.splits.selection, model)
+
+    def on(
+        self,
+        dataset: Dataset[Any],
+        model: nn.Module,
+        *,
+        progress: Progress | None = None,
+        stage: str = "evaluating",
+    ) -> Measurement:
+        """Outcomes on any set, under the same settings."""
+        found = outcomes(
+            model,
+            dataset,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+            progress=progress,
+            stage=stage,
+        )
+        return Measurement(value=float(found.mean()), outcomes=found)
+
+    def context(self) -> dict[str, Any]:
+        """The selection set, batch size and kind of device."""
+        return {
+            "selection_set": data_digest(self.splits.selection),
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEvaluator:
+    """A user's own score: model -> number (higher is better), or a vector of outcomes."""
+
+    score: Score
+    device: torch.device
+    points: bool = False
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Call the score on a network in evaluation mode with fresh neurons."""
+        model.to(self.device)
+        reset(model)
+        with _evaluating(model):
+            return measured(self.score(model))
+
+    def context(self) -> dict[str, Any]:
+        """The name of the score and the kind of device."""
+        kind = type(self.score)
+        module = getattr(self.score, "__module__", kind.__module__)
+        name = getattr(self.score, "__qualname__", kind.__qualname__)
+        return {"score": f"{module}.{name}", "device": self.device.type}
+
+
+def resolve_device(
+    device: str | torch.device | None, model: nn.Module | None = None
+) -> torch.device:
+    """A device that is really there; the model's own when none is named.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        first = next(model.parameters(), None) if model is not None else None
+        return first.device if first is not None else torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"there is no device {str(device)!r} here; use cpu, or cuda on a machine with a GPU"
+        ) from error
+    return place
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> npt.NDArray[np.bool_]:
+    reset(model)
+    logits = model(images)
+    reset(model)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model must give logits [batch, classes], but gave {shape} for "
+            f"{len(labels)} samples; measure it with score= instead of data="
+        )
+    check_labels(labels, logits.shape[1])
+    correct = logits.argmax(1).cpu() == labels
+    return cast("npt.NDArray[np.bool_]", correct.numpy())

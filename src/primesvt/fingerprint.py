@@ -1,0 +1,89 @@
+"""What a measurement belongs to: digests of models and of data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from primesvt.models import SpikingViT
+
+__all__ = ["config_of", "data_digest", "model_digest"]
+
+_LOOKS = 16
+
+
+def config_of(model: nn.Module) -> dict[str, Any] | None:
+    """The stored config of a registry model; ``None`` for any other module."""
+    # A subclass may compute something else from the same config: it counts as foreign.
+    return model.config.to_dict() if type(model) is SpikingViT else None
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 over the config (or the class) and every tensor of a model.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = model_digest(layer)
+        >>> _ = nn.init.zeros_(layer.bias)
+        >>> before == model_digest(layer)
+        False
+    """
+    digest = hashlib.sha256()
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    digest.update(_text(config_of(model) or {"class": name}))
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(_text({"name": key, "dtype": str(tensor.dtype)}))
+            _add(digest, tensor)
+    return digest.hexdigest()
+
+
+def data_digest(dataset: Dataset[Any]) -> str:
+    """SHA-256 over the size, the listed labels and a few samples of a data set.
+
+    Raises ``ValueError`` where a sample looks different each time it is read (augmentation), as
+    probes could then not be compared.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> len(data_digest(TensorDataset(torch.eye(3), torch.arange(3))))
+        64
+    """
+    size = len(cast(Sized, dataset))
+    digest = hashlib.sha256(_text({"size": size}))
+    for name in ("labels", "indices"):
+        listed = getattr(dataset, name, None)
+        if listed is not None:
+            digest.update(np.ascontiguousarray(np.asarray(listed)).tobytes())
+    for index in sorted({round(k * (size - 1) / (_LOOKS - 1)) for k in range(_LOOKS)}):
+        _add_sample(digest, dataset[index])
+    image, again = dataset[0][0], dataset[0][0]
+    if isinstance(image, Tensor) and not torch.equal(image, again):
+        raise ValueError(
+            "the data set gives another image each time it is read; "
+            "give it without random augmentation"
+        )
+    return digest.hexdigest()
+
+
+def _add_sample(digest: Any, sample: Any) -> None:
+    image, label = sample
+    _add(digest, torch.as_tensor(image))
+    digest.update(_text({"label": int(label)}))
+
+
+def _add(digest: Any, tensor: Tensor) -> None:
+    dense = tensor.detach().cpu().contiguous()
+    digest.update(_text({"shape": list(dense.shape)}))
+    digest.update(dense.flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _text(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()

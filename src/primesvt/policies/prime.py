@@ -1,0 +1,192 @@
+"""The prioritized policy of PrimeSVT: from the largest layer to the smallest, within the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from primesvt.evaluation import Progress
+from primesvt.policies.gate import Gate, Verdict
+from primesvt.probes import Cuts, Probe
+from primesvt.sensitivity import Layer, Point
+
+__all__ = ["ORDERS", "READINGS", "Choice", "Prime", "Target", "Walk"]
+
+READINGS = ("A", "B")
+ORDERS = ("producer", "group")
+Measure = Callable[[Cuts], Probe]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A layer as the selection of target layers saw it.
+
+    Attributes:
+        layer: the probed layer.
+        tolerated: the points within the accuracy limit, ascending rates.
+        best: the tolerated point of the highest benefit score, ``None`` without any.
+        benefit: that score, accuracy x memory saving.
+        chosen: the layer is a target.
+        reason: why not, where it is not.
+    """
+
+    layer: Layer
+    tolerated: tuple[Point, ...]
+    best: Point | None
+    benefit: float
+    chosen: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One cut of the walk, and the whole network after it."""
+
+    layer: Layer
+    point: Point
+    probe: Probe
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """What the walk took.
+
+    Attributes:
+        choices: cuts in the order taken.
+        targets: every layer with its benefit score, from the largest to the smallest.
+        refused: measured networks that the gate turned down.
+        accuracy_bound: some target got less than its highest probed rate because of the gate.
+        stopped: the walk ended early because the saving was met.
+    """
+
+    choices: tuple[Choice, ...]
+    targets: tuple[Target, ...]
+    refused: int
+    accuracy_bound: bool
+    stopped: bool
+
+    @property
+    def cuts(self) -> dict[str, int]:
+        """Group -> channels kept at each position, in the order taken."""
+        return {choice.layer.group: choice.point.kept for choice in self.choices}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prime:
+    """The policy and its reading where the paper's abstract leaves room (docs/method.md).
+
+    Args:
+        gate: decides on every network.
+        reading: ``A`` takes a layer's highest tolerated rate, then goes down to the first whose
+            network passes; ``B`` takes its rate of best benefit if that passes.
+        target_threshold: targets reach this fraction of the largest benefit; 0 deselects none.
+        stop_at_bytes: end as soon as so few parameter bytes are left.
+
+    Source: PrimeSVT (arXiv 2606.03428), abstract: sort by size, target layers by robustness under
+    different pruning rates, compress from large to small within the limits.
+    """
+
+    gate: Gate
+    reading: str = "A"
+    target_threshold: float = 0.0
+    stop_at_bytes: int | None = None
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.reading not in READINGS:
+            raise ValueError(f"unknown reading {self.reading!r}; known: {', '.join(READINGS)}")
+        if not 0 <= self.target_threshold <= 1:
+            raise ValueError(f"target_threshold is {self.target_threshold}, but must lie in 0 .. 1")
+
+    def targets(self, layers: Sequence[Layer]) -> tuple[Target, ...]:
+        """Layers by falling size (ties in forward order), each with its benefit score."""
+        ordered = sorted(layers, key=lambda layer: -layer.parameters)
+        drafts = [self._target(layer) for layer in ordered]
+        largest = max((draft.benefit for draft in drafts if draft.best), default=0.0)
+        return tuple(self._select(draft, largest) for draft in drafts)
+
+    def walk(self, layers: Sequence[Layer], measure: Measure) -> Walk:
+        """Visit every target once; ``measure`` gives the whole network for a set of cuts."""
+        targets = self.targets(layers)
+        chosen = [target for target in targets if target.chosen]
+        choices: list[Choice] = []
+        refused, bound, stopped = 0, False, False
+        for number, target in enumerate(chosen, start=1):
+            cuts = {choice.layer.group: choice.point.kept for choice in choices}
+            choice, tried = self._visit(target, cuts, measure)
+            refused += tried
+            top = target.layer.points[-1]
+            bound |= choice is None or (self.reading == "A" and choice.point != top) or tried > 0
+            if choice is not None:
+                choices.append(choice)
+            if self.progress is not None:
+                self.progress("walk", number, len(chosen))
+            if choice is not None and self._enough(choice.probe):
+                stopped = True
+                break
+        bound |= any(target.layer.points and not target.tolerated for target in targets)
+        return Walk(
+            choices=tuple(choices),
+            targets=targets,
+            refused=refused,
+            accuracy_bound=bound,
+            stopped=stopped,
+        )
+
+    def _target(self, layer: Layer) -> Target:
+        tolerated = tuple(p for p in layer.points if self.gate.judge(p.probe).passed)
+        best = max(tolerated, key=lambda p: (_benefit(p.probe), p.rate), default=None)
+        return Target(
+            layer=layer,
+            tolerated=tolerated,
+            best=best,
+            benefit=_benefit(best.probe) if best else 0.0,
+            chosen=best is not None,
+            reason="" if best else _why_not(layer),
+        )
+
+    def _select(self, draft: Target, largest: float) -> Target:
+        if draft.best is None or draft.benefit >= self.target_threshold * largest:
+            return draft
+        reason = (
+            f"its best benefit score {draft.benefit:.4g} is below {self.target_threshold:g} x "
+            f"the largest, {largest:.4g}"
+        )
+        return Target(
+            layer=draft.layer,
+            tolerated=draft.tolerated,
+            best=draft.best,
+            benefit=draft.benefit,
+            chosen=False,
+            reason=reason,
+        )
+
+    def _visit(
+        self, target: Target, cuts: dict[str, int], measure: Measure
+    ) -> tuple[Choice | None, int]:
+        """The first candidate whose network passes, and how many were refused before it."""
+        assert target.best is not None
+        points = target.tolerated[::-1] if self.reading == "A" else (target.best,)
+        for refused, point in enumerate(points):
+            probe = measure({**cuts, target.layer.group: point.kept})
+            verdict = self.gate.judge(probe)
+            if verdict.passed:
+                return Choice(
+                    layer=target.layer, point=point, probe=probe, verdict=verdict
+                ), refused
+        return None, len(points)
+
+    def _enough(self, probe: Probe) -> bool:
+        return self.stop_at_bytes is not None and probe.parameter_bytes <= self.stop_at_bytes
+
+
+def _why_not(layer: Layer) -> str:
+    if not layer.points:
+        return f"none of the rates removes one of its {layer.size} channels"
+    return "no probed rate is within the accuracy limit"
+
+
+def _benefit(probe: Probe) -> float:
+    """B = accuracy x memory saving."""
+    return probe.accuracy * probe.saving

@@ -1,0 +1,218 @@
+"""Probes: one measured network each, in a file that a killed run goes on from."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from primesvt._files import write_text
+from primesvt.evaluation import Measurement, Outcomes
+
+__all__ = ["Cuts", "Probe", "ProbeTable", "Reference"]
+
+FORMAT = 1
+Cuts = Mapping[str, int]
+Kind = Literal["layer", "walk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The unpruned network: what it is, under which settings it was measured, and how it did.
+
+    ``context`` holds everything a probe depends on beside the cut: model, data, batch size, device,
+    time steps, importance, recovery.
+    """
+
+    context: Mapping[str, Any]
+    measurement: Measurement
+    parameter_bytes: int
+
+    @property
+    def accuracy(self) -> float:
+        """The unpruned score: top-1 as a fraction, or the mean of a ``score``."""
+        return self.measurement.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One measured cut of the unpruned network.
+
+    Attributes:
+        kind: ``layer`` (one group alone) or ``walk`` (all cuts so far).
+        cuts: group -> channels kept at each front position; what the probe is known by.
+        accuracy: mean outcome: top-1 as a fraction, or the score.
+        saving: parameter bytes gone, as a fraction of the unpruned model's.
+        parameter_bytes: what is left.
+        samples: paired outcomes behind it; ``None`` where the score is one number.
+        lost, gained: samples that only the unpruned, or only the pruned network gets right;
+            ``None`` where outcomes are not right or wrong.
+        deviation: standard deviation of the paired differences.
+        seconds: what it took.
+    """
+
+    kind: Kind
+    cuts: Cuts
+    accuracy: float
+    saving: float
+    parameter_bytes: int
+    samples: int | None = None
+    lost: int | None = None
+    gained: int | None = None
+    deviation: float | None = None
+    seconds: float = 0.0
+
+
+Key = frozenset[tuple[str, int]]
+
+
+class ProbeTable:
+    """All probes of one run, looked up by their cuts; with a path, kept in a file.
+
+    Every probe is one line, on disk before the next one starts. The line that a kill cut short is
+    dropped when the file is opened again.
+
+    Example:
+        >>> table = ProbeTable()
+        >>> table.add(Probe(kind="layer", cuts={"fc": 3}, accuracy=0.9, saving=0.1,
+        ...                 parameter_bytes=90))
+        >>> table.find({"fc": 3}).accuracy, table.find({"fc": 2})
+        (0.9, None)
+    """
+
+    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
+        self.path = None if read_only else path
+        self.name = str(path.parent) if path is not None else "this table"
+        self.reference: Reference | None = None
+        self._probes: dict[Key, Probe] = {}
+        if path is not None and path.exists():
+            self._read(path)
+
+    def __iter__(self) -> Iterator[Probe]:
+        return iter(self._probes.values())
+
+    def __len__(self) -> int:
+        return len(self._probes)
+
+    def find(self, cuts: Cuts) -> Probe | None:
+        """The probe of exactly these cuts, if it was made."""
+        return self._probes.get(frozenset(cuts.items()))
+
+    def add(self, probe: Probe) -> None:
+        """Remember a probe, and write it to the file."""
+        self._probes[frozenset(probe.cuts.items())] = probe
+        self._append(_probe_line(probe))
+
+    def start(self, reference: Reference) -> None:
+        """Remember the unpruned network, once."""
+        self.reference = reference
+        self._append(_reference_line(reference))
+
+    def check(self, context: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` where the probes belong to another model, data set or setting."""
+        if self.reference is None:
+            return
+        for name, value in context.items():
+            there = self.reference.context.get(name)
+            if there != value:
+                raise ValueError(
+                    f"{self.name} holds probes of another {name.replace('_', ' ')} "
+                    f"({_short(there)}, here {_short(value)}); choose another run folder"
+                )
+
+    def take(self, other: ProbeTable) -> None:
+        """Copy what another table has and this one lacks."""
+        if self.reference is None and other.reference is not None:
+            self.start(other.reference)
+        for probe in other:
+            if self.find(probe.cuts) is None:
+                self.add(probe)
+
+    def write(self, path: Path) -> None:
+        """Write all lines to a new file."""
+        lines = [] if self.reference is None else [_reference_line(self.reference)]
+        text = "".join(f"{line}\n" for line in (*lines, *map(_probe_line, self)))
+        write_text(path, text)
+
+    def _append(self, line: str) -> None:
+        if self.path is None:
+            return
+        with self.path.open("ab") as file:
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, path: Path) -> None:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self._take_line(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"line {number} of {path} is no probe; delete the line, or the run folder"
+                ) from error
+        if len(whole) < len(content) and self.path is not None:
+            os.truncate(path, len(whole))
+
+    def _take_line(self, row: dict[str, Any]) -> None:
+        if row.pop("kind") == "reference":
+            self.reference = _read_reference(row)
+        else:
+            probe = Probe(kind="layer" if len(row["cuts"]) == 1 else "walk", **row)
+            self._probes[frozenset(probe.cuts.items())] = probe
+
+
+def _probe_line(probe: Probe) -> str:
+    row = asdict(replace(probe, cuts=dict(probe.cuts)))
+    return json.dumps({name: value for name, value in row.items() if value is not None})
+
+
+def _reference_line(reference: Reference) -> str:
+    measurement = reference.measurement
+    row = {
+        "kind": "reference",
+        "format": FORMAT,
+        "context": dict(reference.context),
+        "accuracy": measurement.value,
+        "parameter_bytes": reference.parameter_bytes,
+        **_packed(measurement.outcomes),
+    }
+    return json.dumps(row)
+
+
+def _packed(found: Outcomes | None) -> dict[str, Any]:
+    """Outcomes as text: one bit each where they are right or wrong."""
+    if found is None:
+        return {}
+    if found.dtype == np.bool_:
+        bits = np.packbits(found.astype(np.bool_)).tobytes()
+        return {"samples": len(found), "right": base64.b64encode(bits).decode()}
+    return {"samples": len(found), "outcomes": base64.b64encode(found.tobytes()).decode()}
+
+
+def _read_reference(row: Mapping[str, Any]) -> Reference:
+    if row["format"] != FORMAT:
+        raise ValueError(f"format {row['format']}")
+    found: Outcomes | None = None
+    if "right" in row:
+        bits = np.frombuffer(base64.b64decode(row["right"]), dtype=np.uint8)
+        found = np.unpackbits(bits, count=row["samples"]).astype(np.bool_)
+    elif "outcomes" in row:
+        found = np.frombuffer(base64.b64decode(row["outcomes"]), dtype=np.float64)
+    return Reference(
+        context=row["context"],
+        measurement=Measurement(value=row["accuracy"], outcomes=found),
+        parameter_bytes=row["parameter_bytes"],
+    )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

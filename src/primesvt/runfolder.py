@@ -1,0 +1,138 @@
+"""The run folder: what was asked, every probe, the plan, the figures and the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from primesvt._files import check_writable, write_json, write_text
+from primesvt.metrics import Metrics
+from primesvt.probes import ProbeTable
+
+__all__ = ["RunFolder", "stored_probes"]
+
+RECIPE, PROBES, PLAN, METRICS, MODEL = (
+    "recipe.yaml",
+    "sensitivity.jsonl",
+    "plan.json",
+    "metrics.json",
+    "model",
+)
+
+
+class RunFolder:
+    """A folder that one recipe owns; a killed run goes on in it.
+
+    Nothing is written before ``create``, so a mistake in the input leaves nothing behind.
+
+    Args:
+        path: new, empty, or of the same recipe.
+        recipe: what was asked, as plain values.
+
+    Raises:
+        ValueError: the folder cannot be written to, or holds something else.
+    """
+
+    def __init__(self, path: str | Path, recipe: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.recipe = _plain(recipe)
+        if (self.path / RECIPE).is_file():
+            self._check_recipe()
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(
+                f"cannot write a run to {str(self.path)!r}: it holds something else; "
+                "choose a new or empty folder"
+            )
+        else:
+            _check_ancestor(self.path)
+
+    @property
+    def model(self) -> Path:
+        """The folder of the pruned model."""
+        return self.path / MODEL
+
+    @property
+    def plan(self) -> Path:
+        """The plan file."""
+        return self.path / PLAN
+
+    def probes(self) -> ProbeTable:
+        """The probes made so far; new ones need ``create`` first."""
+        return ProbeTable(self.path / PROBES)
+
+    def metrics(self) -> Metrics | None:
+        """The figures of a run that has ended, which are written last."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return None
+        try:
+            return Metrics.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged; delete it to finish the run again") from error
+
+    def create(self) -> None:
+        """Make the folder and write the recipe."""
+        check_writable(self.path)
+        if not (self.path / RECIPE).is_file():
+            text = yaml.safe_dump(dict(self.recipe), sort_keys=False)
+            write_text(self.path / RECIPE, text)
+
+    def finish(self, metrics: Metrics) -> None:
+        """Write the figures: the run is complete."""
+        write_json(self.path / METRICS, metrics.to_dict())
+
+    def _check_recipe(self) -> None:
+        path = self.path / RECIPE
+        try:
+            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"cannot read {path}; choose another run folder") from error
+        difference = _difference(there, self.recipe)
+        if difference:
+            raise ValueError(
+                f"{self.path} holds a run of another recipe: {difference}; choose another run "
+                f"folder, and solve again from its probes with --from {self.path}"
+            )
+
+
+def stored_probes(run: str | Path) -> ProbeTable:
+    """The probes of another run, to solve again from; that folder is not changed."""
+    path = Path(run) / PROBES
+    if not path.is_file():
+        raise ValueError(f"there are no probes in {str(run)!r}; give the folder of an earlier run")
+    table = ProbeTable(path, read_only=True)
+    if table.reference is None:
+        raise ValueError(f"the run in {str(run)!r} has no probe yet; let it finish first")
+    return table
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from the file: tuples are lists there."""
+    return dict(json.loads(json.dumps(recipe, default=str)))
+
+
+def _difference(there: Any, here: Any, path: str = "") -> str:
+    """The first field in which two recipes differ, in words."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys([*there, *here]):
+            found = _difference(there.get(name), here.get(name), f"{path}.{name}".strip("."))
+            if found:
+                return found
+        return ""
+    return "" if there == here else f"{path or 'all of it'} is {there!r} there and {here!r} here"
+
+
+def _check_ancestor(path: Path) -> None:
+    """Fail before a long run where the folder could not be made, without making it."""
+    ancestor = next(place for place in path.absolute().parents if place.exists())
+    place = path if path.exists() else ancestor
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"cannot write to folder {str(path)!r}: {place} is not a folder that you may write to; "
+            "choose another"
+        )

@@ -1,0 +1,85 @@
+"""How a run probes, chooses and cuts: one frozen, checked value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from primesvt.importance import find_importance
+from primesvt.policies import ORDERS, READINGS
+from primesvt.policies.gate import GATES
+from primesvt.sensitivity import RATES, check_rates
+
+__all__ = ["PRESETS", "Settings"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "policy": "prime",
+        "importance": "l2",
+        "recovery": "none",
+        "gate": "point",
+        "reading": "A",
+        "order": "producer",
+        "target_threshold": 0.0,
+    }
+}
+_CHOICES = {
+    "policy": ("prime",),
+    "recovery": ("none",),
+    "gate": GATES,
+    "reading": READINGS,
+    "order": ORDERS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The method of a run (docs/method.md); every value is checked when it is made.
+
+    Example:
+        >>> Settings(gate="bound").with_preset("paper").gate
+        'point'
+        >>> Settings(gate="none")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown gate 'none'; known: point, bound
+    """
+
+    policy: str = "prime"
+    importance: str = "l2"
+    recovery: str = "none"
+    gate: str = "bound"
+    reading: str = "A"
+    order: str = "producer"
+    target_threshold: float = 0.0
+    level: float = 0.95
+    rates: Sequence[float] = RATES
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    include_streams: bool = False
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(allowed)}")
+        find_importance(self.importance)
+        if not 0 <= self.target_threshold <= 1:
+            raise ValueError(f"target_threshold is {self.target_threshold}, but must lie in 0 .. 1")
+        if not 0.5 <= self.level < 1:
+            raise ValueError(f"level is {self.level}, but must be at least 0.5 and below 1")
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a list of globs, as in {name}=['*.mlp.*']")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "rates", check_rates(self.rates))
+
+    def with_preset(self, name: str | None) -> Settings:
+        """These settings with the values that a preset stands for."""
+        if name is None:
+            return self
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        return replace(self, **PRESETS[name])

@@ -1,0 +1,120 @@
+"""A user's mistake gets one clear line on stderr, exit code 1, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from primesvt.models import create_model, to_official
+
+PRUNE = ("prune", "sdt_v2_digits")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def make_inputs(folder: Path) -> None:
+    """Every broken file that the table below names."""
+    (folder / "cut.safetensors").write_bytes(_whole(folder / "whole.safetensors")[:-100])
+    torch.save({"head.weight": torch.ones(100)}, folder / "whole.pth")
+    (folder / "cut.pth").write_bytes((folder / "whole.pth").read_bytes()[:-100])
+    (folder / "empty.pth").write_bytes(b"")
+    (folder / "text.pth").write_text("not a checkpoint")
+    torch.save({"args": argparse.Namespace(lr=1.0)}, folder / "objects.pth")
+    torch.save({"epoch": 3}, folder / "no-weights.pth")
+    torch.save({"head.weight": torch.ones(10, 3)}, folder / "other-network.pth")
+    (folder / "unknown-field.yaml").write_text("model: sdt_v2_digits\nlimits: {max_drop: 1}\n")
+    (folder / "bad-value.yaml").write_text("model: sdt_v2_digits\nrun: {batch_size: 0}\n")
+    (folder / "broken.yaml").write_text("model: [")
+    (folder / "list.yaml").write_text("- 1\n")
+    (folder / "nowhere").mkdir()
+    (folder / "a-file").write_text("")
+    _images(folder / "two-classes", ("cat", "dog"))
+    _images(folder / "damaged", map(str, range(10)))
+    (folder / "damaged" / "val" / "3" / "0.png").write_bytes(b"")
+    _images(folder / "empty-class", map(str, range(10)))
+    (folder / "empty-class" / "val" / "new").mkdir()
+
+
+def _whole(path: Path) -> bytes:
+    save_file(to_official(create_model("sdt_v2_small")), path)
+    return path.read_bytes()
+
+
+def _images(root: Path, classes) -> None:
+    for name in classes:
+        (root / "val" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("L", (8, 8), color=20 * index).save(root / "val" / name / f"{index}.png")
+
+
+MISTAKES = {
+    "unknown model, with the nearest": (
+        ["prune", "sdt_v2_digit"],
+        ["unknown model 'sdt_v2_digit'", "sdt_v2_digits"],
+    ),
+    "no model": (["prune", ""], ["no model given"]),
+    "no bundled weights": (["prune", "sdt_v2_15m"], ["sdt_v2_15m has no weights"]),
+    "checkpoint not there": (["evaluate", "gone.pth"], ["no checkpoint file 'gone.pth'"]),
+    "checkpoint cut short": (["inspect", "../inputs/cut.pth"], ["cut.pth", "cut short"]),
+    "safetensors cut short": (["prune", "../inputs/cut.safetensors"], ["cut short"]),
+    "empty checkpoint": (["inspect", "../inputs/empty.pth"], ["(0 bytes)", "cut short"]),
+    "text as checkpoint": (["inspect", "../inputs/text.pth"], ["text.pth", "no checkpoint"]),
+    "pickled objects": (["inspect", "../inputs/objects.pth"], ["Python objects", "safetensors"]),
+    "no state dict": (["inspect", "../inputs/no-weights.pth"], ["no state dict", "'epoch'"]),
+    "another network": (["inspect", "../inputs/other-network.pth"], ["no sdt_v2 state dict"]),
+    "no model folder": (["evaluate", "../inputs/nowhere"], ["nowhere"]),
+    "no data": ([*PRUNE, "--data", "gone"], ["no data set or folder 'gone'"]),
+    "class count": (
+        [*PRUNE, "--data", "../inputs/two-classes"],
+        ["2 classes", "the model predicts 10"],
+    ),
+    "damaged image": ([*PRUNE, "--data", "../inputs/damaged"], ["cannot read the image", "0.png"]),
+    "empty class": ([*PRUNE, "--data", "../inputs/empty-class"], ["new", "empty"]),
+    "recipe not there": (["prune", "--recipe", "gone.yaml"], ["gone.yaml"]),
+    "recipe no YAML": (["prune", "--recipe", "../inputs/broken.yaml"], ["not a YAML file"]),
+    "recipe no mapping": (["prune", "--recipe", "../inputs/list.yaml"], ["holds no recipe"]),
+    "recipe field": (
+        ["prune", "--recipe", "../inputs/unknown-field.yaml"],
+        ["limits.max_drop: unknown field"],
+    ),
+    "recipe value": (["prune", "--recipe", "../inputs/bad-value.yaml"], ["run.batch_size: 0"]),
+    "training recipe not there": (["train", "--recipe", "gone.yaml"], ["gone.yaml"]),
+    "negative limit": ([*PRUNE, "--max-accuracy-drop", "-1"], ["max_accuracy_drop", "-1"]),
+    "limit not a number": ([*PRUNE, "--max-accuracy-drop", "nan"], ["max_accuracy_drop", "nan"]),
+    "limit above the accuracy": ([*PRUNE, "--max-accuracy-drop", "99.9"], ["99.9"]),
+    "percent for a fraction": ([*PRUNE, "--min-memory-saving", "25"], ["25", "0.25"]),
+    "size without a unit": ([*PRUNE, "--max-parameter-memory", "lots"], ["lots"]),
+    "no such group": ([*PRUNE, "--include", "nothing.*"], ["nothing.*"]),
+    "no such device": ([*PRUNE, "--device", "abacus"], ["abacus"]),
+    "no batch": ([*PRUNE, "--batch-size", "0"], ["batch_size", "0"]),
+    "folder not writable": ([*PRUNE, "--out", "../inputs/a-file/run"], ["cannot write", "a-file"]),
+    "no such run": ([*PRUNE, "--from", "gone"], ["gone"]),
+    "no such plan": (["apply", "gone", "sdt_v2_digits", "--out", "small"], ["gone"]),
+    "preset and its contrary": (
+        [*PRUNE, "--preset", "paper", "--gate", "bound"],
+        ["--preset paper", "gate"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "phrases"), MISTAKES.values(), ids=list(MISTAKES))
+def test_one_clear_line_and_nothing_written(primesvt, tmp_path, words, phrases):
+    make_inputs(tmp_path / "inputs")
+    finished = primesvt(*words)
+    assert finished.code == 1
+    assert finished.out == ""
+    assert finished.err.startswith("primesvt: ")
+    assert finished.err.count("\n") == 1
+    for phrase in phrases:
+        assert phrase in finished.err
+    assert list(Path().rglob("*")) == []

@@ -1,0 +1,145 @@
+"""The commands on the bundled model, from start to end, for a person and for a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from primesvt.checkpoint import trained_here
+from primesvt.models import create_model, list_models, to_official
+
+GROUP = "blocks.block3_0.mlp.fc1"
+QUICK = ("--include", GROUP, "--rates", "0.25", "0.5", "--batch-size", "450")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_models_lists_the_registry(primesvt):
+    finished = primesvt("models", "--json")
+    assert finished.code == 0
+    assert [row["name"] for row in finished.json["models"]] == list_models()
+    assert finished.json["models"][0]["parameters"] == 15_112_208
+
+
+def test_tables_fit_80_columns(primesvt):
+    for words in (
+        ["models"],
+        ["inspect", "sdt_v2_digits"],
+        ["inspect", "sdt_v2_digits", "--groups"],
+    ):
+        finished = primesvt(*words)
+        assert finished.code == 0
+        assert max(len(line.rstrip()) for line in finished.out.splitlines()) <= 80
+
+
+def test_inspect_names_every_layer_and_says_why_not(primesvt):
+    found = primesvt("inspect", "sdt_v2_digits", "--json").json
+    model = create_model("sdt_v2_digits")
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert GROUP in {group["name"] for group in found["groups"] if group["prunable"]}
+    assert all(row["prunable"] or row["reason"] for row in found["layers"])
+
+
+def test_inspect_reads_official_checkpoints(primesvt):
+    state = to_official(create_model("sdt_v2_15m"))
+    save_file(state, "15M.safetensors")
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, "15M.pth")
+    found = [primesvt("inspect", name, "--json").json for name in ("15M.safetensors", "15M.pth")]
+    assert found[0]["parameters"] == 15_112_208
+    assert found[0]["layers"] == found[1]["layers"]
+
+
+def test_evaluate_measures_the_bundled_model(primesvt):
+    found = primesvt("evaluate", "sdt_v2_digits", "--batch-size", "450", "--json").json
+    low, high = found["interval"]
+    assert found["images"] == 450
+    assert 0.96 <= found["accuracy"] <= 1
+    assert low < found["accuracy"] < high
+
+
+def test_prune_writes_a_run_folder_that_evaluates_and_applies(primesvt):
+    finished = primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run", "--json")
+    assert finished.code == 0
+    metrics = finished.json["metrics"]
+    assert metrics["after"]["parameter_bytes"] < metrics["before"]["parameter_bytes"]
+    written = {path.name for path in Path("run").iterdir()}
+    assert {"recipe.yaml", "plan.json", "metrics.json", "model", "report.html"} <= written
+
+    evaluated = primesvt("evaluate", "run", "--json").json
+    assert evaluated["accuracy"] == metrics["after"]["test"]["accuracy"]
+    assert evaluated["parameter_bytes"] == metrics["after"]["parameter_bytes"]
+
+    applied = primesvt("apply", "run", "sdt_v2_digits", "--out", "small", "--json")
+    assert applied.code == 0
+    assert applied.json["after"]["parameter_bytes"] == metrics["after"]["parameter_bytes"]
+    assert primesvt("evaluate", "small", "--json").json["accuracy"] == evaluated["accuracy"]
+
+
+def test_prune_closes_with_a_table_and_where_things_lie(primesvt):
+    finished = primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run")
+    for phrase in ("Before", "After", "Change", "Top-1", "Parameters", "primesvt.load('run')"):
+        assert phrase in finished.out
+
+
+def test_a_finished_run_is_reported_again(primesvt):
+    words = ("prune", "sdt_v2_digits", *QUICK, "--out", "run")
+    first = primesvt(*words)
+    probes = Path("run/sensitivity.jsonl").read_bytes()
+    assert primesvt(*words).out == first.out
+    assert Path("run/sensitivity.jsonl").read_bytes() == probes
+
+
+def test_a_run_folder_of_another_recipe_is_refused(primesvt):
+    primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    finished = primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run", "--seed", "7")
+    assert finished.code == 1
+    assert "run" in finished.err
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_new_limits_from_a_run_make_no_new_probe(primesvt):
+    primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run")
+    again = ("--max-accuracy-drop", "1", "--from", "run", "--out", "again")
+    assert primesvt("prune", "sdt_v2_digits", *QUICK, *again).code == 0
+    probes = [Path(name, "sensitivity.jsonl").read_text() for name in ("run", "again")]
+    assert probes[0] == probes[1]
+
+
+def test_limits_that_cannot_be_met_together_exit_with_3_and_keep_the_plan(primesvt):
+    limits = ("--max-accuracy-drop", "3", "--min-memory-saving", "0.9")
+    finished = primesvt("prune", "sdt_v2_digits", *QUICK, *limits, "--out", "run", "--json")
+    assert finished.code == 3
+    assert finished.json["metrics"]["met"] is False
+    assert Path("run/plan.json").exists()
+    assert Path("run/report.html").exists()
+
+
+def test_flags_override_the_recipe_file(primesvt):
+    primesvt("prune", "sdt_v2_digits", *QUICK, "--gate", "point", "--out", "run")
+    words = ("prune", "--recipe", "run/recipe.yaml", "--gate", "bound", "--out", "again")
+    assert primesvt(*words).code == 0
+    first, second = (
+        yaml.safe_load(Path(name, "recipe.yaml").read_text()) for name in ("run", "again")
+    )
+    assert first["method"].pop("gate") == "point"
+    assert second["method"].pop("gate") == "bound"
+    assert first == second
+
+
+def test_only_models_trained_here_have_images_held_out_in_training(primesvt):
+    save_file(to_official(create_model("sdt_v2_small")), "official.safetensors")
+    assert not trained_here("official.safetensors")
+    for name, source in (("run", "sdt_v2_digits"), ("pruned", "official.safetensors")):
+        Path(name, "model").mkdir(parents=True)
+        Path(name, "recipe.yaml").write_text(yaml.safe_dump({"model": source}))
+    assert trained_here("run")
+    assert trained_here("run/model")
+    assert not trained_here("pruned")

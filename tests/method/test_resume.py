@@ -1,0 +1,125 @@
+"""A run is killed with SIGKILL at several moments, and goes on each time as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CHILD = """
+import dataclasses, os, signal, sys
+import torch
+from torch.utils.data import Subset
+torch.set_num_threads(1)
+from primesvt import evaluation, probes, pruning
+from primesvt.constraints import Constraints
+from primesvt.data import load_data
+from primesvt.models import create_model
+
+folder, log, moment, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+left = count
+
+def die_at(name):
+    global left
+    if name == moment:
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def outcomes(model, dataset, *, stage="evaluating", real=evaluation.outcomes, **options):
+    with open(log, "a") as file:
+        file.write(stage + chr(10))
+    found = real(model, dataset, stage=stage, **options)
+    die_at("measured")
+    return found
+
+def append(self, line, real=probes.ProbeTable._append):
+    if moment == "half a line" and left == 1:
+        with self.path.open("ab") as file:
+            file.write(line[: len(line) // 2].encode())
+    die_at("half a line")
+    real(self, line)
+    die_at("line")
+
+def save_model(*args, real=pruning.save_model, **options):
+    die_at("plan")
+    real(*args, **options)
+    die_at("model")
+
+evaluation.outcomes, probes.ProbeTable._append, pruning.save_model = outcomes, append, save_model
+whole = load_data("digits")
+data = dataclasses.replace(
+    whole, selection=Subset(whole.selection, range(40)), test=Subset(whole.test, range(20))
+)
+result = pruning.prune(
+    create_model("sdt_v2_digits", pretrained=True),
+    data=data,
+    constraints=Constraints(max_accuracy_drop=8, min_memory_saving=None),
+    include=["*.block4_0.mlp.fc1", "*.conv2a.conv1", "*.conv1b.conv1"],
+    rates=(0.3, 0.6, 0.9),
+    gate="point",
+    verify=False,
+    out=folder,
+)
+print(result.verdict)
+"""
+
+# The run has 1 unpruned network, 9 layer probes, then its walk: these moments come in this order.
+MOMENTS = [("line", 4), ("half a line", 3), ("measured", 5)]
+ENDS = [("plan", 1), ("model", 1)]
+
+
+def child(folder, log, moment="never", count=1):
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), str(log), moment, str(count)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def rows(folder):
+    lines = (folder / "sensitivity.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finished = child(folder, folder.parent / "log")
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def test_killed_again_and_again(whole, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    log.touch()
+    for moment in MOMENTS + ENDS:
+        killed = child(folder, log, *moment)
+        assert killed.returncode == -signal.SIGKILL, (moment, killed.stdout, killed.stderr)
+        assert not (folder / "metrics.json").exists()
+    finished = child(folder, log)
+    assert finished.returncode == 0, finished.stderr
+
+    for name in ("plan.json", "metrics.json", "recipe.yaml", "model/config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    weights = "model/model.safetensors"
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+    made = [tuple(sorted(row.get("cuts", {}).items())) for row in rows(folder)]
+    assert made == [tuple(sorted(row.get("cuts", {}).items())) for row in rows(whole)]
+    assert len(set(made)) == len(made)
+    # Measured twice is only what a kill hit between the measurement and its line on disk.
+    measured = log.read_text().splitlines().count("evaluating")
+    in_flight = sum(moment in ("measured", "half a line") for moment, _ in MOMENTS)
+    assert measured == len(made) + in_flight
+
+
+def test_a_finished_run_measures_nothing(whole, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    again = child(whole, log)
+    assert again.returncode == 0, again.stderr
+    assert log.read_text() == ""
