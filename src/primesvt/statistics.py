@@ -34,8 +34,8 @@ def paired_drop_bound(lost: int, gained: int, pairs: int, *, level: float = 0.95
 
     The score bound of the difference of two dependent proportions: Tango, "Equivalence test and
     confidence interval for the difference in proportions for the paired-sample design", Statistics
-    in Medicine 17 (1998), 891-908, equations 10 to 13, one side of it. Without any discordant pair
-    it is ``z^2 / (pairs + z^2)``, never 0: so few images cannot prove more.
+    in Medicine 17 (1998), 891-908, one side of it. Without any discordant pair it is
+    ``z^2 / (pairs + z^2)``, never 0: so few images cannot prove more.
 
     Args:
         lost: images that only the unpruned network gets right.
