@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from primesvt.artifact import load
-from primesvt.evaluation import outcomes
 from safetensors.torch import load_file
 
+from primesvt.artifact import load
 from primesvt.data import load_data
+from primesvt.evaluation import outcomes
 from primesvt.models import create_model, model_entry
 from primesvt.training import Augmentation, TrainRecipe, fit, read_train_recipe, train
 from primesvt.training.fit import learning_rate_factor
