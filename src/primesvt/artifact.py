@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from primesvt._files import save_safetensors, write_json
 from primesvt.channels import ChannelGraph, remove_channels, trace
-from primesvt.channels.tracer import state_tensors, unwrap
+from primesvt.channels.copies import unwrap
 from primesvt.fingerprint import config_of
 from primesvt.models import build_model
 from primesvt.models.state import check_shapes
@@ -112,7 +111,7 @@ def _shrink(model: nn.Module, state: Mapping[str, Tensor], inputs: list[Any], fo
             f"{folder / 'model.safetensors'} does not fit the config beside it; save it again"
         )
     try:
-        graph = trace(_blank(model), example_inputs(inputs))
+        graph = trace(model, example_inputs(inputs))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder} does not fit together: {error}; save it again") from error
     cuts = {}
@@ -123,14 +122,6 @@ def _shrink(model: nn.Module, state: Mapping[str, Tensor], inputs: list[Any], fo
         if width is not None and 1 <= width < group.size:
             cuts[group.name] = np.tile(np.arange(width), (group.positions, 1))
     remove_channels(model, graph, cuts)
-
-
-def _blank(model: nn.Module) -> nn.Module:
-    """The same network on the CPU, all zeros: fused neuron kernels on meta cannot be traced."""
-    blank = copy.deepcopy(model).to_empty(device="cpu")
-    for tensor in state_tensors(blank).values():
-        tensor.detach().zero_()
-    return blank
 
 
 def _stored_width(graph: ChannelGraph, name: str, state: Mapping[str, Tensor]) -> int | None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.channels.tracer import state_tensors
+from primesvt.channels.copies import state_tensors
 from primesvt.models import reset
 
 __all__ = [

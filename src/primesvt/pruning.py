@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from primesvt.artifact import load, save_model
 from primesvt.channels import Refusal
-from primesvt.channels.tracer import unwrap
+from primesvt.channels.copies import unwrap
 from primesvt.constraints import Constraints
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import (
