@@ -17,7 +17,7 @@ from primesvt._files import save_safetensors, write_json
 from primesvt.channels import ChannelGraph, remove_channels, trace
 from primesvt.channels.copies import unwrap
 from primesvt.fingerprint import config_of
-from primesvt.models import build_model
+from primesvt.models import Provenance, build_model
 from primesvt.models.state import check_shapes
 from primesvt.plan import Plan, apply_plan, example_inputs
 
@@ -38,11 +38,13 @@ def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None
     folder, model = Path(folder), unwrap(model)
     state = {name: value for name, value in model.state_dict().items() if _is_tensor(name, value)}
     config = config_of(model)
+    made = getattr(model, "provenance", None)
     content: dict[str, Any] = {
         "format": FORMAT,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "config": config,
         "time_steps": getattr(model, "time_steps", None) if config else None,
+        "provenance": made.to_dict() if made else None,
         "inputs": list(plan.inputs) if plan else [],
         "plan": plan.to_dict() if plan and config is None else None,
     }
@@ -96,6 +98,8 @@ def _registered(content: Mapping[str, Any], state: Mapping[str, Tensor], folder:
             model = build_model(content["config"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    if content.get("provenance") is not None:
+        model.provenance = Provenance.from_dict(content["provenance"])
     if content["time_steps"] is not None:
         model.time_steps = int(content["time_steps"])
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}

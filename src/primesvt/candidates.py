@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup, Refusal
+from primesvt.evaluation import Progress
 
 __all__ = ["Candidates", "find_candidates"]
 
@@ -30,6 +32,7 @@ def find_candidates(
     exclude: Sequence[str] = (),
     include_streams: bool = False,
     verify: bool = True,
+    progress: Progress | None = None,
 ) -> Candidates:
     """Free groups that the globs let through and, with ``verify``, that pass ``graph.check``.
 
@@ -54,7 +57,10 @@ def find_candidates(
     ]
     if not groups:
         raise ValueError(_nothing(graph, chosen))
-    refusals = graph.check(model, [group.name for group in groups]) if verify else ()
+    refusals: tuple[Refusal, ...] = ()
+    if verify:
+        tell = None if progress is None else partial(progress, "checking cuts")
+        refusals = graph.check(model, [group.name for group in groups], tell)
     refused = {refusal.group for refusal in refusals}
     left = tuple(group for group in groups if group.name not in refused)
     if not left:

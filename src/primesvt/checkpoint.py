@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,6 +17,7 @@ from primesvt.artifact import load
 from primesvt.models import (
     DataConfig,
     ModelConfig,
+    Provenance,
     SpikingViT,
     create_model,
     from_official,
@@ -67,6 +67,8 @@ def open_model(
         >>> open_model("sdt_v2_digits", pretrained=False).num_classes
         10
     """
+    if time_steps is not None and time_steps < 1:
+        raise ValueError(f"time_steps is {time_steps}, but must be at least 1")
     opened = _open(source, pretrained=pretrained)
     if time_steps is not None:
         opened.model.time_steps = time_steps
@@ -76,36 +78,35 @@ def open_model(
 
 def _open(source: str | Path, *, pretrained: bool) -> OpenedModel:
     path = Path(source)
-    if path.is_dir():
-        model = load(path)
-        return OpenedModel(
-            model=model, data=data_config(model.config), held_out=trained_here(source)
-        )
-    if path.is_file() or path.suffix in SUFFIXES:
-        model = from_official(read_state_dict(path))
-        return OpenedModel(model=model, data=data_config(model.config), held_out=False)
-    entry = model_entry(str(source))
-    model = create_model(entry.name, pretrained=pretrained or entry.weights is not None)
-    return OpenedModel(model=model, data=entry.data, held_out=True)
+    if str(source) in list_models() or not (path.exists() or path.suffix in SUFFIXES):
+        entry = model_entry(str(source))
+        model = create_model(entry.name, pretrained=pretrained or entry.weights is not None)
+    elif path.is_dir() or (path.parent / "config.json").is_file():
+        model = load(path if path.is_dir() else path.parent)
+    else:
+        model = _official(path)
+    if not isinstance(model, SpikingViT):
+        raise ValueError(f"{path} holds a model of your own; use primesvt.prune in Python for it")
+    made = provenance_of(model)
+    return OpenedModel(model=model, data=made.data, held_out=made.held_out)
 
 
-def trained_here(source: str | Path) -> bool:
-    """Whether ``primesvt train`` made a model, or the model that a run folder was pruned from.
+def _official(path: Path) -> SpikingViT:
+    state = read_state_dict(path)
+    try:
+        return from_official(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
-    Only then the images that training holds out are unseen, and may serve as selection set.
+
+def provenance_of(model: SpikingViT) -> Provenance:
+    """Where a model's weights come from; for a downloaded checkpoint, its nearest entry's data.
 
     Example:
-        >>> trained_here("sdt_v2_digits"), trained_here("15M.pth")
-        (True, False)
+        >>> provenance_of(create_model("sdt_v2_digits", pretrained=True)).held_out
+        True
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        return any(str(source) == name and model_entry(name).weights for name in list_models())
-    run = folder if (folder / "model").is_dir() else folder.parent
-    if (run / "record.json").is_file():
-        return True
-    recipe = run / "recipe.yaml"
-    return recipe.is_file() and trained_here(yaml.safe_load(recipe.read_text())["model"])
+    return model.provenance or Provenance(data=data_config(model.config))
 
 
 def data_config(config: ModelConfig) -> DataConfig:

@@ -86,10 +86,10 @@ class Constraints:
                 "check that data and model belong together"
             )
         if reference > 0 and self.max_accuracy_drop >= reference * unit:
-            what = "accuracy, in points" if points else "score"
+            what, of = ("accuracy", " points") if points else ("score", "")
             raise ValueError(
                 f"max_accuracy_drop is {self.max_accuracy_drop:g}, but the unpruned {what} is only "
-                f"{reference * unit:.4g}; give a smaller limit"
+                f"{reference * unit:.4g}{of}; give a smaller limit"
             )
         return self.max_accuracy_drop / unit
 

@@ -51,6 +51,7 @@ class Job:
         example: inputs to trace with; seen in a call of the score, when not given.
         earlier: probes of another run to solve again from; no layer is probed anew then.
         progress: called as ``progress(stage, done, total)``.
+        notes: what to say beside the figures.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Job:
     earlier: ProbeTable | None = None
     example: tuple[Any, ...] = ()
     progress: Progress | None = None
+    notes: tuple[str, ...] = ()
     _context: dict[str, Any] = field(default_factory=dict, init=False)
 
     def context(self) -> Mapping[str, Any]:
@@ -104,7 +106,6 @@ class Job:
         """Trace the network and choose the groups that may be cut."""
         self._tell("tracing")
         graph = trace(self.model, self.example)
-        self._tell("checking cuts")
         chosen = self.settings
         candidates = find_candidates(
             self.model,
@@ -113,6 +114,7 @@ class Job:
             exclude=chosen.exclude,
             include_streams=chosen.include_streams,
             verify=chosen.verify,
+            progress=self.progress,
         )
         if self.earlier is not None:
             check_probed(self.earlier, candidates.groups, chosen.rates)
@@ -155,6 +157,7 @@ class Job:
         assert reference is not None
         walk = solved.walk
         last = walk.choices[-1].probe.accuracy if walk.choices else reference.accuracy
+        refused = (f"Refused: {each}." for each in solved.candidates.refusals)
         splits = self.evaluate.splits if isinstance(self.evaluate, DataEvaluator) else None
         gate = self._policy(reference).gate
         return Metrics(
@@ -164,7 +167,7 @@ class Job:
             after=self._costs(solved.model, last, "after"),
             data=splits.description() if splits else "",
             selection_from_train=splits is not None and splits.selection_from_train,
-            notes=notes_of(walk, [f"Refused: {each}." for each in solved.candidates.refusals]),
+            notes=notes_of(walk, [*self.notes, *refused]),
         )
 
     def _watch(self) -> Measurement:

@@ -167,7 +167,7 @@ def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
 _WHY = {
     "saving": "stopped as soon as the saving was reached",
     "accuracy": "the accuracy limit bound",
-    "rates": "no limit bound, every target layer is at its highest probed rate",
+    "rates": "no limit bound, every target layer is at the last rate that the reading tries",
 }
 
 
@@ -175,6 +175,8 @@ def _verdict(facts: Mapping[str, Any], cost: str) -> str:
     saved = f"{facts['saving']:.2%} of the parameter memory saved"
     asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
     why = _WHY[facts["bounded_by"]]
+    if facts["saving"] == 0 and facts["met"]:
+        return "Nothing was removed: no probed cut stays within the accuracy limit."
     if facts["met"]:
         return f"Limits met: {saved}{asked} for {cost}; {why}."
     return (

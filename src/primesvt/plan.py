@@ -82,18 +82,23 @@ class Plan:
                 "give the plan.json of a run folder, or update primesvt"
             )
         try:
-            return cls(
+            plan = cls(
                 model_hash=str(content["model_hash"]),
                 config=content["config"],
-                inputs=tuple(content["inputs"]),
+                inputs=tuple(_input(given) for given in content["inputs"]),
                 steps=tuple(_step(step) for step in content["steps"]),
                 groups={
                     str(name): tuple(tuple(map(int, row)) for row in rows)
                     for name, rows in content["groups"].items()
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise ValueError(f"{source} is damaged: {error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source} is damaged: {type(error).__name__} {error}") from error
+        if {step.group for step in plan.steps} != set(plan.groups):
+            raise ValueError(f"{source} is damaged: its steps and its groups name different ones")
+        return plan
 
     def save(self, path: str | Path) -> Path:
         """Write ``plan.json``, whole or not at all."""
@@ -163,6 +168,13 @@ def apply_plan(
                 "made for"
             )
     return remove_channels(model, graph, plan.groups)
+
+
+def _input(content: Mapping[str, Any]) -> dict[str, Any]:
+    shape, dtype = [int(n) for n in content["shape"]], str(content["dtype"])
+    if min(shape, default=1) < 0 or not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"an input of shape {shape} and dtype {dtype}")
+    return {"shape": shape, "dtype": dtype}
 
 
 def _step(content: Mapping[str, Any]) -> Step:

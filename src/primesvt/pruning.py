@@ -72,14 +72,8 @@ class PruneResult:
         run = RunFolder(folder, self.recipe)
         run.create()
         self.probes.write(run.path / "sensitivity.jsonl")
-        return self.write(run)
-
-    def write(self, run: RunFolder) -> Path:
-        """Write plan, model and, last, the figures into a folder that has the probes."""
-        self.plan.save(run.plan)
-        save_model(self.model, run.model, plan=self.plan)
-        run.finish(self.metrics)
-        return run.path
+        _write_model(run, self.plan, self.model)
+        return _finish(run, self.metrics)
 
 
 def prune(
@@ -193,6 +187,7 @@ def prune(
         settings=settings,
         table=folder.probes() if folder else ProbeTable(),
         earlier=stored_probes(from_run) if from_run is not None else None,
+        notes=(f"Solved again from the probes of {from_run}.",) if from_run is not None else (),
         example=_example(example_input, calibration, evaluate),
         progress=progress,
     )
@@ -228,6 +223,8 @@ def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> Prune
         folder.create()
     job.begin(reference)
     solved = job.solve(graph, candidates)
+    if folder is not None:  # before the test set is touched: nothing measured can be lost then
+        _write_model(folder, solved.plan, solved.model)
     result = PruneResult(
         model=solved.model,
         plan=solved.plan,
@@ -237,8 +234,22 @@ def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> Prune
         probes=job.table,
     )
     if folder is not None:
-        result.write(folder)
+        _finish(folder, result.metrics)
     return result
+
+
+def _write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
+    plan.save(run.plan)
+    save_model(model, run.model, plan=plan)
+
+
+def _finish(run: RunFolder, metrics: Metrics) -> Path:
+    """Write the figures, which mark the run as complete, and the report made from them."""
+    from primesvt.report import write_report
+
+    run.finish(metrics)
+    write_report(run.path)
+    return run.path
 
 
 def _finished(
@@ -246,6 +257,7 @@ def _finished(
 ) -> PruneResult:
     """The result of a run that has ended; the test set is not looked at again."""
     job.table.check(job.context())
+    _finish(folder, metrics)
     plan = Plan.load(folder.plan)
     into = None if plan.config is not None else job.model
     device = next((p.device for p in job.model.parameters()), torch.device("cpu"))
@@ -260,11 +272,13 @@ def _working_copy(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _splits(data: Data, model: nn.Module, seed: int) -> Splits:
     """The sets, prepared as the model wants its images."""
-    from primesvt.checkpoint import data_config
+    from primesvt.checkpoint import provenance_of
 
-    known = type(model) is SpikingViT and isinstance(data, str | Path)
-    config = data_config(model.config) if known else None  # type: ignore[arg-type]
-    splits = load_data(data, data_config=config, seed=seed)
+    if isinstance(model, SpikingViT) and isinstance(data, str | Path):
+        made = provenance_of(model)
+        splits = load_data(data, data_config=made.data, seed=seed, held_out=made.held_out)
+    else:
+        splits = load_data(data, seed=seed)
     if isinstance(model, SpikingViT):
         check_classes(splits, model.config.num_classes)
     return splits

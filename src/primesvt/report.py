@@ -63,7 +63,9 @@ def write_report(run_dir: str | Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         headline=headline(metrics),
-        subtitle=f"{recipe['model']} on {recipe['data']}",
+        subtitle=f"{recipe.get('model', 'a model')} on {recipe.get('data', 'data')} given in Python"
+        if "data" not in recipe
+        else f"{recipe['model']} on {recipe['data']}",
         met=metrics["met"],
         verdict=metrics["verdict"],
         warnings=_warnings(metrics),

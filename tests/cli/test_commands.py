@@ -9,7 +9,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from primesvt.checkpoint import trained_here
+from primesvt import Constraints, prune, recipe, settings
+from primesvt.artifact import save_model
+from primesvt.checkpoint import open_model
 from primesvt.models import create_model, list_models, to_official
 
 GROUP = "blocks.block3_0.mlp.fc1"
@@ -136,10 +138,39 @@ def test_flags_override_the_recipe_file(primesvt):
 
 def test_only_models_trained_here_have_images_held_out_in_training(primesvt):
     save_file(to_official(create_model("sdt_v2_small")), "official.safetensors")
-    assert not trained_here("official.safetensors")
-    for name, source in (("run", "sdt_v2_digits"), ("pruned", "official.safetensors")):
-        Path(name, "model").mkdir(parents=True)
-        Path(name, "recipe.yaml").write_text(yaml.safe_dump({"model": source}))
-    assert trained_here("run")
-    assert trained_here("run/model")
-    assert not trained_here("pruned")
+    official, bundled = open_model("official.safetensors"), open_model("sdt_v2_digits")
+    assert not official.held_out
+    assert bundled.held_out
+    save_model(official.model, "official")
+    save_model(bundled.model, "bundled/model")
+    assert not open_model("official").held_out
+    assert open_model("bundled").held_out
+    assert open_model("bundled/model").data == bundled.data
+
+
+def test_what_is_known_of_a_model_survives_plan_and_cut(primesvt):
+    assert primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run").code in (0, 3)
+    assert primesvt("apply", "run", "sdt_v2_digits", "--out", "applied").code == 0
+    assert open_model("run").held_out
+    assert open_model("applied").held_out
+
+
+def test_a_run_from_python_opens_on_the_command_line(primesvt):
+    result = prune(
+        create_model("sdt_v2_digits", pretrained=True),
+        data="digits",
+        constraints=Constraints(min_memory_saving=None),
+        include=[GROUP],
+        rates=(0.5,),
+        batch_size=450,
+    )
+    folder = result.save("python")
+    assert (folder / "report.html").is_file()
+    assert primesvt("evaluate", "python", "--batch-size", "450").code == 0
+
+
+def test_presets_mean_the_same_on_the_command_line_and_in_python():
+    for name, values in settings.PRESETS.items():
+        shared = {field: values[field] for field in recipe.PRESETS[name]}
+        assert dict(recipe.PRESETS[name]) == shared
+        assert set(values) - set(shared) == {"policy", "importance", "recovery"}

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from primesvt.evaluation import ScoreEvaluator, measured, outcomes, resolve_device
+from primesvt import evaluation
+from primesvt.evaluation import (
+    DataEvaluator,
+    ScoreEvaluator,
+    measured,
+    outcomes,
+    resolve_device,
+)
 
 
 def test_outcomes_against_a_plain_loop(model, digits):
@@ -39,6 +46,20 @@ def test_progress_counts_samples(model, digits):
         model, digits.selection, batch_size=25, progress=lambda *c: calls.append(c), stage="here"
     )
     assert calls == [("here", 25, 60), ("here", 50, 60), ("here", 60, 60)]
+
+
+@pytest.mark.parametrize(("after", "heard"), [(0.0, [25, 50, 60]), (1e9, [])])
+def test_only_a_long_measurement_is_reported(model, digits, monkeypatch, after, heard):
+    calls = []
+    monkeypatch.setattr(evaluation, "REPORT_AFTER", after)
+    evaluate = DataEvaluator(
+        splits=digits,
+        batch_size=25,
+        device=torch.device("cpu"),
+        progress=lambda *call: calls.append(call),
+    )
+    evaluate(model)
+    assert calls == [("measuring", done, 60) for done in heard]
 
 
 class _Tuple(nn.Module):

@@ -157,7 +157,8 @@ def test_streams_only_when_asked(model, digits):
 def test_save_and_load(pruned, tmp_path):
     folder = pruned.save(tmp_path / "run")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"recipe.yaml", "sensitivity.jsonl", "plan.json", "metrics.json", "model"}
+    files = {"recipe.yaml", "sensitivity.jsonl", "plan.json", "metrics.json", "report.html"}
+    assert names == files | {"model"}
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(load(folder)(x), pruned.model(x))
     assert Plan.load(folder) == pruned.plan

@@ -7,7 +7,7 @@ another, and every intermediate result of the two runs is compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,10 @@ class Refusal:
 
 
 def check(
-    model: nn.Module, graph: ChannelGraph, groups: Sequence[str] | None = None
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Refusal, ...]:
     """Refusals for every named group (default: all free ones); empty when all cuts are exact."""
     names = (
@@ -56,13 +59,13 @@ def check(
     bench = _Bench(model=model, graph=graph)
     refusals: list[Refusal] = []
     inner = [n for n in names if graph[n].kind != "stream"]
-    for share, chosen in _rounds(inner):
+    rounds = [*_rounds(inner), *((1 / 2, [n]) for n in names if graph[n].kind == "stream")]
+    for done, (share, chosen) in enumerate(rounds, start=1):
         refused = {r.group for r in refusals}
         bench.share = share
         _search(bench, [n for n in chosen if n not in refused], refusals)
-    for name in names:
-        if graph[name].kind == "stream":
-            _search(bench, [name], refusals)
+        if progress is not None:
+            progress(done, len(rounds))
     order = {name: i for i, name in enumerate(names)}
     return tuple(sorted(refusals, key=lambda r: order[r.group]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -256,11 +256,17 @@ class ChannelGraph:
             and any(symbols & axis.symbols() for axis in info.axes)
         )
 
-    def check(self, model: nn.Module, groups: Sequence[str] | None = None) -> tuple[Refusal, ...]:
+    def check(
+        self,
+        model: nn.Module,
+        groups: Sequence[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Refusal, ...]:
         """Cut a little of every free group on a copy and compare with the silenced original.
 
         Returns one refusal per group that crashes or differs; an empty tuple means all is well.
+        ``progress`` is called with the rounds done and to do.
         """
         from primesvt.channels.check import check
 
-        return check(model, self, groups)
+        return check(model, self, groups, progress)

@@ -63,7 +63,6 @@ class Prune:
         from primesvt.constraints import Constraints
         from primesvt.data import load_data
         from primesvt.pruning import prune
-        from primesvt.report import write_report
 
         recipe = self._checked_recipe()
         constraints = Constraints(**recipe.limits.model_dump())
@@ -89,10 +88,9 @@ class Prune:
                 recipe=recipe.to_dict(),
                 progress=progress,
             )
-        report = write_report(out)
         metrics = result.metrics.to_dict()
         console.result({"out": str(out), "metrics": metrics, "plan": result.plan.to_dict()})
-        _close(console, result, out, report)
+        _close(console, result, out)
         return 0 if result.met else LIMITS_NOT_MET
 
     def _checked_recipe(self) -> PruneRecipe:
@@ -110,12 +108,12 @@ class Prune:
         return recipe
 
 
-def _close(console: Console, result: PruneResult, out: Path, report: Path) -> None:
+def _close(console: Console, result: PruneResult, out: Path) -> None:
     console.line(result.metrics.data)
     console.say(change_table(result.metrics.to_dict()))
     console.sentence(result.verdict)
     console.line(f"The model:  primesvt.load({str(out)!r})")
-    console.line(f"The report: {report}")
+    console.line(f"The report: {out / 'report.html'}")
 
 
 def base_recipe(argv: Sequence[str]) -> PruneRecipe | None:

@@ -15,8 +15,8 @@ from primesvt.models.official import (
     official_modules,
     to_official,
 )
+from primesvt.models.provenance import DataConfig, Provenance
 from primesvt.models.registry import (
-    DataConfig,
     ModelEntry,
     Published,
     create_model,
@@ -31,6 +31,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "ModelEntry",
+    "Provenance",
     "Published",
     "SDTv2Config",
     "SpikingViT",

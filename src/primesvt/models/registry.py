@@ -14,29 +14,12 @@ from safetensors.torch import load as tensors_from_bytes
 
 from primesvt.models.config import ModelConfig
 from primesvt.models.families import build_model
+from primesvt.models.provenance import DataConfig, Provenance
 from primesvt.models.sdt_v2 import SDTv2Config
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state import load_state
 
 __all__ = ["DataConfig", "ModelEntry", "Published", "create_model", "list_models", "model_entry"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How images must be prepared: size ``(channels, height, width)``, then normalisation.
-
-    ``crop_ratio`` is the part of the resized image that the centre crop keeps.
-
-    Example:
-        >>> DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,)).crop_ratio
-        1.0
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_ratio: float = 1.0
-    interpolation: str = "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +178,11 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Sp
     """
     entry = model_entry(name)
     config = type(entry.config).from_dict(entry.config.to_dict() | overrides)
-    if not pretrained:
-        return build_model(config)
-    _check_pretrained(entry, config)
     model = build_model(config)
+    model.provenance = Provenance(data=entry.data, held_out=pretrained)
+    if not pretrained:
+        return model
+    _check_pretrained(entry, config)
     load_state(model, _bundled(entry), source=f"the bundled file {entry.weights}")
     return model
 
@@ -208,7 +192,7 @@ def _check_pretrained(entry: ModelEntry, config: ModelConfig) -> None:
         bundled = [each.name for each in _ENTRIES.values() if each.weights]
         raise ValueError(
             f"{entry.name} has no weights in the package (only {', '.join(bundled)} has);"
-            " load a downloaded checkpoint with primesvt.models.from_official"
+            " give a downloaded checkpoint file instead (in Python: primesvt.models.from_official)"
         )
     for field in fields(config):
         asked, trained = getattr(config, field.name), getattr(entry.config, field.name)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from primesvt.models.config import ModelConfig
 from primesvt.models.neurons import reset
+from primesvt.models.provenance import Provenance
 
 __all__ = ["SpikingViT"]
 
@@ -37,6 +38,7 @@ class SpikingViT(nn.Module):
         super().__init__()
         self.config = config
         self.time_steps = config.time_steps
+        self.provenance: Provenance | None = None
         self.blocks = nn.Sequential(OrderedDict(blocks))
         self.head = head
 
