@@ -9,6 +9,7 @@ The groups of the largest model are compared over time steps, batch sizes and im
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,11 +31,12 @@ def measure(name: str) -> dict[str, Any]:
     model = create_model(name)
     image = torch.rand(1, 3, 224, 224)
     before = peak_bytes()
-    seconds = []
+    seconds, work = [], []
     for _ in range(5):
-        start = time.perf_counter()
+        start, start_work = time.perf_counter(), time.process_time()
         graph = trace(model, image)
         seconds.append(time.perf_counter() - start)
+        work.append(time.process_time() - start_work)
     total = sum(p.numel() for p in model.parameters())
     return {
         "model": name,
@@ -44,6 +46,8 @@ def measure(name: str) -> dict[str, Any]:
         "prunable_share": round(graph.touched() / total, 4),
         "seconds_median": round(statistics.median(seconds), 2),
         "seconds_range": [round(min(seconds), 2), round(max(seconds), 2)],
+        "processor_seconds_median": round(statistics.median(work), 2),
+        "load_average": round(os.getloadavg()[0], 2),
         "peak_megabytes": round(peak_bytes() / 1e6),
         "peak_megabytes_before_tracing": round(before / 1e6),
     }

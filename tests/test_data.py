@@ -309,8 +309,20 @@ class TestOwnDatasets:
             load_data(Stream())
 
     def test_too_few_samples(self) -> None:
-        with pytest.raises(DataError, match="add some"):
-            load_data(TensorDataset(torch.rand(1, 1, 8, 8), torch.arange(1)))
+        for size in (1, 2):
+            with pytest.raises(DataError, match=rf"\({size}\): at least 3 are needed; add some"):
+                load_data(TensorDataset(torch.rand(size, 1, 8, 8), torch.arange(size)))
+        assert len(load_data(TensorDataset(torch.rand(3, 1, 8, 8), torch.arange(3))).selection) == 1
+
+    def test_too_few_samples_to_hold_some_out(self) -> None:
+        few = TensorDataset(torch.rand(4, 1, 8, 8), torch.arange(4))
+        with pytest.raises(DataError, match="at least 5 are needed"):
+            load_data({"train": few}, allow_selection_from_train=True)
+
+    def test_too_few_samples_to_select_and_calibrate(self) -> None:
+        one = TensorDataset(torch.rand(1, 1, 8, 8), torch.arange(1))
+        with pytest.raises(DataError, match="at least 2 are needed"):
+            load_data({"validation": one, "test": one})
 
 
 class TestClasses:

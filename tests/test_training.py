@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from primesvt.artifact import load
+from primesvt.cli import main
 from primesvt.data import load_data
 from primesvt.evaluation import outcomes
 from primesvt.models import create_model, model_entry
@@ -121,6 +122,7 @@ def test_saved_model_loads_to_the_same_logits(bars: Path, tmp_path: Path) -> Non
 
     record = train(recipe(bars, epochs=1), out_dir=tmp_path / "out")
     model = load(tmp_path / "out")
+    assert model.provenance is not None and model.provenance.held_out
     test = load_data(bars, data_config=model_entry("sdt_v2_digits").data, held_out=True).test
     assert test is not None and record.test is not None
     assert outcomes(model, test, batch_size=128).mean() == record.test.accuracy
@@ -146,17 +148,38 @@ def test_data_without_training_images(bars: Path, tmp_path: Path) -> None:
     (bars / "train.parquet").unlink()
     with pytest.raises(ValueError, match="no training images"):
         train(recipe(bars), out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_made_is_refused_first(bars: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot write to folder .*file/new/out"):
+        train(recipe(bars, data="gone"), out_dir=tmp_path / "file" / "new" / "out")
+
+
+def test_relative_folder_may_be_used(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out", "plan.json").touch()
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(recipe(bars), out_dir="out")
+    train(recipe(bars, epochs=1), out_dir="runs/new")
+    assert Path("runs/new/record.json").is_file()
 
 
 def test_unknown_model_option_names_the_allowed(bars: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model_options: .*'width'.*embed_dims"):
         train(recipe(bars, model_options={"width": 3}), out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_class_count_that_does_not_fit(bars: Path, tmp_path: Path) -> None:
     options = {"num_classes": 12}
     with pytest.raises(ValueError, match="10 classes, but the model predicts 12"):
         train(recipe(bars, model_options=options), out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_kill_leaves_a_folder_that_can_be_used_again(bars: Path, tmp_path: Path) -> None:
@@ -231,6 +254,50 @@ def test_recipe_errors_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"r\.yaml") as caught:
             read_train_recipe(path)
         assert "\n" not in str(caught.value)
+
+
+def test_recipe_that_is_empty_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").touch()
+    with pytest.raises(ValueError, match=r"e\.yaml holds no recipe: expected 'field: value' lines"):
+        read_train_recipe(tmp_path / "e.yaml")
+    with pytest.raises(ValueError, match=r"^there is no recipe file 'gone\.yaml'$"):
+        read_train_recipe("gone.yaml")
+    with pytest.raises(ValueError, match="cannot read the recipe"):
+        read_train_recipe(tmp_path)
+
+
+def test_flags_stand_in_place_of_the_recipe(bars: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("data: gone\nepochs: 1\nmodel_options: {time_steps: 1}\n")
+    words = ["train", "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--data", str(bars), "--batch-size", "32", "--seed", "4"]) == 0
+    used = json.loads((tmp_path / "out" / "record.json").read_text())["recipe"]
+    assert (used["data"], used["batch_size"], used["seed"]) == (str(bars), 32, 4)
+    assert (used["epochs"], used["model_options"]) == (1, {"time_steps": 1})
+
+
+def test_interrupt_says_what_is_left(
+    bars: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit.Fit, "run", interrupt)
+    (tmp_path / "r.yaml").write_text(f"data: {bars}\n")
+    words = ["train", "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")]
+    assert main(words) == 130
+    assert "the same command starts anew" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_flag_that_is_not_allowed(
+    bars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"data: {bars}\n")
+    assert main(["train", "--recipe", str(tmp_path / "r.yaml"), "--batch-size", "1"]) == 1
+    assert "batch_size: 1, input should be greater" in capsys.readouterr().err
 
 
 class TestAugmentation:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -32,6 +33,8 @@ __all__ = [
 Progress = Callable[[str, int, int], None]
 Score = Callable[[nn.Module], Any]
 Outcomes = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
+
+REPORT_AFTER = 2.0  # seconds of one evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +144,22 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DataEvaluator:
-    """Top-1 on the selection set; the test set is never looked at here."""
+    """Top-1 on the selection set; the test set is never looked at here.
+
+    ``progress`` hears of a measurement, as stage ``"measuring"``, once it has taken two seconds.
+    """
 
     splits: Splits
     batch_size: int
     device: torch.device
     workers: int = 0
     points: bool = True
+    progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, model: nn.Module) -> Measurement:
         """Outcomes on the selection set."""
-        return self.on(self.splits.selection, model)
+        progress = None if self.progress is None else _once_long(self.progress)
+        return self.on(self.splits.selection, model, progress=progress, stage="measuring")
 
     def on(
         self,
@@ -225,6 +233,17 @@ def resolve_device(
             f"there is no device {str(device)!r} here; use cpu, or cuda on a machine with a GPU"
         ) from error
     return place
+
+
+def _once_long(progress: Progress) -> Progress:
+    """The same progress, silent for the first two seconds, so that short probes say nothing."""
+    begin = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if time.monotonic() - begin >= REPORT_AFTER:
+            progress(stage, done, total)
+
+    return report
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -180,7 +180,7 @@ class Job:
 
         handle = self.model.register_forward_pre_hook(note)
         try:
-            measurement = self.evaluate(self.model)
+            measurement = _telling(self.evaluate, self.progress)(self.model)
         finally:
             handle.remove()
         if not self.example and not (seen and seen[0]):
@@ -256,6 +256,13 @@ class Job:
     def _tell(self, stage: str) -> None:
         if self.progress is not None:
             self.progress(stage, 0, 0)
+
+
+def _telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
+    """The evaluator that reports on a long first measurement; probes report as a whole."""
+    if isinstance(evaluate, DataEvaluator):
+        return replace(evaluate, progress=progress)
+    return evaluate
 
 
 def first_samples(args: tuple[Any, ...], samples: int = 2) -> tuple[Any, ...]:

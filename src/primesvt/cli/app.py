@@ -59,6 +59,13 @@ COMMANDS: dict[str, type[Any]] = {
     "apply": Apply,
 }
 
+# What is left of an interrupted command; the others write nothing.
+KEPT = {
+    "prune": "the same command goes on where it was stopped",
+    "train": "nothing was finished if the folder has no record.json; the same command starts anew",
+    "apply": "if the folder of --out is there, delete it: it may not be whole",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the ``primesvt`` command and return its exit code."""
@@ -72,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.error(str(error))
     except KeyboardInterrupt:
-        resumes = argv[:1] == ["prune"]
-        kept = "the same command goes on where it was stopped" if resumes else "nothing was written"
-        console.error(f"interrupted; {kept}")
+        console.error(f"interrupted; {KEPT.get(' '.join(argv[:1]), 'nothing was written')}")
         return INTERRUPTED
     return ERROR
 

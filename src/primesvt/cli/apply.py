@@ -10,6 +10,7 @@ import tyro
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
+from primesvt.cli.inspect import tracing
 from primesvt.cli.tables import change_table
 
 __all__ = ["Apply"]
@@ -54,7 +55,8 @@ class Apply:
             }
 
         before = sizes()
-        apply_plan(model, plan)
+        with tracing(console, model):
+            apply_plan(model, plan)
         after = sizes()
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{self.out} holds something else; choose a new or empty folder")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +18,13 @@ from primesvt.text import megabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
     from primesvt.channels import ChannelGroup
 
-__all__ = ["Inspect"]
+__all__ = ["Inspect", "tracing"]
+
+LARGE = 5_000_000  # parameters from which a trace takes seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,8 @@ class Inspect:
         from primesvt.memory import inventory, parameter_count
 
         opened = open_model(self.model, time_steps=self.time_steps, pretrained=False)
-        graph = trace(opened.model, opened.example())
+        with tracing(console, opened.model):
+            graph = trace(opened.model, opened.example())
         layers = [dataclasses.asdict(row) for row in inventory(opened.model, graph)]
         total = parameter_count(opened.model)
         console.result(
@@ -67,6 +74,30 @@ class Inspect:
             f"{graph.touched() / total:.1%} of them"
         )
         return 0
+
+
+@contextmanager
+def tracing(console: Console, model: nn.Module) -> Iterator[None]:
+    """Say how far the trace of a large model is: how many of its modules have been run."""
+    from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
+    from torch import nn
+    from torch.nn.modules.module import register_module_forward_hook
+
+    if sum(parameter.numel() for parameter in model.parameters()) < LARGE:
+        yield
+        return
+    never_run = nn.ModuleList | SurrogateFunctionBase
+    total = sum(not isinstance(module, never_run) for module in model.modules())
+    done = itertools.count(1)
+    with console.progress() as progress:
+        progress("tracing", 0, total)
+        hook = register_module_forward_hook(
+            lambda *_: progress("tracing", min(next(done), total), total)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _table(layers: list[dict[str, Any]]) -> Table:

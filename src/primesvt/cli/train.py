@@ -27,14 +27,18 @@ class Train:
 
     examples:
       primesvt train --recipe recipes/digits.yaml
-      primesvt train --recipe recipes/cifar10.yaml --out runs/cifar10 --device cuda
+      primesvt train --recipe recipes/cifar10.yaml --data FOLDER --device cuda
     """
 
     recipe: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """Recipe file (YAML): model, data, epochs, learning rate, augmentation, seed."""
+    data: Annotated[str | None, unset("DATA")] = None
+    """'digits', or a folder as `primesvt prune` takes it, in place of the recipe's."""
     out: flags.Out = None
     """Folder of the result; runs/NAME-OF-THE-RECIPE-trained when not given."""
     device: flags.Device = "cpu"
+    batch_size: Annotated[int | None, unset("N")] = None
+    """Images per training step, in place of the recipe's."""
     workers: flags.Workers = 0
     seed: Annotated[int | None, unset("N")] = None
     """Seed of weights, order and augmentation, in place of the recipe's."""
@@ -45,8 +49,7 @@ class Train:
         from primesvt.training import read_train_recipe, train
 
         recipe = read_train_recipe(self.recipe)
-        if self.seed is not None:
-            recipe = recipe.model_copy(update={"seed": self.seed})
+        recipe = recipe.changed(data=self.data, batch_size=self.batch_size, seed=self.seed)
         out = self.out or Path("runs") / f"{self.recipe.stem}-trained"
         command = " ".join(["primesvt", *sys.argv[1:]])
         with console.progress() as progress:

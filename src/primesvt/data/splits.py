@@ -107,19 +107,20 @@ def hold_out(train: Pool) -> tuple[Pool, Pool]:
     The choice depends on the data alone, never on a run's seed.
     """
     size = min(SELECTION_SIZE, len(train) // 5)
-    chosen, rest = draw(train, [size], seed=HELD_OUT_SEED)
+    chosen, rest = draw(train, [size], seed=HELD_OUT_SEED, least=5)
     return train.choose(rest, name="train"), train.choose(chosen, name="selection")
 
 
-def draw(pool: Pool, sizes: Sequence[int], *, seed: int) -> list[Indices]:
+def draw(pool: Pool, sizes: Sequence[int], *, seed: int, least: int = 1) -> list[Indices]:
     """Disjoint seeded draws of the given sizes, and last what is left, each in ascending order.
 
-    Draws keep the class shares (to within one image a class) where the labels are listed.
+    Draws keep the class shares (to within one image a class) where the labels are listed. A pool of
+    fewer than ``least`` images, or than the sizes need, is refused.
     """
-    if sum(sizes) > len(pool) or min(sizes) < 1:
-        wanted = " + ".join(str(size) for size in sizes)
+    needed = max(least, sum(max(size, 1) for size in sizes))
+    if len(pool) < needed:
         raise DataError(
-            f"cannot draw {wanted} images from the {len(pool)} of {pool.name}; add some"
+            f"{pool.name} has too few images ({len(pool)}): at least {needed} are needed; add some"
         )
     order = _balanced_order(pool.labels, len(pool), np.random.default_rng(seed))
     return [np.sort(part) for part in np.split(order, np.cumsum(sizes))]
@@ -172,7 +173,7 @@ def _split_evaluation(pools: Pools, pool: Pool, seed: int) -> Splits:
     """One labelled set that the model never saw: halves, after calibration where need be."""
     taken = 0 if pools.train is not None else _calibration_size(len(pool))
     sizes = [(len(pool) - taken) // 2] + ([taken] if taken else [])
-    chosen, *calibration, rest = draw(pool, sizes, seed=seed)
+    chosen, *calibration, rest = draw(pool, sizes, seed=seed, least=len(sizes) + 1)
     selection = pool.choose(chosen, name="selection")
     test = pool.choose(rest, name="test")
     if not calibration:
@@ -190,7 +191,8 @@ def _with_calibration(
 ) -> Splits:
     """Draw the calibration set off the training images, or else off the selection images."""
     origin = selection if train is None else train
-    chosen, rest = draw(origin, [_calibration_size(len(origin))], seed=seed)
+    least = 2 if train is None else 1  # one must be left to select on
+    chosen, rest = draw(origin, [_calibration_size(len(origin))], seed=seed, least=least)
     return Splits(
         name=pools.name,
         calibration=origin.choose(chosen, name="calibration"),

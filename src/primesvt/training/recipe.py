@@ -59,16 +59,40 @@ class TrainRecipe(BaseModel):
         """Plain values, in the order of the recipe file."""
         return self.model_dump(mode="json")
 
+    def changed(self, **changes: Any) -> TrainRecipe:
+        """The same recipe with other values, checked; ``None`` keeps the value of a field.
+
+        Example:
+            >>> TrainRecipe(epochs=3).changed(seed=1, data=None).seed
+            1
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        return TrainRecipe.model_validate(self.model_dump() | given)
+
 
 def read_train_recipe(path: str | Path) -> TrainRecipe:
     """Read a training recipe; fields left out keep their defaults.
 
     Raises ``ValueError`` with one line that names unknown fields and values not allowed.
     """
+    content = _content(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return TrainRecipe.model_validate(content)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise ValueError(f"{path}: {describe(error)}") from error
+
+
+def _content(path: str | Path) -> Any:
+    """Whatever the YAML file holds."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no recipe file {str(path)!r}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file; give a recipe in YAML") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error

@@ -18,7 +18,7 @@ from primesvt.artifact import save_model
 from primesvt.data import check_classes, load_data
 from primesvt.data.splits import HELD_OUT_SEED
 from primesvt.evaluation import Progress, resolve_device
-from primesvt.models import SpikingViT, create_model, model_entry
+from primesvt.models import Provenance, SpikingViT, create_model, model_entry
 from primesvt.training.fit import Fit
 from primesvt.training.recipe import TrainRecipe
 from primesvt.training.record import TrainRecord
@@ -38,8 +38,8 @@ def train(
     """Train the recipe's model and write ``OUT/model/`` and ``OUT/record.json``.
 
     The selection images are held out; the weights of the epoch that is best on them are kept (the
-    later one of equals). The test images are read once, at the end. ``record.json`` is
-    written last, so a folder that has it is complete.
+    later one of equals). The test images are read once, at the end. The folder is made once
+    model and data are checked; ``record.json`` is written last: a folder that has it is complete.
 
     Args:
         recipe: what to train on what, and how.
@@ -55,7 +55,7 @@ def train(
     """
     begin = time.monotonic()
     place = resolve_device(device)
-    folder = _unused(check_writable(out_dir))
+    folder = _usable(Path(out_dir))
     with _repeatable(recipe):
         model = _fresh_model(recipe).to(place)
         config = model_entry(recipe.model).data
@@ -64,8 +64,10 @@ def train(
             raise ValueError(f"{splits.name} has no training images; add a train part")
         check_classes(splits, model.config.num_classes)
         fit = Fit(model, splits, recipe, config, place, workers)
+        check_writable(folder)
         fit.run(progress or (lambda stage, done, total: None))
         model.load_state_dict(fit.best_state)
+        model.provenance = Provenance(data=config, held_out=True)
         save_model(model, folder / "model")
         record = _record(fit, command=command, begin=begin)
     write_json(folder / "record.json", record.to_dict())
@@ -112,9 +114,19 @@ def _repeatable(recipe: TrainRecipe) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _unused(folder: Path) -> Path:
-    """Refuse a folder with anything in it but what a killed training may leave: ``model/``."""
-    if any(entry.name != "model" for entry in folder.iterdir()):
+def _usable(folder: Path) -> Path:
+    """Refuse a folder that is used or cannot be made; nothing is made yet.
+
+    What a killed training may leave, ``model/`` alone, is no use of a folder.
+    """
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise ValueError(
+            f"cannot write to folder {str(folder)!r}: {str(above)!r} is a file; "
+            "choose a folder that you may write to"
+        )
+    check_writable(above)
+    if above == folder and any(entry.name != "model" for entry in folder.iterdir()):
         raise ValueError(f"{folder} already holds a run; choose another folder or delete this one")
     return folder
 
