@@ -150,7 +150,11 @@ def test_only_models_trained_here_have_images_held_out_in_training(primesvt):
 
 def test_what_is_known_of_a_model_survives_plan_and_cut(primesvt):
     assert primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run").code in (0, 3)
-    assert primesvt("apply", "run", "sdt_v2_digits", "--out", "applied").code == 0
+    applied = primesvt("apply", "run", "sdt_v2_digits", "--out", "applied")
+    assert applied.code == 0
+    assert "other weights" not in applied.out
+    save_model(create_model("sdt_v2_digits"), "fresh")
+    assert "other weights" in primesvt("apply", "run", "fresh", "--out", "other").out
     assert open_model("run").held_out
     assert open_model("applied").held_out
 

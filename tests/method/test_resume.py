@@ -112,7 +112,7 @@ def test_killed_again_and_again(whole, tmp_path):
     assert made == [tuple(sorted(row.get("cuts", {}).items())) for row in rows(whole)]
     assert len(set(made)) == len(made)
     # Measured twice is only what a kill hit between the measurement and its line on disk.
-    measured = log.read_text().splitlines().count("evaluating")
+    measured = log.read_text().splitlines().count("measuring")
     in_flight = sum(moment in ("measured", "half a line") for moment, _ in MOMENTS)
     assert measured == len(made) + in_flight
 

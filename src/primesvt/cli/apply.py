@@ -41,11 +41,15 @@ class Apply:
         """Cut, save, and say how much smaller the model is."""
         from primesvt.artifact import save_model
         from primesvt.checkpoint import open_model
+        from primesvt.fingerprint import model_digest
         from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
         from primesvt.plan import Plan, apply_plan
 
         plan = Plan.load(self.plan)
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
         model = open_model(self.model).model
+        same = model_digest(model) == plan.model_hash
 
         def sizes() -> dict[str, int]:
             return {
@@ -58,10 +62,11 @@ class Apply:
         with tracing(console, model):
             apply_plan(model, plan)
         after = sizes()
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
         save_model(model, self.out, plan=plan)
-        console.result({"out": str(self.out), "before": before, "after": after})
-        console.say(change_table({"before": before, "after": after}))
+        figures = {"before": before, "after": after}
+        console.result({"out": str(self.out), "same_weights": same, **figures})
+        console.say(change_table(figures))
+        if not same:
+            console.line("These are other weights than the plan was made for: measure the result.")
         console.line(f"The model: primesvt.load({str(self.out)!r})")
         return 0
