@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -72,14 +72,14 @@ class Console:
             yield BarProgress(bars)
 
 
-class ProgressLine:
+class ProgressLine(Protocol):
     """Called as ``(stage, done, total)``; a total of 0 means that it is not known."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        raise NotImplementedError
+        """Show how far a stage is."""
 
 
-class BarProgress(ProgressLine):
+class BarProgress:
     """One moving bar per stage, on a terminal."""
 
     def __init__(self, bars: Progress) -> None:
@@ -92,7 +92,7 @@ class BarProgress(ProgressLine):
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
 
-class PlainProgress(ProgressLine):
+class PlainProgress:
     """A line now and then, where nobody looks at a terminal: none before two seconds have passed.
 
     Example:

@@ -52,7 +52,7 @@ class RepConv(nn.Module):
         >>> RepConv(4, 6)(torch.zeros(2, 1, 4, 5, 5)).shape
         torch.Size([2, 1, 6, 5, 5])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), figure 2 (RepConv).
+    Source: Spike-driven Transformer V2 (arXiv 2404.03663), RepConv.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:

@@ -56,7 +56,7 @@ class Downsample(ConvBN):
         >>> Downsample(3, 8, 7, stride=2, spiking=False)(torch.zeros(1, 1, 3, 8, 8)).shape
         torch.Size([1, 1, 8, 4, 4])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), downsampling of figure 2.
+    Source: Spike-driven Transformer V2 (arXiv 2404.03663), downsampling.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SepConv(nn.Module):
         >>> SepConv(4, 8)(torch.zeros(1, 1, 4, 5, 5)).shape
         torch.Size([1, 1, 4, 5, 5])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), figure 2 (separable convolution).
+    Source: Spike-driven Transformer V2 (arXiv 2404.03663), separable convolution.
     """
 
     def __init__(self, dim: int, hidden: int, kernel: int = 7) -> None:
@@ -101,7 +101,7 @@ class ConvBlock(nn.Module):
         >>> ConvBlock(4, sep_hidden=8, hidden=16)(torch.zeros(1, 1, 4, 5, 5)).shape
         torch.Size([1, 1, 4, 5, 5])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), Conv-based SNN block of figure 2.
+    Source: Spike-driven Transformer V2 (arXiv 2404.03663), Conv-based SNN block.
     """
 
     def __init__(self, dim: int, *, sep_hidden: int, hidden: int) -> None:
@@ -125,7 +125,7 @@ class MLP(nn.Module):
         >>> MLP(4, 16)(torch.zeros(1, 1, 4, 3, 3)).shape
         torch.Size([1, 1, 4, 3, 3])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), channel MLP of figure 2.
+    Source: Spike-driven Transformer V2 (arXiv 2404.03663), channel MLP.
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -147,7 +147,7 @@ class TransformerBlock(nn.Module):
         >>> TransformerBlock(SepConv(8, 8), MLP(8, 32))(torch.zeros(1, 1, 8, 2, 2)).shape
         torch.Size([1, 1, 8, 2, 2])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), Transformer-based SNN block of figure 2.
+    Source: Spike-driven Transformer V2 (arXiv 2404.03663), Transformer-based SNN block.
     """
 
     def __init__(self, attn: nn.Module, mlp: nn.Module) -> None:

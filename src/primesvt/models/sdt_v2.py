@@ -31,7 +31,7 @@ class SDTv2Config(ModelConfig):
         >>> SDTv2Config(embed_dims=(8, 16, 32, 48), num_heads=4).depths
         (6, 2)
 
-    Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), table 5.
+    Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663); official sizes.
     """
 
     family: ClassVar[str] = "sdt_v2"

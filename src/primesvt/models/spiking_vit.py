@@ -29,7 +29,7 @@ class SpikingViT(nn.Module):
         >>> model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
 
-    Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), figure 2, for the layout.
+    Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), Meta-SpikeFormer.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ class Fit:
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
     """Linear rise over ``warmup`` steps, then half a cosine down to zero.
 
-    Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5 with one period.
+    Loshchilov and Hutter, "SGDR", ICLR 2017, cosine annealing with one period.
 
     Example:
         >>> [round(learning_rate_factor(step, 2, 6), 2) for step in range(7)]
