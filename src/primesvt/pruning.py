@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from primesvt.artifact import load, save_model
 from primesvt.channels import Refusal
-from primesvt.channels.copies import unwrap
+from primesvt.channels.copies import state_tensors, unwrap
 from primesvt.constraints import Constraints
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import (
@@ -175,6 +175,7 @@ def prune(
         verify=verify,
     ).with_preset(preset)
     original = unwrap(model)
+    _check_no_nan(original)
     place = resolve_device(device, original)
     evaluate = _evaluator(original, data, score, place, seed, batch_size, workers)
     arguments = {"seed": seed, **asdict(settings), "constraints": asdict(constraints)}
@@ -263,6 +264,15 @@ def _finished(
     device = next((p.device for p in job.model.parameters()), torch.device("cpu"))
     smaller = load(folder.model, into=into).to(device)
     return PruneResult(model=smaller, plan=plan, metrics=metrics, recipe=recipe, probes=job.table)
+
+
+def _check_no_nan(model: nn.Module) -> None:
+    """Norms, probes and checks mean nothing beside a NaN."""
+    for name, tensor in state_tensors(model).items():
+        if bool(tensor.isnan().any()):
+            raise ValueError(
+                f"'{name}' holds NaN: give the weights of a training that did not diverge"
+            )
 
 
 def _working_copy(model: nn.Module, device: torch.device) -> nn.Module:

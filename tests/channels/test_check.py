@@ -172,3 +172,22 @@ def test_a_refusal_reads_like_a_sentence() -> None:
     assert text.startswith("fc1: the forward fails after a cut (RuntimeError: ")
     assert text.endswith("read it from the tensor (x.shape, -1) instead")
     assert "\n" not in text
+
+
+class EndsEarly(nn.Module):
+    """Takes a short cut as soon as its width changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(self.a(x))
+        return y * 2.0 if self.a.out_features == 8 else y
+
+
+def test_a_forward_that_ends_earlier_after_a_cut_is_refused() -> None:
+    model, x = EndsEarly().eval(), torch.randn(2, 4)
+    (refusal,) = trace(model, x).check(model)
+    assert refusal.group == "a"
+    assert "ends earlier" in refusal.reason

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.utils.data import Dataset, TensorDataset
 
-from primesvt import load, prune
+from primesvt import create_model, load, prune
 from primesvt.constraints import Constraints
 from primesvt.evaluation import outcomes
 from primesvt.memory import parameter_bytes
@@ -152,6 +152,14 @@ def test_streams_only_when_asked(model, digits):
         model, digits, include=[name], include_streams=True, constraints=limits, rates=(0.1,)
     )
     assert [step.group for step in result.plan.steps] == [name]
+
+
+def test_weights_with_nan_are_named():
+    model = create_model("sdt_v2_digits", pretrained=True)
+    with torch.no_grad():
+        model.blocks.block4_0.mlp.fc1.conv.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"fc1\.conv\.weight' holds NaN"):
+        prune(model, data="digits")
 
 
 def test_save_and_load(pruned, tmp_path):

@@ -172,7 +172,7 @@ class _Bench:
             line = (str(error).splitlines() or [""])[0]
             reason = f"the forward fails after a cut ({type(error).__name__}: {line})"
             return Failure(module=compared.where(), reason=reason, fix=CRASH)
-        return compared.failure
+        return compared.finish()
 
 
 def _varied(value: Any) -> Any:

@@ -205,5 +205,11 @@ class Compared(TorchDispatchMode):
                 self._fail(f"the result of {func} differs from the silenced original", DIFFER)
                 return
 
+    def finish(self) -> Failure | None:
+        """The first difference, a forward that ended early included."""
+        if self.failure is None and self.call < len(self.expected):
+            self._fail("the forward ends earlier after a cut", CRASH)
+        return self.failure
+
     def _fail(self, reason: str, fix: str) -> None:
         self.failure = Failure(module=self.where(), reason=reason, fix=fix)

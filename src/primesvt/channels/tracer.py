@@ -43,7 +43,6 @@ class Record:
     reads: list[Read] = field(default_factory=list)
     outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
     results: list[list[Axes]] = field(default_factory=list)  # of every call
-    modules: list[str] = field(default_factory=list)  # where every call happened
     freezes: dict[Freeze, None] = field(default_factory=dict)
 
 
@@ -116,7 +115,6 @@ class Tracer(TorchDispatchMode):
             self._axes[tensor] = known
         self._carry_weight(call)
         self.record.results.append(axes)
-        self.record.modules.append(call.module)
         return result
 
     def _apply(self, func: torch._ops.OpOverload, call: Call) -> list[Axes]:
