@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.models.sdt_v2 import SDTv2Config
+from primesvt.models.families.sdt_v2 import SDTv2Config
 
 from .firing import silence
 

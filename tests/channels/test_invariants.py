@@ -13,7 +13,7 @@ from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels, trace
 from primesvt.models import build_model, create_model
-from primesvt.models.sdt_v2 import SDTv2Config
+from primesvt.models.families.sdt_v2 import SDTv2Config
 
 from .firing import clone, excite, margin, neurons, record, same, state_bytes
 from .sdt import configs, described, flat, gone, group_of, ignore, random_cuts, table

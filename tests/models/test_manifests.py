@@ -46,7 +46,7 @@ def test_names_shapes_and_counts(manifest: dict[str, Any]) -> None:
 
 
 def test_config_is_inferred_from_shapes(manifest: dict[str, Any]) -> None:
-    from primesvt.models.sdt_v2 import infer
+    from primesvt.models.families.sdt_v2.official import infer
 
     state = {key: torch.empty(s, device="meta") for key, s in manifest["state_dict"].items()}
     with torch.device("meta"):

@@ -7,8 +7,10 @@ Example:
 """
 
 from primesvt.models.config import ModelConfig
+from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families import build_model
-from primesvt.models.neurons import lif, reset
+from primesvt.models.families.sdt_v2 import SDTv2Config
+from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
 from primesvt.models.official import (
     from_official,
     official_keys,
@@ -16,19 +18,13 @@ from primesvt.models.official import (
     to_official,
 )
 from primesvt.models.provenance import DataConfig, Provenance
-from primesvt.models.registry import (
-    ModelEntry,
-    Published,
-    create_model,
-    list_models,
-    model_entry,
-)
-from primesvt.models.sdt_v2 import SDTv2Config
+from primesvt.models.registry import create_model, list_models, model_entry
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state import load_state
 
 __all__ = [
     "DataConfig",
+    "IntegerNeuron",
     "ModelConfig",
     "ModelEntry",
     "Provenance",
@@ -44,6 +40,7 @@ __all__ = [
     "model_entry",
     "official_keys",
     "official_modules",
+    "plif",
     "reset",
     "to_official",
 ]

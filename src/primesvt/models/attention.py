@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from primesvt.models.neurons import lif
+from primesvt.models.neurons import Spike, lif
 
 __all__ = ["PaddedBN", "RepConv", "SpikingSelfAttention"]
 
@@ -71,17 +71,29 @@ class RepConv(nn.Module):
 
 
 class SpikingSelfAttention(nn.Module):
-    """Spike-driven self-attention, linear in the number of tokens: ``scale * q (k^T v)``.
+    """Spiking self-attention, linear in the number of tokens: ``scale * q (k^T v)``.
 
     ``[T, B, C, H, W]`` to the same shape. ``scale`` is fixed, whatever the widths become;
     ``projection`` makes the layers in front of q, k, v and behind the attention.
+
+    Args:
+        dim: channels of the stream.
+        heads: number of attention heads.
+        scale: factor of the attention, from the original width.
+        threshold: of the neuron behind the attention.
+        projection: ``projection(inputs, outputs)`` makes a layer on images.
+        spike: makes the neurons.
+        v_dim: channels of v, ``dim`` when not given.
+        out_spike: for a stream of summed spikes (SEW): makes the neuron behind the projection, and
+            there is none in front of q, k and v.
 
     Example:
         >>> attention = SpikingSelfAttention(8, heads=2, scale=0.125, threshold=0.5)
         >>> attention(torch.zeros(2, 1, 8, 3, 4)).shape
         torch.Size([2, 1, 8, 3, 4])
 
-    Source: Spike-driven Transformer V2 (arXiv 2404.03663), the attention called SDSA-3.
+    Source: Zhou et al., "Spikformer" (arXiv 2209.15425), spiking self attention; with membrane
+    shortcuts: Spike-driven Transformer V2 (arXiv 2404.03663), the attention called SDSA-3.
     """
 
     def __init__(
@@ -90,21 +102,26 @@ class SpikingSelfAttention(nn.Module):
         *,
         heads: int,
         scale: float,
-        threshold: float,
+        threshold: float = 0.5,
         projection: Callable[[int, int], nn.Module] = RepConv,
+        spike: Spike = lif,
+        v_dim: int | None = None,
+        out_spike: Spike | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.scale = scale
-        self.lif = lif()
+        inner = dim if v_dim is None else v_dim
+        self.lif = nn.Identity() if out_spike else spike()
         self.q = projection(dim, dim)
-        self.q_lif = lif()
+        self.q_lif = spike()
         self.k = projection(dim, dim)
-        self.k_lif = lif()
-        self.v = projection(dim, dim)
-        self.v_lif = lif()
-        self.attn_lif = lif(threshold)
-        self.proj = projection(dim, dim)
+        self.k_lif = spike()
+        self.v = projection(dim, inner)
+        self.v_lif = spike()
+        self.attn_lif = spike(threshold)
+        self.proj = projection(inner, dim)
+        self.proj_lif = out_spike() if out_spike else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.lif(x)
@@ -113,7 +130,7 @@ class SpikingSelfAttention(nn.Module):
         v = self._split(self.v_lif(self.v(spikes)))
         mixed = (v @ k.transpose(-2, -1)) @ q * self.scale
         image = torch.unflatten(mixed.flatten(2, 3), -1, x.shape[-2:])
-        out: Tensor = self.proj(self.attn_lif(image))
+        out: Tensor = self.proj_lif(self.proj(self.attn_lif(image)))
         return out
 
     def _split(self, x: Tensor) -> Tensor:

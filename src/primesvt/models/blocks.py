@@ -8,9 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from primesvt.models.neurons import lif
+from primesvt.models.neurons import Spike, lif
 
-__all__ = ["MLP", "ConvBN", "ConvBlock", "Downsample", "SepConv", "TransformerBlock"]
+__all__ = [
+    "MLP",
+    "ConvBN",
+    "ConvBlock",
+    "Downsample",
+    "SepConv",
+    "SpikeMLP",
+    "TransformerBlock",
+]
 
 _LAYERS: dict[int, tuple[type[nn.Conv1d | nn.Conv2d], type[nn.BatchNorm1d | nn.BatchNorm2d]]] = {
     1: (nn.Conv1d, nn.BatchNorm1d),
@@ -21,8 +29,8 @@ _LAYERS: dict[int, tuple[type[nn.Conv1d | nn.Conv2d], type[nn.BatchNorm1d | nn.B
 class ConvBN(nn.Module):
     """Convolution and batch normalisation over merged time and batch.
 
-    ``[T, B, C, *space]`` to ``[T, B, C', *space']`` with ``dims`` spatial axes, padded by half the
-    kernel.
+    ``[T, B, C, H, W]`` to ``[T, B, C', H', W']``, padded by half the kernel. ``dims=1`` takes the
+    tokens of the image in a row, as some official layers do: same values, weights of one axis less.
 
     Example:
         >>> ConvBN(3, 8, 3, stride=2)(torch.zeros(2, 1, 3, 6, 6)).shape
@@ -45,8 +53,11 @@ class ConvBN(nn.Module):
         self.bn = norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        merged: Tensor = self.bn(self.conv(x.flatten(0, 1)))
-        return torch.unflatten(merged, 0, x.shape[:2])
+        merged = x.flatten(0, 1)
+        if isinstance(self.conv, nn.Conv1d):
+            tokens = self.bn(self.conv(merged.flatten(2)))
+            return torch.unflatten(torch.unflatten(tokens, -1, x.shape[-2:]), 0, x.shape[:2])
+        return torch.unflatten(self.bn(self.conv(merged)), 0, x.shape[:2])
 
 
 class Downsample(ConvBN):
@@ -60,10 +71,17 @@ class Downsample(ConvBN):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 3, *, stride: int, spiking: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int,
+        spiking: bool = True,
+        spike: Spike = lif,
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, bias=True)
-        self.lif = lif() if spiking else nn.Identity()
+        self.lif = spike() if spiking else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.lif(x))
@@ -79,11 +97,11 @@ class SepConv(nn.Module):
     Source: Spike-driven Transformer V2 (arXiv 2404.03663), separable convolution.
     """
 
-    def __init__(self, dim: int, hidden: int, kernel: int = 7) -> None:
+    def __init__(self, dim: int, hidden: int, kernel: int = 7, *, spike: Spike = lif) -> None:
         super().__init__()
-        self.lif1 = lif()
+        self.lif1 = spike()
         self.pw1 = ConvBN(dim, hidden)
-        self.lif2 = lif()
+        self.lif2 = spike()
         self.dw = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, groups=hidden, bias=False)
         self.pw2 = ConvBN(hidden, dim)
 
@@ -104,12 +122,12 @@ class ConvBlock(nn.Module):
     Source: Spike-driven Transformer V2 (arXiv 2404.03663), Conv-based SNN block.
     """
 
-    def __init__(self, dim: int, *, sep_hidden: int, hidden: int) -> None:
+    def __init__(self, dim: int, *, sep_hidden: int, hidden: int, spike: Spike = lif) -> None:
         super().__init__()
-        self.sep = SepConv(dim, sep_hidden)
-        self.lif1 = lif()
+        self.sep = SepConv(dim, sep_hidden, spike=spike)
+        self.lif1 = spike()
         self.conv1 = ConvBN(dim, hidden, 3)
-        self.lif2 = lif()
+        self.lif2 = spike()
         self.conv2 = ConvBN(hidden, dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +137,9 @@ class ConvBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two pre-activated channel layers over tokens: ``[T, B, C, H, W]`` to the same shape.
+    """Channel layers with a neuron *before* each, for a stream of membrane potentials.
+
+    ``[T, B, C, H, W]`` to the same shape.
 
     Example:
         >>> MLP(4, 16)(torch.zeros(1, 1, 4, 3, 3)).shape
@@ -128,20 +148,44 @@ class MLP(nn.Module):
     Source: Spike-driven Transformer V2 (arXiv 2404.03663), channel MLP.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, spike: Spike = lif, dims: int = 1) -> None:
         super().__init__()
-        self.lif1 = lif()
-        self.fc1 = ConvBN(dim, hidden, bias=True, dims=1)
-        self.lif2 = lif()
-        self.fc2 = ConvBN(hidden, dim, bias=True, dims=1)
+        self.lif1 = spike()
+        self.fc1 = ConvBN(dim, hidden, bias=True, dims=dims)
+        self.lif2 = spike()
+        self.fc2 = ConvBN(hidden, dim, bias=True, dims=dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.fc2(self.lif2(self.fc1(self.lif1(x.flatten(-2)))))
-        return torch.unflatten(tokens, -1, x.shape[-2:])
+        out: Tensor = self.fc2(self.lif2(self.fc1(self.lif1(x))))
+        return out
+
+
+class SpikeMLP(nn.Module):
+    """Channel layers with a neuron *after* each, for a stream of summed spikes (SEW).
+
+    ``[T, B, C, H, W]`` to the same shape.
+
+    Example:
+        >>> SpikeMLP(4, 16)(torch.zeros(1, 1, 4, 3, 3)).shape
+        torch.Size([1, 1, 4, 3, 3])
+
+    Source: Zhou et al., "Spikformer" (arXiv 2209.15425), MLP block.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, spike: Spike = lif, dims: int = 2) -> None:
+        super().__init__()
+        self.fc1 = ConvBN(dim, hidden, bias=True, dims=dims)
+        self.lif1 = spike()
+        self.fc2 = ConvBN(hidden, dim, bias=True, dims=dims)
+        self.lif2 = spike()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lif2(self.fc2(self.lif1(self.fc1(x))))
+        return out
 
 
 class TransformerBlock(nn.Module):
-    """A token mixer and an MLP, each added to the membrane-potential stream.
+    """A token mixer and an MLP, each added to the residual stream.
 
     Example:
         >>> TransformerBlock(SepConv(8, 8), MLP(8, 32))(torch.zeros(1, 1, 8, 2, 2)).shape

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
-__all__ = ["ModelConfig", "check_positive"]
+__all__ = ["ModelConfig", "check_choice", "check_positive", "check_tau"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +72,23 @@ def check_positive(config: ModelConfig, *names: str, minimum: int = 1) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int) or isinstance(number, bool) or number < minimum:
                 raise ValueError(f"{name} is {value!r}, but needs integers of at least {minimum}")
+
+
+def check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ``ValueError`` unless a setting has one of the allowed values.
+
+    Example:
+        >>> check_choice("spike_mode", "lif", ("lif", "plif"))
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def check_tau(tau: float) -> None:
+    """Raise ``ValueError`` unless a membrane time constant is above one.
+
+    Example:
+        >>> check_tau(2.0)
+    """
+    if not isinstance(tau, int | float) or isinstance(tau, bool) or not tau > 1:
+        raise ValueError(f"tau is {tau!r}, but the membrane time constant must be above 1")

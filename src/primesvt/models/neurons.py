@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
+import torch
 from spikingjelly.activation_based import base, neuron, surrogate
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["lif", "neurons", "reset"]
+__all__ = ["IntegerNeuron", "Spike", "Surrogate", "lif", "neurons", "plif", "reset"]
+
+Spike = Callable[..., nn.Module]  # spike(threshold=1.0) makes a neuron layer
+Surrogate = Literal["sigmoid", "atan"]
+Rounding = Literal["even", "up"]
 
 
-def lif(threshold: float = 1.0, *, tau: float = 2.0) -> nn.Module:
+def lif(threshold: float = 1.0, *, tau: float = 2.0, gradient: Surrogate = "sigmoid") -> nn.Module:
     """Make a leaky integrate-and-fire layer that turns ``[T, ...]`` currents into spikes.
 
     Per time step ``v += (x - v) / tau``, a spike where ``v >= threshold``, then hard reset to
-    zero (detached from autograd); surrogate gradient: sigmoid with slope 4. The membrane potential
-    follows the input's dtype and device, which also select the fastest backend.
+    zero (detached from autograd); surrogate gradient: sigmoid with slope 4, or arc tangent. The
+    membrane potential follows the input's dtype and device, which also select the fastest backend.
 
     Example:
         >>> import torch
@@ -24,26 +30,102 @@ def lif(threshold: float = 1.0, *, tau: float = 2.0) -> nn.Module:
 
     Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), and its official code.
     """
-    layer: nn.Module = neuron.LIFNode(
-        tau=tau,
-        v_threshold=threshold,
-        v_reset=0.0,
-        surrogate_function=surrogate.Sigmoid(alpha=4.0),
-        detach_reset=True,
-        step_mode="m",
-    )
+    layer: nn.Module = neuron.LIFNode(tau=tau, **_settings(threshold, gradient))
     return layer
 
 
-def neurons(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every SpikingJelly neuron inside any module: stateful, and without weight matrices.
+def plif(threshold: float = 1.0, *, tau: float = 2.0, gradient: Surrogate = "sigmoid") -> nn.Module:
+    """Make a LIF layer whose leak is learned: ``v += (x - v) * sigmoid(w)``, ``w`` a scalar.
+
+    ``tau`` is where training starts (2 is ``w = 0``).
 
     Example:
-        >>> len(list(neurons(nn.Sequential(nn.Linear(2, 2), lif()))))
-        1
+        >>> [(name, abs(float(w))) for name, w in plif().named_parameters()]
+        [('w', 0.0)]
+
+    Source: Fang et al., "Incorporating Learnable Membrane Time Constant ..." (arXiv 2007.05785).
+    """
+    layer: nn.Module = neuron.ParametricLIFNode(init_tau=tau, **_settings(threshold, gradient))
+    return layer
+
+
+def _settings(threshold: float, gradient: Surrogate) -> dict[str, Any]:
+    slopes = {"sigmoid": lambda: surrogate.Sigmoid(alpha=4.0), "atan": surrogate.ATan}
+    return {
+        "v_threshold": threshold,
+        "v_reset": 0.0,
+        "surrogate_function": slopes[gradient](),
+        "detach_reset": True,
+        "step_mode": "m",
+    }
+
+
+class IntegerNeuron(nn.Module):
+    """Stateless neuron with integer levels: ``round(clamp(x, 0, levels)) / norm``.
+
+    It stands for ``levels`` virtual time steps. ``rounding`` says where an exact half goes: to the
+    ``"even"`` neighbour, or ``"up"``. Its gradient is one between 0 and ``levels`` (with
+    ``"even"`` on the borders too) and zero outside.
+
+    Args:
+        levels: the largest integer.
+        norm: what integers are divided by; ``levels`` when not given.
+        rounding: ``"even"`` or ``"up"``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([-1.0, 0.5, 1.5, 9.0])
+        >>> IntegerNeuron(4)(x).tolist(), IntegerNeuron(4, norm=1, rounding="up")(x).tolist()
+        ([0.0, 0.0, 0.5, 1.0], [0.0, 1.0, 2.0, 4.0])
+
+    Source: Yao et al., "Scaling Spike-driven Transformer ..." (arXiv 2411.16061), spike firing
+    approximation; the two rounding rules are those of its official base and large models.
+    """
+
+    def __init__(
+        self, levels: int = 4, *, norm: float | None = None, rounding: Rounding = "even"
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.norm = float(levels if norm is None else norm)
+        self.rounding: Rounding = rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels: Tensor = _Levels.apply(x, self.levels, self.rounding)
+        return levels / self.norm
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(model)``."""
+        return f"levels={self.levels}, norm={self.norm:g}, rounding={self.rounding}"
+
+
+class _Levels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: int, rounding: Rounding) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.levels, ctx.closed = levels, rounding == "even"
+        clamped = x.clamp(0, levels)
+        return clamped.round() if rounding == "even" else (clamped + 0.5).floor()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        inside = (x >= 0) & (x <= ctx.levels) if ctx.closed else (x > 0) & (x < ctx.levels)
+        return grads[0] * inside, None, None
+
+
+def neurons(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every spiking neuron inside any module: without weight matrices of its own.
+
+    Example:
+        >>> len(list(neurons(nn.Sequential(nn.Linear(2, 2), lif(), IntegerNeuron()))))
+        2
     """
     for module in model.modules():
-        if isinstance(module, base.MemoryModule) and all(p.ndim < 2 for p in module.parameters()):
+        stateful = isinstance(module, base.MemoryModule)
+        if isinstance(module, IntegerNeuron) or (
+            stateful and all(p.ndim < 2 for p in module.parameters())
+        ):
             yield module
 
 

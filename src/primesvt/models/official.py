@@ -61,11 +61,11 @@ def official_keys(model: SpikingViT) -> dict[str, str]:
         >>> official_keys(create_model("sdt_v2_digits"))["head.fc.bias"]
         'head.bias'
     """
-    names = official_modules(model)
+    names = family_of(model.config.family).official_names(model.config)
     keys = {}
     for key in model.state_dict():
         module, _, tensor = key.rpartition(".")
-        keys[key] = f"{names[module]}.{tensor}"
+        keys[key] = names.get(key) or f"{names[module]}.{tensor}"
     return keys
 
 

@@ -13,7 +13,8 @@ __all__ = ["DataConfig", "Provenance"]
 class DataConfig:
     """How images must be prepared: size ``(channels, height, width)``, then normalisation.
 
-    ``crop_ratio`` is the part of the resized image that the centre crop keeps.
+    ``crop_ratio`` is the part of the resized image that the centre crop keeps; ``events``: the
+    samples are frames of an event camera, ``[time steps, channels, height, width]``.
 
     Example:
         >>> DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,)).crop_ratio
@@ -25,6 +26,7 @@ class DataConfig:
     std: tuple[float, ...]
     crop_ratio: float = 1.0
     interpolation: str = "bicubic"
+    events: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

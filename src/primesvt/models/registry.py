@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -13,130 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 
 from primesvt.models.config import ModelConfig
-from primesvt.models.families import build_model
-from primesvt.models.provenance import DataConfig, Provenance
-from primesvt.models.sdt_v2 import SDTv2Config
+from primesvt.models.entry import ModelEntry
+from primesvt.models.families import FAMILIES, build_model
+from primesvt.models.provenance import Provenance
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state import load_state
 
-__all__ = ["DataConfig", "ModelEntry", "Published", "create_model", "list_models", "model_entry"]
+__all__ = ["create_model", "list_models", "model_entry"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """A published ImageNet-1K top-1 accuracy in percent, and where it was read.
-
-    Official evaluation runs under ``autocast`` precision, so spikes may differ from float32.
-
-    Example:
-        >>> Published(top1=80.0, time_steps=4, source="README").autocast
-        'float16'
-    """
-
-    top1: float
-    time_steps: int
-    source: str
-    autocast: str = "float16"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """One registered model; ``weights`` is a file in the package, or ``None``.
-
-    Example:
-        >>> model_entry("sdt_v2_55m").aliases
-        ('metaspikformer_8_512',)
-    """
-
-    name: str
-    config: ModelConfig
-    data: DataConfig
-    published: Published | None = None
-    aliases: tuple[str, ...] = ()
-    weights: str | None = None
-
-    @property
-    def family(self) -> str:
-        """The family's name."""
-        return self.config.family
-
-
-_IMAGENET = DataConfig(
-    input_size=(3, 224, 224),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_ratio=0.875,
-)
-_SMALL = DataConfig(
-    input_size=(3, 32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
-)
-_DIGITS = DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
-
-# The 15M and 124M sizes have no figure in a source that could be checked.
-_SIZES: dict[str, tuple[tuple[int, ...], str | None, Published | None, Published | None]] = {
-    "15m": ((64, 128, 256, 360), None, None, None),
-    "31m": (
-        (96, 192, 384, 480),
-        "metaspikformer_8_384",
-        Published(top1=77.2, time_steps=4, source="secondary: tables of later papers"),
-        None,
-    ),
-    "55m": (
-        (128, 256, 512, 640),
-        "metaspikformer_8_512",
-        Published(top1=79.7, time_steps=4, source="secondary: tables of later papers"),
-        Published(top1=80.0, time_steps=4, source="authors' README and abstract"),
-    ),
-    "124m": ((192, 384, 768, 960), "metaspikformer_8_768", None, None),
-}
-
-
-def _entries() -> Iterator[ModelEntry]:
-    for size, (widths, alias, published, published_kd) in _SIZES.items():
-        yield ModelEntry(
-            name=f"sdt_v2_{size}",
-            config=SDTv2Config(embed_dims=widths),
-            data=_IMAGENET,
-            published=published,
-            aliases=(alias,) if alias else (),
-        )
-        yield ModelEntry(
-            name=f"sdt_v2_{size}_kd",
-            config=SDTv2Config(embed_dims=widths, distillation=True),
-            data=_IMAGENET,
-            published=published_kd,
-        )
-    yield ModelEntry(
-        name="sdt_v2_small",
-        config=SDTv2Config(
-            embed_dims=(32, 64, 128, 160),
-            num_classes=10,
-            conv_depths=(1, 1, 1),
-            depths=(2, 1),
-            stem_kernel=3,
-            strides=(1, 2, 1, 2, 1),
-        ),
-        data=_SMALL,
-    )
-    yield ModelEntry(
-        name="sdt_v2_digits",
-        config=SDTv2Config(
-            in_channels=1,
-            num_classes=10,
-            time_steps=2,
-            embed_dims=(16, 16, 32, 40),
-            num_heads=4,
-            conv_depths=(1, 1, 1),
-            depths=(1, 1),
-            stem_kernel=3,
-            strides=(1, 1, 2, 1, 1),
-        ),
-        data=_DIGITS,
-        weights="sdt_v2_digits.safetensors",
-    )
-
-
-_ENTRIES = {entry.name: entry for entry in _entries()}
+_ENTRIES = {entry.name: entry for family in FAMILIES.values() for entry in family.entries()}
 _ALIASES = {alias: entry.name for entry in _ENTRIES.values() for alias in entry.aliases}
 
 

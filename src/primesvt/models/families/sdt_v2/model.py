@@ -1,21 +1,23 @@
-"""Spike-driven Transformer V2 (Meta-SpikeFormer): config, blocks, and the official names."""
+"""Spike-driven Transformer V2 (Meta-SpikeFormer): config and blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from string import ascii_lowercase
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP, ConvBlock, Downsample, TransformerBlock
-from primesvt.models.config import ModelConfig, check_positive
+from primesvt.models.config import ModelConfig, check_positive, check_tau
 from primesvt.models.heads import SpikingHead
+from primesvt.models.neurons import lif
 from primesvt.models.spiking_vit import SpikingViT
 
-__all__ = ["SDTv2Config", "build", "infer", "official_names"]
+__all__ = ["SDTv2Config", "build", "stage_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class SDTv2Config(ModelConfig):
     distillation: bool = False
     attn_scale: float = 0.125
     attn_threshold: float = 0.5
+    tau: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +60,7 @@ class SDTv2Config(ModelConfig):
                 raise ValueError(f"{name} is {value!r}, but needs {length} integers")
         check_positive(self, "embed_dims", "num_heads", "stem_kernel", "strides")
         check_positive(self, "conv_depths", "depths", minimum=0)
+        check_tau(self.tau)
         self._check_widths()
 
     def _check_widths(self) -> None:
@@ -85,7 +89,12 @@ def build(config: SDTv2Config) -> SpikingViT:
         >>> [name for name, _ in model.blocks.named_children()][:4]
         ['down1a', 'conv1a', 'down1b', 'conv1b']
     """
-    head = SpikingHead(config.embed_dims[-1], config.num_classes, distillation=config.distillation)
+    head = SpikingHead(
+        config.embed_dims[-1],
+        config.num_classes,
+        distillation=config.distillation,
+        spike=partial(lif, tau=config.tau),
+    )
     return SpikingViT(config, _blocks(config), head)
 
 
@@ -102,29 +111,34 @@ def _blocks(config: SDTv2Config) -> Iterator[tuple[str, nn.Module]]:
                 config.stem_kernel if first else 3,
                 stride=config.strides[stage],
                 spiking=not first,
+                spike=partial(lif, tau=config.tau),
             ),
         )
-        for block in _stage_names(config)[stage]:
+        for block in stage_names(config)[stage]:
             yield block, _block(config, stage, widths[stage + 1])
 
 
 def _block(config: SDTv2Config, stage: int, width: int) -> nn.Module:
+    spike = partial(lif, tau=config.tau)
     if stage < 3:
         return ConvBlock(
             width,
             sep_hidden=round(width * config.sep_ratio),
             hidden=round(width * config.conv_ratio),
+            spike=spike,
         )
     attention = SpikingSelfAttention(
         width,
         heads=config.num_heads,
         scale=config.attn_scale,
         threshold=config.attn_threshold,
+        spike=spike,
     )
-    return TransformerBlock(attention, MLP(width, round(width * config.mlp_ratio)))
+    mlp = MLP(width, round(width * config.mlp_ratio), spike=spike)
+    return TransformerBlock(attention, mlp)
 
 
-def _stage_names(config: SDTv2Config) -> tuple[dict[str, str], ...]:
+def stage_names(config: SDTv2Config) -> tuple[dict[str, str], ...]:
     """Per stage: our name of each block, and the official one."""
     first, second, third = config.conv_depths
     return (
@@ -136,125 +150,3 @@ def _stage_names(config: SDTv2Config) -> tuple[dict[str, str], ...]:
             for stage, depth in zip((3, 4), config.depths, strict=True)
         ),
     )
-
-
-_DOWN = {"": "", "lif": "encode_lif", "conv": "encode_conv", "bn": "encode_bn"}
-_CONV_BLOCK = {
-    "": "",
-    "sep": "Conv",
-    "sep.lif1": "Conv.lif1",
-    "sep.pw1.conv": "Conv.pwconv1",
-    "sep.pw1.bn": "Conv.bn1",
-    "sep.lif2": "Conv.lif2",
-    "sep.dw": "Conv.dwconv",
-    "sep.pw2.conv": "Conv.pwconv2",
-    "sep.pw2.bn": "Conv.bn2",
-    "lif1": "lif1",
-    "conv1.conv": "conv1",
-    "conv1.bn": "bn1",
-    "lif2": "lif2",
-    "conv2.conv": "conv2",
-    "conv2.bn": "bn2",
-}
-_REP_CONV = {
-    "": "",
-    "inner": "0.body.0",
-    "pad": "0.body.1",
-    "pad.bn": "0.body.1.bn",
-    "depthwise": "0.body.2.0",
-    "outer": "0.body.2.1",
-    "outer_bn": "0.body.2.2",
-    "bn": "1",
-}
-_TRANSFORMER_BLOCK = {
-    "": "",
-    "attn": "attn",
-    "attn.lif": "attn.head_lif",
-    "attn.q_lif": "attn.q_lif",
-    "attn.k_lif": "attn.k_lif",
-    "attn.v_lif": "attn.v_lif",
-    "attn.attn_lif": "attn.attn_lif",
-    "mlp": "mlp",
-    "mlp.lif1": "mlp.fc1_lif",
-    "mlp.fc1.conv": "mlp.fc1_conv",
-    "mlp.fc1.bn": "mlp.fc1_bn",
-    "mlp.lif2": "mlp.fc2_lif",
-    "mlp.fc2.conv": "mlp.fc2_conv",
-    "mlp.fc2.bn": "mlp.fc2_bn",
-}
-
-
-def official_names(config: SDTv2Config) -> dict[str, str]:
-    """Map our module names to those of the official code, for every layer and most containers.
-
-    Example:
-        >>> official_names(SDTv2Config())["blocks.block3_0.attn.q.inner"]
-        'block3.0.attn.q_conv.0.body.0'
-
-    Source: github.com/BICLab/Spike-Driven-Transformer-V2, classification/models.py.
-    """
-    downs = {"1a": "1_1", "1b": "1_2", "2": "2", "3": "3", "4": "4"}
-    names = {"head.lif": "lif", "head.fc": "head", "head.fc_kd": "head_kd"}
-    for ours, official in downs.items():
-        names |= _under(f"blocks.down{ours}", f"downsample{official}", _DOWN)
-    for stage, blocks in enumerate(_stage_names(config)):
-        for ours, official in blocks.items():
-            inside = _CONV_BLOCK if stage < 3 else _TRANSFORMER_BLOCK
-            names |= _under(f"blocks.{ours}", official, inside)
-            for part in ("q", "k", "v", "proj") if stage >= 3 else ():
-                path = f"blocks.{ours}.attn.{part}"
-                names |= _under(path, f"{official}.attn.{part}_conv", _REP_CONV)
-    return names
-
-
-def _under(ours: str, official: str, inside: Mapping[str, str]) -> dict[str, str]:
-    return {
-        f"{ours}.{a}".removesuffix("."): f"{official}.{b}".removesuffix(".")
-        for a, b in inside.items()
-    }
-
-
-def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the settings that leave a trace in the shapes of an official state dict.
-
-    Raises ``KeyError`` with the name of a tensor that is missing.
-
-    Example:
-        >>> infer({})
-        Traceback (most recent call last):
-        ...
-        KeyError: 'downsample1_1.encode_conv.weight'
-    """
-    stem = state["downsample1_1.encode_conv.weight"].shape
-    widths = [
-        state[f"downsample{stage}.encode_conv.weight"].shape[0] for stage in ("1_2", "2", "3", "4")
-    ]
-    found: dict[str, Any] = {
-        "in_channels": stem[1],
-        "stem_kernel": stem[-1],
-        "embed_dims": tuple(widths),
-        "num_classes": state["head.weight"].shape[0],
-        "distillation": any(key.startswith("head_kd.") for key in state),
-        "conv_depths": (
-            _count(state, "ConvBlock1_1.{}."),
-            _count(state, "ConvBlock1_2.{}."),
-            _count(state, "ConvBlock2_{}.0.", start=1),
-        ),
-        "depths": (_count(state, "block3.{}."), _count(state, "block4.{}.")),
-    }
-    for name, layer in (
-        ("mlp_ratio", "mlp.fc1_conv.weight"),
-        ("sep_ratio", "Conv.pwconv1.weight"),
-        ("conv_ratio", ".0.conv1.weight"),
-    ):
-        shapes = [tensor.shape for key, tensor in state.items() if key.endswith(layer)]
-        if shapes:
-            found[name] = shapes[0][0] / shapes[0][1]
-    return found
-
-
-def _count(state: Mapping[str, Tensor], pattern: str, start: int = 0) -> int:
-    number = start
-    while any(key.startswith(pattern.format(number)) for key in state):
-        number += 1
-    return number - start

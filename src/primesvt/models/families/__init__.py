@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from primesvt.models import sdt_v2
 from primesvt.models.config import ModelConfig
+from primesvt.models.families import sdt_v2
+from primesvt.models.families.family import Family
 from primesvt.models.spiking_vit import SpikingViT
 
 __all__ = ["FAMILIES", "Family", "build_model", "family_of"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What a family module provides.
-
-    ``official_names`` maps our module names to the official ones; ``infer`` reads the settings
-    that an official state dict's shapes give away and raises ``KeyError`` for a missing tensor.
-
-    Example:
-        >>> FAMILIES["sdt_v2"].config.__name__
-        'SDTv2Config'
-    """
-
-    config: type[ModelConfig]
-    build: Callable[[Any], SpikingViT]
-    official_names: Callable[[Any], dict[str, str]]
-    infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-
-
-FAMILIES: dict[str, Family] = {
-    "sdt_v2": Family(
-        config=sdt_v2.SDTv2Config,
-        build=sdt_v2.build,
-        official_names=sdt_v2.official_names,
-        infer=sdt_v2.infer,
-    ),
-}
+FAMILIES: dict[str, Family] = {module.FAMILY.config.family: module.FAMILY for module in (sdt_v2,)}
 
 
 def family_of(name: str) -> Family:
