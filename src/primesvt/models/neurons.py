@@ -40,7 +40,7 @@ def plif(threshold: float = 1.0, *, tau: float = 2.0, gradient: Surrogate = "sig
     ``tau`` is where training starts (2 is ``w = 0``).
 
     Example:
-        >>> [(name, abs(float(w))) for name, w in plif().named_parameters()]
+        >>> [(name, abs(w.item())) for name, w in plif().named_parameters()]
         [('w', 0.0)]
 
     Source: Fang et al., "Incorporating Learnable Membrane Time Constant ..." (arXiv 2007.05785).
