@@ -93,6 +93,9 @@ class FamilyCase:
             no single group does.
         size: height and width of a small input; ``frames`` gives event frames instead of images.
         shares: least share of the parameters in reach without streams, per registered model.
+        spoilers: small mistakes made in a finished model, by name; the comparison with every golden
+            file must catch each (those that a model lacks the module for change nothing and raise
+            ``LookupError``).
     """
 
     family: str
@@ -107,3 +110,4 @@ class FamilyCase:
     size: Callable[[ModelConfig], tuple[int, int]] = field(default=lambda config: (8, 8))
     frames: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
+    spoilers: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)

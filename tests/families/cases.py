@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import sdt_v2
 from .case import FamilyCase
 
-CASES: tuple[FamilyCase, ...] = ()
+CASES: tuple[FamilyCase, ...] = (sdt_v2.CASE,)
