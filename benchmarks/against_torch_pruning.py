@@ -1,7 +1,7 @@
 """Uniform structured pruning of every family: PrimeSVT beside Torch-Pruning 1.6.1.
 
     pip install -e '.[compare]'
-    python benchmarks/against_torch_pruning.py     # writes benchmarks/results/torch_pruning.{json,md}
+    python benchmarks/against_torch_pruning.py   # results/torch_pruning.json and .md
 
 Both tools get the same untrained networks in evaluation mode, the same rates and the L2 norm, and
 leave the residual streams and the classifier out as far as they let one. Torch-Pruning also gets
