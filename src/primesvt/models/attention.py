@@ -82,6 +82,7 @@ class SpikingSelfAttention(nn.Module):
         scale: factor of the attention, from the original width.
         threshold: of the neuron behind the attention.
         projection: ``projection(inputs, outputs)`` makes a layer on images.
+        out_projection: the same for the layer behind the attention, where that one is different.
         spike: makes the neurons.
         v_dim: channels of v, ``dim`` when not given.
         out_spike: for a stream of summed spikes (SEW): makes the neuron behind the projection, and
@@ -104,6 +105,7 @@ class SpikingSelfAttention(nn.Module):
         scale: float,
         threshold: float = 0.5,
         projection: Callable[[int, int], nn.Module] = RepConv,
+        out_projection: Callable[[int, int], nn.Module] | None = None,
         spike: Spike = lif,
         v_dim: int | None = None,
         out_spike: Spike | None = None,
@@ -120,7 +122,7 @@ class SpikingSelfAttention(nn.Module):
         self.v = projection(dim, inner)
         self.v_lif = spike()
         self.attn_lif = spike(threshold)
-        self.proj = projection(inner, dim)
+        self.proj = (out_projection or projection)(inner, dim)
         self.proj_lif = out_spike() if out_spike else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ class ModelConfig:
                 object.__setattr__(self, field.name, tuple(value))
         check_positive(self, "in_channels", "num_classes", "time_steps")
 
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether the images of a batch influence each other in evaluation mode."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict that names the family.
 

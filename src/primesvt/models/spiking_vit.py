@@ -42,6 +42,19 @@ class SpikingViT(nn.Module):
         self.blocks = nn.Sequential(OrderedDict(blocks))
         self.head = head
 
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether the images of a batch influence each other in evaluation mode.
+
+        Results then depend on the order and the size of the batches.
+
+        Example:
+            >>> from primesvt.models import create_model
+            >>> create_model("qkformer_digits").batch_dependent
+            True
+        """
+        return self.config.batch_dependent
+
     def forward(self, x: Tensor, time_steps_out: bool = False) -> Logits:
         """Classify images ``[B, C, H, W]`` or event frames ``[B, T, C, H, W]``.
 
