@@ -11,27 +11,49 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from primesvt.models import reset
+from primesvt.models import IntegerNeuron, reset
 
 Hook = Callable[[Tensor], Tensor]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def neurons(model: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, neuron.BaseNode)}
+    kinds = (neuron.BaseNode, IntegerNeuron)
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def leak(module: nn.Module) -> Any:
+    """The part of its input that a neuron takes up in one time step."""
+    if isinstance(module, neuron.ParametricLIFNode):
+        return module.w.detach().sigmoid()
+    return 1 / module.tau
 
 
 def membrane(module: nn.Module, current: Tensor) -> tuple[Tensor, Tensor]:
-    """Our own LIF: potentials before the reset and spikes, for currents ``[T, ...]``."""
+    """Our own neurons: potentials before the reset and spikes, for currents ``[T, ...]``."""
+    if isinstance(module, IntegerNeuron):
+        clamped = current.clamp(0, module.levels)
+        whole = clamped.round() if module.rounding == "even" else (clamped + 0.5).floor()
+        return current, whole / module.norm
     steps = current if module.step_mode == "m" else current[None]
     v, potentials, spikes = torch.zeros_like(steps[0]), [], []
     for x in steps:
-        v = v + (x - v) / module.tau
+        charge = (x - v) * leak(module) if hasattr(module, "w") else (x - v) / module.tau
+        v = v + charge
         spike = (v >= module.v_threshold).to(v)
         potentials.append(v)
         spikes.append(spike)
         v = v * (1 - spike)
     return torch.stack(potentials), torch.stack(spikes)
+
+
+def gaps(module: nn.Module, current: Tensor) -> Tensor:
+    """Distance of every potential from the nearest value at which the output changes."""
+    potentials = membrane(module, current)[0]
+    if isinstance(module, IntegerNeuron):
+        steps = potentials.floor().clamp(0, module.levels - 1) + 0.5
+        return (potentials - steps).abs()
+    return (potentials - module.v_threshold).abs()
 
 
 def excite(model: nn.Module, x: Tensor, seed: int, *, low: float = 0.02, high: float = 0.7) -> bool:
@@ -59,16 +81,34 @@ def excite(model: nn.Module, x: Tensor, seed: int, *, low: float = 0.02, high: f
         with before_neurons(model, _tune):
             model(x)
         reset(model)
-        rates = [float(s.mean()) for s in record(model, x)[1].values()]
+        rates = [float((s != 0).double().mean()) for s in record(model, x)[1].values()]
     return all(low <= rate <= high for rate in rates)
 
 
+class Gain:
+    """Multiplies what enters a module; stays with the model, copies included."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0] * self.factor,)
+
+
 def _tune(module: nn.Module, current: Tensor) -> Tensor:
-    """Move a threshold only where the default leaves the neuron silent or saturated."""
-    rate = float(membrane(module, current)[1].mean())
-    if not 0.05 <= rate <= 0.5:
-        first = (current / module.tau).flatten()
-        module.v_threshold = max(float(first.quantile(0.75)), 1e-3) * 1.0003
+    """Move a threshold only where the default leaves the neuron silent or saturated.
+
+    An integer neuron has none to move: its input is scaled instead.
+    """
+    rate = float((membrane(module, current)[1] != 0).double().mean())
+    if 0.05 <= rate <= 0.5:
+        return current
+    if isinstance(module, IntegerNeuron):
+        gain = Gain(0.5003 / max(float(current.quantile(0.75)), 1e-3))
+        module.register_forward_pre_hook(gain)
+        return current * gain.factor
+    first = (current * leak(module)).flatten()
+    module.v_threshold = max(float(first.quantile(0.75)), 1e-3) * 1.0003
     return current
 
 
@@ -109,12 +149,12 @@ def record(model: nn.Module, x: Any) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 
 def margin(model: nn.Module, currents: dict[str, Tensor]) -> float:
-    """Smallest distance of a membrane potential from its threshold, ties excepted."""
+    """Smallest distance of a potential from where its neuron changes, ties excepted."""
     smallest = float("inf")
     for name, module in neurons(model).items():
         if name not in currents:
             continue
-        gap = (membrane(module, currents[name])[0] - module.v_threshold).abs()
+        gap = gaps(module, currents[name])
         gap = gap[gap > 0]
         if gap.numel():
             smallest = min(smallest, float(gap.min()))

@@ -1,1 +1,1 @@
-"""What every family's tests provide: official files, hand-made group tables, small random configs."""
+"""What every family's tests provide, and the tests that run over all of them."""
