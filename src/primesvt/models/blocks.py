@@ -5,6 +5,9 @@ No forward knows a width: sizes come from tensors, head counts and scales from t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ __all__ = [
     "ConvBN",
     "ConvBlock",
     "Downsample",
+    "MaxPool",
     "SepConv",
     "SpikeMLP",
     "TransformerBlock",
@@ -29,8 +33,9 @@ _LAYERS: dict[int, tuple[type[nn.Conv1d | nn.Conv2d], type[nn.BatchNorm1d | nn.B
 class ConvBN(nn.Module):
     """Convolution and batch normalisation over merged time and batch.
 
-    ``[T, B, C, H, W]`` to ``[T, B, C', H', W']``, padded by half the kernel. ``dims=1`` takes the
-    tokens of the image in a row, as some official layers do: same values, weights of one axis less.
+    ``[T, B, C, H, W]`` to ``[T, B, C', H', W']``, padded by half the kernel unless ``padding`` is
+    given. ``dims=1`` takes the tokens of the image in a row, as some official layers do: same
+    values, weights of one axis less.
 
     Example:
         >>> ConvBN(3, 8, 3, stride=2)(torch.zeros(2, 1, 3, 6, 6)).shape
@@ -44,12 +49,15 @@ class ConvBN(nn.Module):
         kernel: int = 1,
         *,
         stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
         bias: bool = False,
         dims: int = 2,
     ) -> None:
         super().__init__()
         conv, norm = _LAYERS[dims]
-        self.conv = conv(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+        border = kernel // 2 if padding is None else padding
+        self.conv = conv(inputs, outputs, kernel, stride, border, groups=groups, bias=bias)
         self.bn = norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,6 +66,23 @@ class ConvBN(nn.Module):
             tokens = self.bn(self.conv(merged.flatten(2)))
             return torch.unflatten(torch.unflatten(tokens, -1, x.shape[-2:]), 0, x.shape[:2])
         return torch.unflatten(self.bn(self.conv(merged)), 0, x.shape[:2])
+
+
+class MaxPool(nn.MaxPool2d):
+    """The pooling of spiking stems, 3x3 with stride two, over merged time and batch.
+
+    ``[T, B, C, H, W]`` to ``[T, B, C, H / 2, W / 2]``, rounded up.
+
+    Example:
+        >>> MaxPool()(torch.zeros(2, 1, 3, 6, 5)).shape
+        torch.Size([2, 1, 3, 3, 3])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.unflatten(super().forward(x.flatten(0, 1)), 0, x.shape[:2])
 
 
 class Downsample(ConvBN):
@@ -163,7 +188,8 @@ class MLP(nn.Module):
 class SpikeMLP(nn.Module):
     """Channel layers with a neuron *after* each, for a stream of summed spikes (SEW).
 
-    ``[T, B, C, H, W]`` to the same shape.
+    ``[T, B, C, H, W]`` to the same shape. ``projection(inputs, outputs)`` makes other layers than
+    convolutions of ``dims`` axes.
 
     Example:
         >>> SpikeMLP(4, 16)(torch.zeros(1, 1, 4, 3, 3)).shape
@@ -172,11 +198,20 @@ class SpikeMLP(nn.Module):
     Source: Zhou et al., "Spikformer" (arXiv 2209.15425), MLP block.
     """
 
-    def __init__(self, dim: int, hidden: int, *, spike: Spike = lif, dims: int = 2) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        spike: Spike = lif,
+        dims: int = 2,
+        projection: Callable[[int, int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.fc1 = ConvBN(dim, hidden, bias=True, dims=dims)
+        layer = projection or partial(ConvBN, bias=True, dims=dims)
+        self.fc1 = layer(dim, hidden)
         self.lif1 = spike()
-        self.fc2 = ConvBN(hidden, dim, bias=True, dims=dims)
+        self.fc2 = layer(hidden, dim)
         self.lif2 = spike()
 
     def forward(self, x: Tensor) -> Tensor:
