@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.models import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,14 @@ def blind(model: nn.Module, reader: str, removed: list[int]) -> None:
         model.get_submodule(reader).weight[:, removed] = 0.0
 
 
+def small_square(_config: Any) -> tuple[int, int]:
+    return 8, 8
+
+
+def any_small(_config: Any) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(5, 9), st.integers(5, 9))
+
+
 def nothing_bound(_model: nn.Module, _config: Any) -> dict[str, str]:
     return {}
 
@@ -92,6 +99,7 @@ class FamilyCase:
         entering: the group whose channels enter a neuron, and the axis they lie on; ``None`` where
             no single group does.
         size: height and width of a small input; ``frames`` gives event frames instead of images.
+        sizes: strategy of other heights and widths, with at least 2 x 2 tokens.
         shares: least share of the parameters in reach without streams, per registered model.
         spoilers: small mistakes made in a finished model, by name; the comparison with every golden
             file must catch each (those that a model lacks the module for change nothing and raise
@@ -107,7 +115,8 @@ class FamilyCase:
     ignore: Callable[[nn.Module, str, list[int]], None]
     entering: Callable[[nn.Module, str], tuple[str, int] | None]
     frozen: Callable[[nn.Module, Any], dict[str, str]] = nothing_bound
-    size: Callable[[ModelConfig], tuple[int, int]] = field(default=lambda config: (8, 8))
+    size: Callable[[Any], tuple[int, int]] = small_square
+    sizes: Callable[[Any], st.SearchStrategy[tuple[int, int]]] = any_small
     frames: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
     spoilers: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The invariants of DESIGN section 3, on spike-driven transformers of random shapes and cuts."""
+"""What a trace and a cut promise beside the invariants of every family."""
 
 from __future__ import annotations
 
@@ -7,188 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, assume, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels, trace
 from primesvt.models import build_model, create_model
 from primesvt.models.families.sdt_v2 import SDTv2Config
 
-from .firing import clone, excite, margin, neurons, record, same, state_bytes
-from .sdt import configs, described, flat, gone, group_of, ignore, random_cuts, table
-
-many = settings(
-    deadline=None, derandomize=True, max_examples=25, print_blob=False, phases=[Phase.generate]
-)
-few = settings(many, max_examples=8)
-seeds = st.integers(0, 2**16)
+from ..families.case import described
+from ..families.cuts import random_cuts
+from ..families.sdt_v2 import table
+from .firing import neurons, state_bytes
 
 
 def build(config: SDTv2Config, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return build_model(config).eval()
-
-
-def images(config: SDTv2Config, batch: int = 2, size: int = 8) -> torch.Tensor:
-    return torch.randn(batch, config.in_channels, size, size)
-
-
-@many
-@given(configs(), seeds)
-def test_the_groups_are_those_of_the_table(config: SDTv2Config, seed: int) -> None:
-    model = build(config, seed)
-    graph = trace(model, images(config))
-    found = {g.name: described(graph, g) for g in graph if g.status == "free" and g.kind != "heads"}
-    assert found == table(model, config)
-    bound = {g.name.split(".")[0] for g in graph if g.status != "free"}
-    assert bound == {"head"}, "only the classes may be bound"
-    heads = {g.name: (g.size, g.kind) for g in graph if g.kind == "heads"}
-    blocks = [n for n in table(model, config) if n.endswith(".attn.v")] * (config.num_heads > 1)
-    assert set(heads.values()) <= {(config.num_heads, "heads")}
-    assert len(heads) == len(blocks)
-
-
-@many
-@given(configs(), seeds, st.booleans())
-def test_removal_equals_readers_that_ignore_the_channels(
-    config: SDTv2Config, seed: int, streams: bool
-) -> None:
-    model, x = build(config, seed).double(), images(config).double()
-    assume(excite(model, x, seed))
-    graph = trace(model, x)
-    cuts = random_cuts(graph, np.random.default_rng(seed), streams=streams)
-    assume(cuts)
-    masked, pruned = clone(model), clone(model)
-    for name, kept in cuts.items():
-        ignore(masked, name, gone(kept, graph[name].size))
-    remove_channels(pruned, graph, cuts)
-    currents, _, logits = record(masked, x)
-    assume(margin(masked, currents) >= 1e-7)
-    small, _, small_logits = record(pruned, x)
-    for name, current in currents.items():
-        group = group_of(model, name)
-        if group in cuts:
-            current = current[:, :, flat(cuts[group], graph[group].size)]
-        assert same(small[name], current), f"{name} after {list(cuts)}"
-    assert same(small_logits, logits)
-    assert pruned.training is False
-    assert set(small) == set(neurons(model))
-
-
-@few
-@given(configs(), seeds)
-def test_a_cut_of_nothing_changes_nothing(config: SDTv2Config, seed: int) -> None:
-    model, x = build(config, seed), images(config)
-    before, logits = state_bytes(model), model(x)
-    graph = trace(model, x)
-    assert state_bytes(model) == before
-    everything = {g.name: np.tile(np.arange(g.size), (g.positions, 1)) for g in graph.prunable()}
-    for cuts in ({}, everything):
-        assert graph.freed(cuts).parameters == graph.freed(cuts).buffer_bytes == 0
-        assert remove_channels(model, graph, cuts).groups == graph.groups
-        assert state_bytes(model) == before
-        assert torch.equal(model(x), logits)
-
-
-@many
-@given(configs(), seeds)
-def test_cutting_twice_is_cutting_the_union(config: SDTv2Config, seed: int) -> None:
-    model, rng = build(config, seed), np.random.default_rng(seed)
-    graph = trace(model, images(config))
-    once, twice = clone(model), clone(model)
-    first = random_cuts(graph, rng, streams=True)
-    middle = remove_channels(twice, graph, first)
-    second = random_cuts(middle, rng, streams=True)
-    last = remove_channels(twice, middle, second)
-    union = {}
-    for name in {**first, **second}:
-        rows = np.tile(np.arange(graph[name].size), (graph[name].positions, 1))
-        for cuts in (first, second):
-            if name in cuts:
-                rows = np.take_along_axis(rows, np.sort(cuts[name], axis=1), axis=1)
-        union[name] = rows
-        assert last.original(name).tolist() == rows.tolist()
-        if name in second:
-            assert middle.to_original(name, second[name]) == rows.tolist()
-    direct = remove_channels(once, graph, union)
-    assert state_bytes(once) == state_bytes(twice)
-    assert direct.groups == last.groups
-    assert [direct.original(g.name).tolist() for g in direct] == [
-        last.original(g.name).tolist() for g in last
-    ]
-
-
-@many
-@given(configs(), seeds)
-def test_bytes_fall_by_what_the_graph_foretells(config: SDTv2Config, seed: int) -> None:
-    model = build(config, seed)
-    graph = trace(model, images(config))
-    cuts = random_cuts(graph, np.random.default_rng(seed), streams=True)
-    freed, before = graph.freed(cuts), sizes(model)
-    small = remove_channels(model, graph, cuts)
-    after = sizes(model)
-    assert (freed.parameters, freed.parameter_bytes, freed.buffer_bytes) == tuple(
-        a - b for a, b in zip(before, after, strict=True)
-    )
-    assert {n: tuple(t.shape) for n, t in model.state_dict().items()} == {
-        n: small.shape(n) for n in model.state_dict()
-    }
-    for module in model.modules():
-        check_attributes(module)
-
-
-def sizes(model: nn.Module) -> tuple[int, int, int]:
-    parameters, buffers = list(model.parameters()), list(model.buffers())
-    return (
-        sum(p.numel() for p in parameters),
-        sum(p.numel() * p.element_size() for p in parameters),
-        sum(b.numel() * b.element_size() for b in buffers),
-    )
-
-
-def check_attributes(module: nn.Module) -> None:
-    """The integers that PyTorch's modules keep agree with their tensors."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        made, read = module.weight.shape[:2]
-        assert (module.out_channels, module.in_channels) == (made, read * module.groups)
-        assert made % module.groups == 0
-    elif isinstance(module, nn.Linear):
-        assert (module.out_features, module.in_features) == tuple(module.weight.shape)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        assert module.num_features == len(module.weight) == len(module.running_mean)
-
-
-@many
-@given(configs(), seeds, st.data())
-def test_groups_do_not_depend_on_coincidences(
-    config: SDTv2Config, seed: int, data: st.DataObject
-) -> None:
-    model = build(config, seed)
-    graph = trace(model, images(config))
-    heads = {
-        g.name: np.tile(data.draw(st.integers(0, g.size - 1)), (g.positions, 1))
-        for g in graph.prunable()
-        if g.name.endswith((".q+k", ".v"))
-    }
-    small = remove_channels(model, graph, heads)
-    for _ in range(3):
-        batch, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-        # Token grids of at least 2 x 2: see the next test for one channel on a grid of height 1.
-        height, width = data.draw(st.integers(5, 9)), data.draw(st.integers(5, 9))
-        frame = (config.in_channels, height, width)
-        events = data.draw(st.booleans())
-        x = torch.randn(batch, steps, *frame) if events else torch.randn(batch, *frame)
-        model.time_steps = steps
-        found, wanted = summary(trace(model, x)), summary(small)
-        if config.num_heads == 1:  # one head of one channel: nothing is left to cut or to tell
-            found, wanted = several(found), several(wanted)
-        assert found == wanted, tuple(x.shape)
-
-
-def several(groups: dict[str, Any]) -> dict[str, Any]:
-    """Groups of at least two channels."""
-    return {name: entry for name, entry in groups.items() if entry[0].size > 1}
 
 
 def test_one_channel_per_head_on_tokens_of_height_one_is_refused_not_mistaken() -> None:
@@ -239,26 +72,6 @@ def test_token_counts_that_equal_widths_tie_nothing(size: tuple[int, int]) -> No
             g.name: described(graph, g) for g in graph if g.status == "free" and g.kind != "heads"
         }
         assert found == table(model, config)
-
-
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [
-        ("sdt_v2_15m", 0.85),
-        ("sdt_v2_15m_kd", 0.85),
-        ("sdt_v2_31m", 0.85),
-        ("sdt_v2_digits", 0.8),  # its downsampling convolutions weigh more
-    ],
-)
-def test_most_parameters_are_in_reach_without_streams(name: str, least: float) -> None:
-    model = create_model(name, time_steps=1)
-    channels, size = (1, 8) if name.endswith("digits") else (3, 32)
-    graph = trace(model, torch.randn(1, channels, size, size))
-    share = graph.touched() / sum(p.numel() for p in model.parameters())
-    assert least <= share <= 1
-    assert graph.notes == ()
-    found = {g.name: described(graph, g) for g in graph if g.status == "free" and g.kind != "heads"}
-    assert found == table(model, model.config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
