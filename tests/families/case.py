@@ -82,7 +82,7 @@ def nothing_bound(_model: nn.Module, _config: Any) -> dict[str, str]:
     return {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FamilyCase:
     """What the shared tests need to know of a family, all of it written by hand.
 
@@ -120,3 +120,6 @@ class FamilyCase:
     frames: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
     spoilers: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"the case of {self.family}"
