@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from primesvt.models.blocks import ConvBN
+from primesvt.models.blocks import ConvBN, MaxPool
 from primesvt.models.neurons import Spike, lif
 
 __all__ = ["AcrossImages", "ConvSpike", "PatchEmbed", "TokenQKAttention"]
@@ -36,12 +36,11 @@ class ConvSpike(ConvBN):
         spike: Spike = lif,
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride)
-        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+        self.pool = MaxPool() if pool else nn.Identity()
         self.lif = spike()
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.pool(super().forward(x).flatten(0, 1))
-        spikes: Tensor = self.lif(torch.unflatten(pooled, 0, x.shape[:2]))
+        spikes: Tensor = self.lif(self.pool(super().forward(x)))
         return spikes
 
 

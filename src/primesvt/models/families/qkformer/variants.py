@@ -9,7 +9,7 @@ from primesvt.models.families.qkformer.model import QKFormerConfig
 
 __all__ = ["entries"]
 
-# Width of the last stage: heads, top-1; images per batch were not published.
+# Width of the last stage: heads, top-1 (which depends on the batch size, and that was not given).
 _IMAGENET = {768: (12, 84.22), 512: (8, 82.04), 384: (6, 78.80)}
 _EVENTS = {"cifar10dvs": (10, 1), "gesture": (11, 4)}  # classes, MLP ratio
 
