@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from primesvt.batches import batch_note, score_note
 from primesvt.data import Splits, check_labels
 from primesvt.fingerprint import data_digest
 from primesvt.models import reset
@@ -66,7 +67,8 @@ def outcomes(
     Args:
         model: gives logits ``[B, classes]``; moved to ``device``.
         dataset: pairs of a tensor and a label.
-        batch_size: samples per forward pass; part of what is measured, as sums depend on it.
+        batch_size: samples per forward pass; part of what is measured, as sums depend on it, and
+            in some models every image on the others of its batch (``batch_note``).
         device: where to compute; where the model is, when not given.
         workers: processes that load samples.
         progress: called as ``progress(stage, done, total)`` after every batch.
@@ -141,6 +143,10 @@ class Evaluator(Protocol):
         """Data and settings, comparable between runs."""
         ...
 
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """What a reader of the results must know."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataEvaluator:
@@ -189,6 +195,11 @@ class DataEvaluator:
             "device": self.device.type,
         }
 
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """The batches, where the images of a batch influence each other."""
+        sets = {"selection": self.splits.selection, "test": self.splits.test}
+        return batch_note(model, self.batch_size, **sets)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreEvaluator:
@@ -211,6 +222,10 @@ class ScoreEvaluator:
         module = getattr(self.score, "__module__", kind.__module__)
         name = getattr(self.score, "__qualname__", kind.__qualname__)
         return {"score": f"{module}.{name}", "device": self.device.type}
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """That the score's own batches matter, where they do."""
+        return score_note(model)
 
 
 def resolve_device(

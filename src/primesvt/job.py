@@ -167,7 +167,7 @@ class Job:
             after=self._costs(solved.model, last, "after"),
             data=splits.description() if splits else "",
             selection_from_train=splits is not None and splits.selection_from_train,
-            notes=notes_of(walk, [*self.notes, *refused]),
+            notes=notes_of(walk, [*self.evaluate.notes(self.model), *self.notes, *refused]),
         )
 
     def _watch(self) -> Measurement:

@@ -36,6 +36,7 @@ class Evaluate:
 
     def run(self, console: Console) -> int:
         """Measure and print one row."""
+        from primesvt.batches import batch_note
         from primesvt.checkpoint import open_model
         from primesvt.data import check_classes, load_data
         from primesvt.evaluation import outcomes
@@ -59,6 +60,7 @@ class Evaluate:
                 workers=self.workers,
                 progress=progress,
             )
+        notes = batch_note(opened.model, self.batch_size, **{self.set: dataset})
         low, high = wilson_interval(int(correct.sum()), len(correct))
         parameters = parameter_count(opened.model)
         console.result(
@@ -66,6 +68,8 @@ class Evaluate:
                 "model": self.model,
                 "set": self.set,
                 "images": len(correct),
+                "batch_size": self.batch_size,
+                "notes": notes,
                 "accuracy": float(correct.mean()),
                 "interval": [low, high],
                 "parameters": parameters,
@@ -74,6 +78,8 @@ class Evaluate:
             }
         )
         console.line(f"{self.model} on {splits.name}, {self.set} set of {len(correct):,} images")
+        for note in notes:
+            console.sentence(note)
         console.say(
             table(
                 ["Top-1", "95% interval", "Parameters", "Parameter memory", "Buffers"],

@@ -59,6 +59,7 @@ class Prune:
 
     def run(self, console: Console) -> int:
         """Prune, write the run folder, and say what was traded for what."""
+        from primesvt.batches import batch_note
         from primesvt.checkpoint import open_model
         from primesvt.constraints import Constraints
         from primesvt.data import load_data
@@ -74,6 +75,9 @@ class Prune:
             held_out=opened.held_out,
             allow_selection_from_train=recipe.run.selection_from_train,
         )
+        sets = {"selection": splits.selection, "test": splits.test}
+        for note in batch_note(opened.model, recipe.run.batch_size, **sets):
+            console.sentence(note)
         out = self.out or Path("runs") / Path(recipe.model).stem
         with console.progress() as progress:
             result = prune(

@@ -70,6 +70,8 @@ class Train:
         console.result({"out": str(out), **record.to_dict()})
         console.line(f"{recipe.model}: {record.parameters:,} parameters, {record.data}")
         console.say(table(["Set", "Top-1", "95% interval", "Images"], rows, right=[1, 2, 3]))
+        for note in record.notes:
+            console.sentence(note)
         console.line(f"Trained in {duration(record.seconds)}; best at epoch {record.kept_epoch}.")
         console.line(f"The model: {out / 'model'}")
         return 0

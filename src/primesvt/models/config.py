@@ -32,9 +32,9 @@ class ModelConfig:
         check_positive(self, "in_channels", "num_classes", "time_steps")
 
     @property
-    def batch_dependent(self) -> bool:
-        """Whether the images of a batch influence each other in evaluation mode."""
-        return False
+    def batch_mixing(self) -> str:
+        """The setting by which the images of a batch influence each other; empty: none does."""
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict that names the family.

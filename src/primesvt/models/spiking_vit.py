@@ -53,7 +53,7 @@ class SpikingViT(nn.Module):
             >>> create_model("qkformer_digits").batch_dependent
             True
         """
-        return self.config.batch_dependent
+        return bool(self.config.batch_mixing)
 
     def forward(self, x: Tensor, time_steps_out: bool = False) -> Logits:
         """Classify images ``[B, C, H, W]`` or event frames ``[B, T, C, H, W]``.

@@ -47,6 +47,7 @@ class Fit:
             self.optimizer, lambda step: learning_rate_factor(step, warmup, self.steps)
         )
         self.fill = -torch.tensor(config.mean) / torch.tensor(config.std)
+        self.scored_at_once = max(recipe.batch_size, 128)
         self.losses: list[float] = []
         self.accuracies: list[float] = []
         self.best_epoch = 0
@@ -63,9 +64,12 @@ class Fit:
 
     def score(self, dataset: Dataset[tuple[Tensor, int]]) -> Score:
         """Top-1 accuracy in evaluation mode."""
-        size = max(self.recipe.batch_size, 128)
         correct = outcomes(
-            self.model, dataset, batch_size=size, device=self.device, workers=self.workers
+            self.model,
+            dataset,
+            batch_size=self.scored_at_once,
+            device=self.device,
+            workers=self.workers,
         )
         low, high = wilson_interval(int(correct.sum()), len(correct))
         return Score(accuracy=float(correct.mean()), low=low, high=high, images=len(correct))

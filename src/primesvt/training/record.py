@@ -24,7 +24,7 @@ class TrainRecord:
     """How a checkpoint was made, and how good it is; written beside it as ``record.json``.
 
     ``data_config`` says how images were prepared. ``kept_epoch`` counts from 1; ``loss`` and
-    ``selection_accuracy`` have one value per epoch.
+    ``selection_accuracy`` have one value per epoch. ``notes``: what the scores depend on beside.
     """
 
     format: int = 1
@@ -41,6 +41,7 @@ class TrainRecord:
     test: Score | None
     loss: tuple[float, ...]
     selection_accuracy: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

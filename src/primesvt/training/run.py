@@ -15,6 +15,7 @@ import torch
 from primesvt import __version__
 from primesvt._files import check_writable, write_json
 from primesvt.artifact import save_model
+from primesvt.batches import batch_note
 from primesvt.data import check_classes, load_data
 from primesvt.data.splits import HELD_OUT_SEED
 from primesvt.evaluation import Progress, resolve_device
@@ -97,6 +98,9 @@ def _record(fit: Fit, *, command: str, begin: float) -> TrainRecord:
         test=None if splits.test is None else fit.score(splits.test),
         loss=tuple(round(loss, 6) for loss in fit.losses),
         selection_accuracy=tuple(fit.accuracies),
+        notes=batch_note(
+            fit.model, fit.scored_at_once, selection=splits.selection, test=splits.test
+        ),
         seconds=round(time.monotonic() - begin, 1),
     )
 

@@ -68,8 +68,8 @@ class QKFormerConfig(ModelConfig):
     images, as the official code does and its weights need; ``"per_image"`` over time alone.
 
     Example:
-        >>> QKFormerConfig(embed_dims=(16, 32, 64), num_heads=2).batch_dependent
-        True
+        >>> QKFormerConfig(embed_dims=(16, 32, 64), num_heads=2).hidden(0)
+        64
 
     Source: Zhou et al., "QKFormer" (arXiv 2403.16552); official sizes.
     """
@@ -137,9 +137,9 @@ class QKFormerConfig(ModelConfig):
         return round(self.embed_dims[stage] * ratio)
 
     @property
-    def batch_dependent(self) -> bool:
-        """The neuron behind the self-attention carries over from image to image."""
-        return self.proj_neuron == "mixed" and self.depths[-1] > 0
+    def batch_mixing(self) -> str:
+        """The neuron behind the self-attention may carry over from image to image."""
+        return 'proj_neuron="mixed"' if self.proj_neuron == "mixed" and self.depths[-1] else ""
 
 
 def build(config: QKFormerConfig) -> SpikingViT:

@@ -122,7 +122,7 @@ def oddities(config: QKFormerConfig) -> tuple[str, ...]:
         "rectangular images work: the official self-attention swaps height and width and takes"
         " square ones only; on those both agree"
     )
-    if not config.batch_dependent:
+    if not config.batch_mixing:
         return (rectangular,)
     return (
         "the images of a batch influence each other: the neuron behind the self-attention runs over"
