@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import sdt_v2
+from . import sdt_v1, sdt_v2
 from .case import FamilyCase
 
-CASES: tuple[FamilyCase, ...] = (sdt_v2.CASE,)
+CASES: tuple[FamilyCase, ...] = (sdt_v1.CASE, sdt_v2.CASE)
