@@ -26,8 +26,9 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_lists_the_registry(primesvt):
     finished = primesvt("models", "--json")
     assert finished.code == 0
-    assert [row["name"] for row in finished.json["models"]] == list_models()
-    assert finished.json["models"][0]["parameters"] == 15_112_208
+    rows = {row["name"]: row for row in finished.json["models"]}
+    assert list(rows) == list_models()
+    assert rows["sdt_v2_15m"]["parameters"] == 15_112_208
 
 
 def test_tables_fit_80_columns(primesvt):
