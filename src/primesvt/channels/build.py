@@ -25,6 +25,7 @@ from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run
+from primesvt.models.neurons import neurons
 
 
 def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
@@ -154,13 +155,14 @@ class Builder:
         }
 
     def _chains(self) -> frozenset[str]:
-        """Modules with several weights and nothing to reset (no neuron): RepConv, for one."""
+        """Modules with several weights and no neuron: RepConv, for one."""
         makers = {tensor.rpartition(".")[0] for tensor, _ in self.record.links["producer"]}
         return frozenset(
             path
             for path, module in self.model.named_modules()
             if sum(m.startswith(f"{path}.") for m in makers) > 1
             and not any(callable(getattr(m, "reset", None)) for m in module.modules())
+            and next(neurons(module), None) is None
         )
 
     # --- classes and groups ---------------------------------------------------------------

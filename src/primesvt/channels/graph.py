@@ -42,7 +42,8 @@ class ChannelGroup:
 
     Attributes:
         name: first producing module in forward order, plus a role where one is needed.
-        kind: ``channel`` (prunable), ``stream`` (residual, on request), ``heads`` (only listed).
+        kind: ``channel`` (prunable), ``stream`` (on request: the shortcut of a block of several
+            layers; what one layer adds to its own input is a channel), ``heads`` (only listed).
         size: channels at each front position, as the model is now.
         fronts: sizes of the symbols in front (heads) along which kept channels may differ.
         members: every parameter or buffer axis that carries the channels.

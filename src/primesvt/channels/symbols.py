@@ -56,7 +56,7 @@ class Symbol:
         self.pinned = False  # selected, sliced, split, stacked, concatenated or reduced
         self.numbered = False  # taken apart index by index (select, unbind, split)
         self.made = False  # the output axis of some weight
-        self.summed = False  # two produced symbols were added: a residual stream
+        self.summed = False  # the shortcut of a block: a residual stream
         self.unit = False  # born with size 1, to be broadcast
         self.ghost = ghost  # a factor of size 1 that only a view suggests
 

@@ -15,7 +15,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from primesvt.channels.copies import is_tensor, state_tensors
 from primesvt.channels.rules import Call, Unlisted, find_rule
-from primesvt.channels.symbols import Axis, Freeze, Misfit, Symbol, freeze, protect, size_of, unit
+from primesvt.channels.symbols import (
+    Axis,
+    Freeze,
+    Misfit,
+    Symbol,
+    flatten,
+    freeze,
+    protect,
+    size_of,
+    unit,
+)
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]
@@ -40,6 +50,7 @@ class Record:
         default_factory=lambda: {"producer": {}, "reader": {}}
     )
     groups: dict[str, Axis] = field(default_factory=dict)
+    layers: list[tuple[Axis, Axis]] = field(default_factory=list)  # what each read and made
     reads: list[Read] = field(default_factory=list)
     outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
     results: list[list[Axes]] = field(default_factory=list)  # of every call
@@ -71,6 +82,14 @@ class Tracer(TorchDispatchMode):
     def read(self, operand: int, dim: int, axes: Axes) -> None:
         call = len(self.record.results)
         self.record.reads.append(Read(call=call, operand=operand, dim=dim, axes=axes))
+
+    def layer(self, read: Axis, made: Axis) -> None:
+        self.record.layers.append((read, made))
+
+    def one_layer(self, read: Axis, made: Axis) -> bool:
+        """True if a single layer made the second axis out of the first."""
+        wanted = (_solid(read), _solid(made))
+        return any((_solid(r), _solid(m)) == wanted for r, m in self.record.layers)
 
     def grouped(self, weight: str, groups: Axis) -> None:
         self.record.groups[weight] = groups
@@ -164,6 +183,12 @@ class Tracer(TorchDispatchMode):
             dims = tuple(at.get(id(axis), -1) for axis in self._axes[new])
         if dims is not None:
             self._weights[new] = (source[0], dims)
+
+
+def _solid(axis: Axis) -> Axis:
+    """The axis without factors of size 1, which views add and drop."""
+    symbols = flatten(axis)
+    return tuple(s for s in symbols if s.size > 1) or symbols
 
 
 _VIEWS = {"aten::view", "aten::_unsafe_view", "aten::reshape"}

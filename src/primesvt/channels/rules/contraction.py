@@ -31,6 +31,7 @@ def convolution(call: Call) -> Axes:
         out = _grouped(call, source, weight, groups, channels)
     if groups == 1:
         _make(call, "weight", made, out)
+    call.trace.layer(source[channels], out)
     if call.get("bias") is not None:
         equate(out, call.axes("bias")[0])
     return [*source[:channels], out, *_spatial(call, source[channels + 1 :], channels)]
@@ -97,10 +98,12 @@ def product(call: Call) -> Axes:
     if _name(call, right) is None and _name(call, left) is None:
         dropped(a[-1])
     out = [*a[:-1], *b[inner + 1 :]]
-    if len(b) > inner + 1:
+    if len(b) > inner + 1 and _name(call, right) is not None:
         _make(call, right, inner + 1, b[inner + 1])
+        call.trace.layer(a[-1], b[inner + 1])
     if len(a) > 1 and _name(call, left) is not None:
         _make(call, left, len(a) - 2, a[-2])
+        call.trace.layer(b[inner], a[-2])
     if call.arguments.get("self") is not None and left != "self":
         _add_bias(out, call.axes("self"))
     return out
@@ -127,6 +130,7 @@ def linear(call: Call) -> Axes:
     equate(source[-1], weight[1])
     _contract(call, "input", len(source) - 1, source, "weight", 1)
     _make(call, "weight", 0, weight[0])
+    call.trace.layer(source[-1], weight[0])
     if call.get("bias") is not None:
         equate(weight[0], call.axes("bias")[0])
     return [*source[:-1], weight[0]]

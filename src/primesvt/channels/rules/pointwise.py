@@ -15,27 +15,27 @@ _SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 def pointwise(call: Call) -> Axes:
     axes = call.trace.axes(call.tensors[0])
     for tensor in call.tensors[1:]:
-        axes = _broadcast(axes, call.trace.axes(tensor), sums=call.name in _SUMS)
+        axes = _broadcast(call, axes, call.trace.axes(tensor))
     return axes
 
 
-def _broadcast(left: Axes, right: Axes, *, sums: bool) -> Axes:
+def _broadcast(call: Call, left: Axes, right: Axes) -> Axes:
     if left == right:
         return left
     pairs = zip_longest(reversed(left), reversed(right))
-    return [_align(a, b, sums=sums) for a, b in pairs][::-1]
+    return [_align(call, a, b) for a, b in pairs][::-1]
 
 
-def _align(a: Axis | None, b: Axis | None, *, sums: bool) -> Axis:
+def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
     if a is None or b is None:
         return a or b or ()
     if size_of(a) != size_of(b):
         return a if size_of(a) > size_of(b) else b
     if size_of(a) == 1 and (_broadcasts(a) or _broadcasts(b)):
         return b if _broadcasts(a) else a  # equal by chance: at other widths it would broadcast
-    joined = sums and _made_apart(a, b)
+    shortcut = call.name in _SUMS and _made_apart(a, b) and not _one_layer(call, a, b)
     equate(a, b)
-    if joined:
+    if shortcut:
         mark_summed(s for s in flatten(a) if s.made)
     return a if len(flatten(a)) >= len(flatten(b)) else b
 
@@ -48,7 +48,15 @@ def _made_apart(a: Axis, b: Axis) -> bool:
     """True if two weights wrote these axes and nothing has equated them yet."""
     left = {leaf for s in a for leaf in leaves(s)}
     right = {leaf for s in b for leaf in leaves(s)}
-    return left.isdisjoint(right) and all(any(s.made for s in side) for side in (left, right))
+    return all(any(s.made for s in side) for side in (left - right, right - left))
+
+
+def _one_layer(call: Call, a: Axis, b: Axis) -> bool:
+    """True if one side is what a single layer made of the other: ``conv(u) + u``.
+
+    Such a sum is one layer still (its weight plus an identity), not the shortcut of a block.
+    """
+    return call.trace.one_layer(a, b) or call.trace.one_layer(b, a)
 
 
 @rule(
