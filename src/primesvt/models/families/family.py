@@ -41,6 +41,7 @@ class Family:
         modernise: an official state dict with older spellings of keys in the present one.
         oddities: what the official code does that one would not expect and that this config
             reproduces, one sentence each; the loader prints them.
+        model: the class that ``build`` returns.
 
     Example:
         >>> from primesvt.models.families import FAMILIES
@@ -56,3 +57,4 @@ class Family:
     entries: Callable[[], Iterable[ModelEntry]]
     modernise: Callable[[State], State] = _as_it_is
     oddities: Callable[[Any], tuple[str, ...]] = _nothing
+    model: type[SpikingViT] = SpikingViT
