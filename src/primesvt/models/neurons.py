@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import base, neuron, surrogate
 from torch import Tensor, nn
 
-__all__ = ["IntegerNeuron", "Spike", "Surrogate", "lif", "neurons", "plif", "reset"]
+__all__ = ["IntegerNeuron", "Spike", "Surrogate", "integer", "lif", "neurons", "plif", "reset"]
 
 Spike = Callable[..., nn.Module]  # spike(threshold=1.0) makes a neuron layer
 Surrogate = Literal["sigmoid", "atan"]
@@ -97,6 +97,28 @@ class IntegerNeuron(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
         return f"levels={self.levels}, norm={self.norm:g}, rounding={self.rounding}"
+
+
+def integer(
+    threshold: float = 1.0,
+    *,
+    levels: int = 4,
+    norm: float | None = None,
+    rounding: Rounding = "even",
+) -> nn.Module:
+    """Make an ``IntegerNeuron``, as ``lif`` makes its layer.
+
+    It has no threshold: any other than one is a ``ValueError``.
+
+    Example:
+        >>> integer(levels=8, rounding="up")
+        IntegerNeuron(levels=8, norm=8, rounding=up)
+    """
+    if threshold != 1.0:
+        raise ValueError(
+            f"threshold is {threshold!r}, but an integer neuron has none: leave it at 1"
+        )
+    return IntegerNeuron(levels, norm=norm, rounding=rounding)
 
 
 class _Levels(torch.autograd.Function):
