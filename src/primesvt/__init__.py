@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from primesvt.artifact import load as load
     from primesvt.channels import ChannelGraph as ChannelGraph
     from primesvt.channels import ChannelGroup as ChannelGroup
     from primesvt.channels import remove_channels as remove_channels
     from primesvt.channels import trace as trace
     from primesvt.constraints import Constraints as Constraints
     from primesvt.data import load_data as load_data
+    from primesvt.loading import load as load
     from primesvt.models import SpikingViT as SpikingViT
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models
@@ -40,7 +40,7 @@ _HOMES = {
     "SpikingViT": "models",
     "create_model": "models",
     "list_models": "models",
-    "load": "artifact",
+    "load": "loading",
     "load_data": "data",
     "prune": "pruning",
     "remove_channels": "channels",

@@ -21,7 +21,7 @@ from primesvt.models import Provenance, build_model
 from primesvt.models.state import check_shapes
 from primesvt.plan import Plan, apply_plan, example_inputs
 
-__all__ = ["load", "save_model"]
+__all__ = ["load", "model_folder", "save_model"]
 
 FORMAT = 1
 Module = TypeVar("Module", bound=nn.Module)
@@ -78,7 +78,10 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
         ...     load(folder).config.num_classes
         10
     """
-    folder = _model_folder(Path(folder))
+    place = model_folder(folder)
+    if place is None:
+        raise _no_model(folder)
+    folder = place
     content = _config(folder / "config.json")
     state = _tensors(folder / "model.safetensors")
     if content["config"] is None:
@@ -149,12 +152,24 @@ def _foreign(content: Mapping[str, Any], into: nn.Module | None, folder: Path) -
     return into
 
 
-def _model_folder(folder: Path) -> Path:
-    for place in (folder / "model", folder):
-        if (place / "config.json").is_file():
-            return place
-    raise ValueError(
-        f"there is no saved model in {str(folder)!r}: no config.json there or in its model folder; "
+def model_folder(path: str | Path) -> Path | None:
+    """The folder of a saved model that a path names: a run folder, that folder, or a file in it.
+
+    ``None`` for any other file; a folder without a model raises ``ValueError``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for place in (path / "model", path):
+            if (place / "config.json").is_file():
+                return place
+        raise _no_model(path)
+    is_ours = path.name in ("model.safetensors", "config.json")
+    return path.parent if is_ours and (path.parent / "config.json").is_file() else None
+
+
+def _no_model(path: str | Path) -> ValueError:
+    return ValueError(
+        f"there is no saved model in {str(path)!r}: no config.json there or in its model folder; "
         "give a folder that primesvt train, prune or apply has written"
     )
 

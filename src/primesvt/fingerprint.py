@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from primesvt.models import SpikingViT
+from primesvt.models.families import FAMILIES
 
 __all__ = ["config_of", "data_digest", "model_digest"]
 
@@ -21,8 +22,11 @@ _LOOKS = 16
 
 def config_of(model: nn.Module) -> dict[str, Any] | None:
     """The stored config of a registry model; ``None`` for any other module."""
+    if not isinstance(model, SpikingViT) or model.config.family not in FAMILIES:
+        return None
     # A subclass may compute something else from the same config: it counts as foreign.
-    return model.config.to_dict() if type(model) is SpikingViT else None
+    known = type(model) is FAMILIES[model.config.family].model
+    return model.config.to_dict() if known else None
 
 
 def model_digest(model: nn.Module) -> str:
@@ -37,7 +41,9 @@ def model_digest(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     name = f"{type(model).__module__}.{type(model).__qualname__}"
-    digest.update(_text(config_of(model) or {"class": name}))
+    # Time steps may be changed at any time, so they are kept apart from what a model is.
+    settings = {k: v for k, v in (config_of(model) or {}).items() if k != "time_steps"}
+    digest.update(_text(settings or {"class": name}))
     for key, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             digest.update(_text({"name": key, "dtype": str(tensor.dtype)}))

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from . import sdt_v1, sdt_v2
+from . import (
+    qkformer,
+    sdt_v1,
+    sdt_v2,
+    sdt_v3,
+    sdt_v3_large,
+    spikformer,
+    spikingformer,
+    spikingresformer,
+)
 from .case import FamilyCase
 
-CASES: tuple[FamilyCase, ...] = (sdt_v1.CASE, sdt_v2.CASE)
+CASES: tuple[FamilyCase, ...] = (
+    qkformer.CASE,
+    sdt_v1.CASE,
+    sdt_v2.CASE,
+    sdt_v3.CASE,
+    sdt_v3_large.CASE,
+    spikformer.CASE,
+    spikingformer.CASE,
+    spikingresformer.CASE,
+)

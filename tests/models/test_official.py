@@ -37,21 +37,28 @@ def test_one_error_lists_what_does_not_fit() -> None:
     del state["head.bias"]
     state["block3.0.attn.q_conv.1.weight"] = torch.zeros(7)
 
-    with pytest.raises(ValueError, match="sdt_v2 state dict does not fit") as error:
-        from_official(state, num_heads=4)
+    with pytest.raises(ValueError, match="nearest is Spike-driven Transformer V2") as error:
+        from_official(state)
     message = str(error.value)
     assert "1 missing (head.bias)" in message
-    assert "12 unexpected" in message
+    assert "12 extra" in message
     assert "surplus.9, and 2 more" in message
     assert "block3.0.attn.q_conv.1.weight is [7] instead of [32]" in message
 
 
-@pytest.mark.parametrize("state", [{}, {"weight": torch.zeros(1)}, {"model": {"downsample1_1": 1}}])
+@pytest.mark.parametrize("state", [{"weight": torch.zeros(1)}, {"model": {"downsample1_1": 1}}])
 def test_foreign_state_dict_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no sdt_v2 state dict"):
+    with pytest.raises(ValueError, match="the 1 tensors .* fit no family"):
         from_official(state)
+    with pytest.raises(ValueError, match="the family sdt_v2 .* not: .* missing"):
+        from_official(state, family="sdt_v2")
+
+
+def test_no_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        from_official({})
 
 
 def test_unknown_family_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown family 'sdt_v9'; known: .*sdt_v2"):
+    with pytest.raises(ValueError, match=r"unknown family 'sdt_v9'; known: .*sdt_v2"):
         from_official({}, family="sdt_v9")

@@ -10,13 +10,10 @@ from primesvt.models.config import ModelConfig
 from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families import build_model
 from primesvt.models.families.sdt_v2 import SDTv2Config
+from primesvt.models.loaded import Loaded
 from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
-from primesvt.models.official import (
-    from_official,
-    official_keys,
-    official_modules,
-    to_official,
-)
+from primesvt.models.official import from_official, to_official
+from primesvt.models.official_names import official_keys, official_modules
 from primesvt.models.provenance import DataConfig, Provenance
 from primesvt.models.registry import create_model, list_models, model_entry
 from primesvt.models.spiking_vit import SpikingViT
@@ -25,6 +22,7 @@ from primesvt.models.state import load_state
 __all__ = [
     "DataConfig",
     "IntegerNeuron",
+    "Loaded",
     "ModelConfig",
     "ModelEntry",
     "Provenance",

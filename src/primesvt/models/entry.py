@@ -72,6 +72,11 @@ class ModelEntry:
     weights: str | None = None
 
     @property
+    def official(self) -> bool:
+        """Whether the authors have this size; ours are called ``*_small`` and ``*_digits``."""
+        return not self.name.endswith(("_small", "_digits"))
+
+    @property
     def family(self) -> str:
         """The family's name."""
         return self.config.family

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from primesvt.models.config import ModelConfig
+from primesvt.models.loaded import Loaded
 from primesvt.models.neurons import reset
 from primesvt.models.provenance import Provenance
 
@@ -20,7 +21,8 @@ class SpikingViT(nn.Module):
     """A spiking vision transformer: named blocks on ``[T, B, C, H, W]``, then a head.
 
     ``config`` describes the unpruned model; ``time_steps`` may be changed at any time. A forward
-    never depends on the one before: neuron state is reset before and after it.
+    never depends on the one before: neuron state is reset before and after it. ``loaded`` says what
+    was inferred and what assumed of a model that came from an official checkpoint.
 
     Example:
         >>> import torch
@@ -39,6 +41,7 @@ class SpikingViT(nn.Module):
         self.config = config
         self.time_steps = config.time_steps
         self.provenance: Provenance | None = None
+        self.loaded: Loaded | None = None
         self.blocks = nn.Sequential(OrderedDict(blocks))
         self.head = head
 

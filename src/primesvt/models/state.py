@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_shapes", "load_state"]
+__all__ = ["Differences", "check_shapes", "differences", "load_state"]
 
 _SHOWN = 10
 
@@ -17,7 +18,7 @@ def load_state(
 ) -> None:
     """Copy a state dict with our own names into a model, or raise one ``ValueError``.
 
-    The error lists the first ten missing, unexpected and misshapen tensors; nothing is copied then.
+    The error lists the first ten missing, extra and misshapen tensors; nothing is copied then.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -38,24 +39,61 @@ def check_shapes(
     Example:
         >>> check_shapes({"a": torch.zeros(2)}, {"a": torch.ones(2)}, source="the file")
     """
-    missing = [key for key in expected if key not in given]
-    extra = [key for key in given if key not in expected]
-    misshapen = [
-        f"{key} is {_shape(given[key])} instead of {_shape(expected[key])}"
-        for key in expected
-        if key in given and _shape(given[key]) != _shape(expected[key])
-    ]
-    problems = [
-        _listed(found, kind)
-        for found, kind in (
-            (missing, "missing"),
-            (extra, "unexpected"),
-            (misshapen, "of another shape"),
+    found = differences(expected, given)
+    if found.count:
+        raise ValueError(f"{source} does not fit: {found}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """In what a state dict differs from the one expected; printed, the first ten of each kind.
+
+    ``alike`` counts the tensors in which both agree.
+    """
+
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    alike: int = 0
+
+    @property
+    def share(self) -> float:
+        """The part of all names that only one side has; misshapen tensors count as half."""
+        alone = len(self.missing) + len(self.extra)
+        names = alone + len(self.misshapen) + self.alike
+        return (alone + len(self.misshapen) / 2) / max(1, names)
+
+    @property
+    def count(self) -> int:
+        """How many tensors differ."""
+        return len(self.missing) + len(self.extra) + len(self.misshapen)
+
+    def __str__(self) -> str:
+        kinds = (
+            (self.missing, "missing"),
+            (self.extra, "extra"),
+            (self.misshapen, "of another shape"),
         )
-        if found
-    ]
-    if problems:
-        raise ValueError(f"{source} does not fit: {'; '.join(problems)}")
+        return "; ".join(_listed(found, kind) for found, kind in kinds if found)
+
+
+def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Differences:
+    """Compare names and shapes.
+
+    Example:
+        >>> print(differences({"a": torch.zeros(2)}, {"a": torch.ones(3), "b": torch.ones(1)}))
+        1 extra (b); 1 of another shape (a is [3] instead of [2])
+    """
+    common = [key for key in expected if key in given]
+    misshapen = [key for key in common if _shape(given[key]) != _shape(expected[key])]
+    return Differences(
+        missing=tuple(key for key in expected if key not in given),
+        extra=tuple(key for key in given if key not in expected),
+        misshapen=tuple(
+            f"{key} is {_shape(given[key])} instead of {_shape(expected[key])}" for key in misshapen
+        ),
+        alike=len(common) - len(misshapen),
+    )
 
 
 def _shape(value: object) -> list[int] | str:

@@ -6,14 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from primesvt.models.config import ModelConfig
-from primesvt.models.families import qkformer, sdt_v1, sdt_v2
+from primesvt.models.families import (
+    qkformer,
+    sdt_v1,
+    sdt_v2,
+    sdt_v3,
+    sdt_v3_large,
+    spikformer,
+    spikingformer,
+    spikingresformer,
+)
 from primesvt.models.families.family import Family
 from primesvt.models.spiking_vit import SpikingViT
 
 __all__ = ["FAMILIES", "Family", "build_model", "family_of"]
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.config.family: module.FAMILY for module in (qkformer, sdt_v1, sdt_v2)
+    module.FAMILY.config.family: module.FAMILY
+    for module in (
+        qkformer,
+        sdt_v1,
+        sdt_v2,
+        sdt_v3,
+        sdt_v3_large,
+        spikformer,
+        spikingformer,
+        spikingresformer,
+    )
 }
 
 

@@ -93,6 +93,8 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         KeyError: 'downsample1_1.encode_conv.weight'
     """
     stem = state["downsample1_1.encode_conv.weight"].shape
+    # SDT-V3 has the same downsamplings; only here are q, k and v made by such a chain.
+    _ = state["block4.0.attn.q_conv.0.body.0.weight"]
     widths = [
         state[f"downsample{stage}.encode_conv.weight"].shape[0] for stage in ("1_2", "2", "3", "4")
     ]

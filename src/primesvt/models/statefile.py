@@ -1,0 +1,149 @@
+"""Read the weights out of a checkpoint file, without running pickled code."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["SAFE_GLOBALS", "SUFFIXES", "StateFile", "read_state_file"]
+
+SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})
+# Averaged weights come first, as published results use them.
+CONTAINERS = ("model_ema", "state_dict_ema", "state_dict", "model")
+AVERAGED = CONTAINERS[:2]
+PREFIXES = ("module.", "_orig_mod.")
+
+# A pure path holds no more than its text, and one from Windows can be read anywhere.
+_PATHS: dict[str, type[pathlib.PurePath]] = {
+    "Path": pathlib.PurePath,
+    "PosixPath": pathlib.PurePosixPath,
+    "PurePath": pathlib.PurePath,
+    "PurePosixPath": pathlib.PurePosixPath,
+    "PureWindowsPath": pathlib.PureWindowsPath,
+    "WindowsPath": pathlib.PureWindowsPath,
+}
+# Python 3.13 pickles paths under pathlib._local.
+SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    *(
+        (pure, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name, pure in _PATHS.items()
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFile:
+    """The weights of a checkpoint file, and what a person should know of how they were found."""
+
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_state_file(path: str | Path) -> StateFile:
+    """Read the weights of a ``.safetensors`` file or of what ``torch.save`` wrote.
+
+    A bare state dict, or one under ``model_ema``, ``state_dict_ema``, ``state_dict`` or ``model``,
+    in this order; the prefixes of wrapped models are taken off. Beside tensors and plain values
+    only ``argparse.Namespace`` and ``pathlib`` paths are unpickled. Raises ``ValueError`` where
+    the file holds any other global (which is named), is cut short or holds no state dict.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "wrapped.pth"
+        ...     torch.save({"model": {"module.head.weight": torch.ones(2)}}, file)
+        ...     read_state_file(file).state
+        {'head.weight': tensor([1., 1.])}
+    """
+    path = Path(path)
+    content, notes = _unwrapped(_read(path), path)
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    others = [name for name in content if str(name) not in tensors]
+    if not tensors:
+        keys = ", ".join(map(repr, list(content)[:4])) or "nothing"
+        raise ValueError(f"{path} holds no state dict: found {keys}; expected one of {CONTAINERS}")
+    if others:
+        notes = (
+            *notes,
+            f"left out of the weights, being no tensors: {', '.join(map(str, others))}",
+        )
+    return StateFile(state=_without_prefixes(tensors, path), notes=notes)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no checkpoint file {str(path)!r}") from error
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise _unreadable(path) from error
+        raise ValueError(
+            f"{path} holds {refused[1]}, which is not unpickled: only tensors, plain values, "
+            "argparse.Namespace and pathlib paths are; save its state dict alone, best as "
+            ".safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> ValueError:
+    size = path.stat().st_size if path.is_file() else 0
+    return ValueError(
+        f"cannot read the checkpoint {path} ({size:,} bytes): it is cut short or no checkpoint; "
+        "copy or download it again"
+    )
+
+
+def _unwrapped(content: Any, path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """The innermost container of weights."""
+    notes: tuple[str, ...] = ()
+    for _ in range(2):
+        found = [key for key in CONTAINERS if _holds(content, key)]
+        if found and found[0] in AVERAGED:
+            passed_over = f", not {found[-1]!r}" if found[-1] not in AVERAGED else ""
+            notes = (*notes, f"the averaged weights {found[0]!r} are taken{passed_over}")
+        content = content[found[0]] if found else content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content, notes
+
+
+def _holds(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = _plain(name)
+        if short in plain:
+            raise ValueError(
+                f"{path} holds {short!r} twice, once as {name!r}; save one state dict alone"
+            )
+        plain[short] = tensor
+    return plain
+
+
+def _plain(name: str) -> str:
+    while any(name.startswith(prefix) for prefix in PREFIXES):
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+    return name
