@@ -37,6 +37,7 @@ def data_config(size: tuple[int, int, int] = (3, 16, 16), **changes: Any) -> Any
         "std": (1.0,) * size[0],
         "crop_ratio": 1.0,
         "interpolation": "bicubic",
+        "events": False,
     }
     return SimpleNamespace(**(fields | changes))
 

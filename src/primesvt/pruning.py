@@ -286,7 +286,13 @@ def _splits(data: Data, model: nn.Module, seed: int) -> Splits:
 
     if isinstance(model, SpikingViT) and isinstance(data, str | Path):
         made = provenance_of(model)
-        splits = load_data(data, data_config=made.data, seed=seed, held_out=made.held_out)
+        splits = load_data(
+            data,
+            data_config=made.data,
+            time_steps=model.time_steps,
+            seed=seed,
+            held_out=made.held_out,
+        )
     else:
         splits = load_data(data, seed=seed)
     if isinstance(model, SpikingViT):

@@ -1,8 +1,9 @@
-"""Image sets: decoded, resized, cropped and normalised the same way every time."""
+"""Sets of samples: decoded, resized, cropped and normalised the same way every time."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,11 @@ class Preprocess:
     def __init__(self, config: DataConfig) -> None:
         self.channels, self.height, self.width = config.input_size
         modes = {1: "L", 3: "RGB"}
+        if config.events and self.channels not in modes:
+            raise ValueError(
+                f"the model reads event frames of {self.channels} channels, and images have 1 or 3;"
+                " give frames, as in --data frames.npz or --data dvs128gesture:FOLDER"
+            )
         if self.channels not in modes:
             raise ValueError(
                 f"images have 1 or 3 channels, but the model wants {self.channels}; "
@@ -70,9 +76,10 @@ class Preprocess:
 
 
 class ImageSet(Dataset[Sample]):
-    """A fixed choice of images from one source, as ``([C, H, W] float32, label)`` pairs.
+    """A fixed choice of samples from one source, as ``(float32 tensor, label)`` pairs.
 
-    Nothing is random here: augmentation belongs to training.
+    Images are ``[C, H, W]``, event frames ``[T, C, H, W]``. Nothing is random here: augmentation
+    belongs to training.
 
     Example:
         >>> from primesvt.data import load_data
@@ -82,7 +89,12 @@ class ImageSet(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: Source, preprocess: Preprocess, *, name: str, indices: Indices | None = None
+        self,
+        source: Source[Any],
+        preprocess: Callable[[Any], Tensor],
+        *,
+        name: str,
+        indices: Indices | None = None,
     ) -> None:
         self.source = source
         self.preprocess = preprocess
@@ -94,26 +106,24 @@ class ImageSet(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         where = int(self.indices[index])
-        return self.preprocess(self.source.image(where)), int(self.source.labels[where])
+        return self.preprocess(self.source.sample(where)), int(self.source.labels[where])
 
     @property
     def labels(self) -> Labels:
-        """Labels of the chosen images, int64 ``[len(self)]``, without decoding any image."""
+        """Labels of the chosen samples, int64 ``[len(self)]``, without decoding any."""
         return self.source.labels[self.indices]
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the whole source: as it states them, or its largest label plus one."""
-        if self.source.classes is not None:
-            return len(self.source.classes)
-        return int(self.source.labels.max()) + 1
+    def num_classes(self) -> int | None:
+        """Classes of the whole source; None where labels only bound their count from below."""
+        return self.source.num_classes
 
     def choose(self, indices: Indices, *, name: str) -> ImageSet:
-        """The images at ``indices`` of this set, as a set of its own."""
+        """The samples at ``indices`` of this set, as a set of its own."""
         return ImageSet(self.source, self.preprocess, name=name, indices=self.indices[indices])
 
     def check(self) -> None:
-        """Look at every image's header; ``DataError`` naming the first that is no image."""
+        """Look at every sample's header; ``DataError`` naming the first that is unusable."""
         for index in self.indices:
             self.source.check(int(index))
 

@@ -1,4 +1,4 @@
-"""One door to all data: the bundled digits, folders, tables, or a user's own datasets."""
+"""One door to all data: the bundled digits, folders, files, or a user's own datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import DataError
 from .images import ImageSet, Part, Preprocess
-from .sources import ClassFolders, Digits, ParquetTable, class_names
+from .locations import PART_NAMES, find_pools
+from .sources import Digits
 from .splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
 
 if TYPE_CHECKING:
@@ -25,17 +26,12 @@ DataSpec = str | Path | Dataset[Any] | DataLoader[Any] | Mapping[str, Dataset[An
 DIGITS_TEST = 450
 DIGITS_SELECTION = 450
 
-PART_NAMES = {
-    "train": ("train",),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
-}
-
 
 def load_data(
     spec: DataSpec,
     *,
     data_config: DataConfig | None = None,
+    time_steps: int | None = None,
     seed: int = 0,
     held_out: bool = False,
     allow_selection_from_train: bool = False,
@@ -44,12 +40,17 @@ def load_data(
 
     Args:
         spec: ``"digits"``; a folder with ``train/CLASS/*`` and ``val|test/CLASS/*``, or with
-            ``train*.parquet`` and ``val|test*.parquet``; one ``.parquet`` file or one folder of
-            class folders (a single labelled set that the model never saw); a ``Dataset`` or a
+            ``train*.parquet`` and ``val|test*.parquet``; event frames as ``.npz`` or ``.pt`` (see
+            ``FrameFile``), or a folder with ``train.npz`` and ``val|test.npz``; an event data set
+            of SpikingJelly's, as ``"dvs128gesture:FOLDER"``; one file or one folder of class
+            folders (a single labelled set that the model never saw); a ``Dataset`` or a
             ``DataLoader`` (its dataset is taken, its order is not); a mapping with any of
             ``train``, ``validation`` and ``test``; or ready ``Splits``, returned as they are.
         data_config: input size, mean, std, crop ratio and interpolation of the model, as its
-            registry entry has them. Needed for everything read from files.
+            registry entry has them. Needed for images read from files; frames are resized to the
+            input size, their values stay as they are, and without it so does their size.
+        time_steps: the model's own. Frames keep the number they have; it decides which folder of an
+            event data set is taken, and into how many frames raw events are counted.
         seed: draws calibration, and selection and test out of one evaluation set.
         held_out: the model was trained by ``primesvt train``, so the images held out there are the
             selection set; see ``arrange``.
@@ -59,7 +60,8 @@ def load_data(
     897 images to train on, 450 to select on, 450 to test on.
 
     Raises:
-        DataError: nothing there, an empty class folder, an image that cannot be opened (named).
+        DataError: nothing there, an empty class folder, a sample that cannot be opened (named),
+            frames of other channels than the model's.
 
     Example:
         >>> splits = load_data("digits", seed=3)
@@ -69,9 +71,9 @@ def load_data(
     if isinstance(spec, Splits):
         return spec
     if isinstance(spec, str) and spec == "digits":
-        return _digits(_preprocess(data_config, digits=True), seed)
+        return _digits(_preprocess_digits(data_config), seed)
     if isinstance(spec, str | Path):
-        pools = _from_path(Path(spec), data_config)
+        pools = find_pools(spec, data_config, time_steps)
     elif isinstance(spec, Mapping):
         pools = _from_mapping(spec)
     else:
@@ -99,58 +101,12 @@ def _digits(preprocess: Preprocess, seed: int) -> Splits:
     return arrange(pools, seed=seed)
 
 
-def _preprocess(data_config: DataConfig | None, *, digits: bool = False) -> Preprocess:
-    if data_config is None and digits:
+def _preprocess_digits(data_config: DataConfig | None) -> Preprocess:
+    if data_config is None:
         from primesvt.models import model_entry
 
         data_config = model_entry("sdt_v2_digits").data
-    if data_config is None:
-        raise ValueError(
-            "images read from files need data_config: "
-            "take a model's, as in model_entry('sdt_v2_small').data"
-        )
     return Preprocess(data_config)
-
-
-def _from_path(path: Path, data_config: DataConfig | None) -> Pools:
-    if not path.exists():
-        raise DataError(f"there is no data set or folder {str(path)!r}; use 'digits' or a folder")
-    preprocess = _preprocess(data_config)
-    if path.is_file():
-        table = ParquetTable([path])
-        return Pools(name=path.name, test=ImageSet(table, preprocess, name=path.name))
-    found = _tables(path) or _folders(path)
-    sets = {
-        part: ImageSet(source, preprocess, name=f"{path.name}/{part}")
-        for part, source in found.items()
-    }
-    return Pools(name=path.name, **sets)
-
-
-def _tables(path: Path) -> dict[str, ParquetTable]:
-    """Tables by part; several files of one part (shards) are one table."""
-    files = sorted(path.glob("*.parquet"))
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        parts = [part for part, names in PART_NAMES.items() if file.stem.split("-")[0] in names]
-        if not parts:
-            raise DataError(f"cannot tell what {file} is for; name it train, val or test")
-        found.setdefault(parts[0], []).append(file)
-    return {part: ParquetTable(paths) for part, paths in found.items()}
-
-
-def _folders(path: Path) -> dict[str, ClassFolders]:
-    """Class folders by part; a folder without any part is itself one labelled set."""
-    roots: dict[str, Path] = {}
-    for part, names in PART_NAMES.items():
-        here = [path / name for name in names if (path / name).is_dir()]
-        if len(here) > 1:
-            raise DataError(f"{here[0]} and {here[1]} are the same part; remove one of them")
-        if here:
-            roots[part] = here[0]
-    roots = roots or {"test": path}
-    classes = class_names(next(iter(roots.values())))
-    return {part: ClassFolders(root, classes=classes) for part, root in roots.items()}
 
 
 def _from_mapping(spec: Mapping[str, Dataset[Any]]) -> Pools:
@@ -158,7 +114,7 @@ def _from_mapping(spec: Mapping[str, Dataset[Any]]) -> Pools:
     if unknown or not spec:
         raise ValueError(f"unknown part {unknown or '(none given)'}; use {', '.join(PART_NAMES)}")
     sets = {part: _own(dataset, part) for part, dataset in spec.items()}
-    return Pools(name="the given datasets", **sets)
+    return Pools.of("the given datasets", sets)
 
 
 def _own(spec: Dataset[Any] | DataLoader[Any], name: str) -> ImageSet | Part:

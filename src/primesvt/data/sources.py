@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,30 +14,34 @@ from PIL import Image
 
 from .errors import DataError
 
-__all__ = ["ClassFolders", "Digits", "ParquetTable", "Source", "class_names"]
+__all__ = ["ClassFolders", "Digits", "ParquetTable", "Source", "class_names", "files_by_class"]
 
 Labels = npt.NDArray[np.int64]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-class Source(Protocol):
-    """Labelled images that are decoded one at a time.
+Sample_co = TypeVar("Sample_co", covariant=True)
 
-    ``classes`` are the class names where the data state them, and None where only label numbers
-    are known, so that the largest label is a lower bound of the class count.
+
+class Source(Protocol[Sample_co]):
+    """Labelled samples, images or event frames, that are decoded one at a time.
+
+    ``classes`` are the class names where the data state them. ``num_classes`` is None where labels
+    only bound the class count from below.
     """
 
     name: str
     labels: Labels
     classes: tuple[str, ...] | None
+    num_classes: int | None
 
-    def image(self, index: int) -> Image.Image:
-        """Decode one image; ``DataError`` naming it where that fails."""
+    def sample(self, index: int) -> Sample_co:
+        """Decode one sample; ``DataError`` naming it where that fails."""
         ...
 
     def check(self, index: int) -> None:
-        """Look at the header of one image only; ``DataError`` naming it where it is no image."""
+        """Look at the header of one sample only; ``DataError`` naming it where it is unusable."""
         ...
 
 
@@ -48,7 +52,7 @@ class Digits:
 
     Example:
         >>> digits = Digits()
-        >>> len(digits.labels), digits.image(0).size
+        >>> len(digits.labels), digits.sample(0).size
         (1797, (8, 8))
     """
 
@@ -59,9 +63,10 @@ class Digits:
         self.name = "digits"
         self.labels: Labels = bunch.target.astype(np.int64)
         self.classes: tuple[str, ...] | None = tuple(str(digit) for digit in range(10))
+        self.num_classes: int | None = 10
         self._pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
 
-    def image(self, index: int) -> Image.Image:
+    def sample(self, index: int) -> Image.Image:
         return Image.fromarray(self._pixels[index])
 
     def check(self, index: int) -> None:
@@ -79,29 +84,17 @@ class ClassFolders:
         self.root = Path(root)
         self.name = self.root.name
         self.classes: tuple[str, ...] | None = tuple(classes)
-        self._check_folders(class_names(self.root))
-        self._files = [(p, i) for i, c in enumerate(classes) for p in _images_in(self.root / c)]
+        self.num_classes: int | None = len(classes)
+        self._files = files_by_class(self.root, classes, IMAGE_SUFFIXES)
         self.labels: Labels = np.array([label for _, label in self._files], dtype=np.int64)
 
-    def image(self, index: int) -> Image.Image:
+    def sample(self, index: int) -> Image.Image:
         path = self._files[index][0]
         return decode(str(path), lambda: Image.open(path))
 
     def check(self, index: int) -> None:
         path = self._files[index][0]
         decode(str(path), lambda: Image.open(path), header_only=True)
-
-    def _check_folders(self, found: Sequence[str]) -> None:
-        expected = self.classes or ()
-        for problem, names in (
-            ("lacks the class folder", sorted(set(expected) - set(found))),
-            (
-                "has a class folder that the training images lack,",
-                sorted(set(found) - set(expected)),
-            ),
-        ):
-            if names:
-                raise DataError(f"{self.root} {problem} {names[0]!r}; both need the same classes")
 
 
 class ParquetTable:
@@ -127,8 +120,10 @@ class ParquetTable:
         self._images = table[image]
         self.labels: Labels = table[label].to_numpy().astype(np.int64)
         self.classes: tuple[str, ...] | None = _stated_classes(table.schema.metadata or {}, label)
+        named = None if self.classes is None else len(self.classes)
+        self.num_classes: int | None = named or int(self.labels.max()) + 1
 
-    def image(self, index: int) -> Image.Image:
+    def sample(self, index: int) -> Image.Image:
         return decode(self._place(index), lambda: Image.open(self._bytes(index)))
 
     def check(self, index: int) -> None:
@@ -156,6 +151,39 @@ def class_names(root: str | Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in entries))
 
 
+def files_by_class(
+    root: Path, classes: Sequence[str], suffixes: Collection[str]
+) -> list[tuple[Path, int]]:
+    """Every file of every class folder with its label, both in sorted order.
+
+    Hidden files are left alone. Raises ``DataError`` where the class folders are other ones than
+    ``classes``, where one is empty, or where a file has another suffix.
+    """
+    found, expected = set(class_names(root)), set(classes)
+    for problem, names in (
+        ("lacks the class folder", sorted(expected - found)),
+        ("has a class folder that the training samples lack,", sorted(found - expected)),
+    ):
+        if names:
+            raise DataError(f"{root} {problem} {names[0]!r}; both need the same classes")
+    return [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in _files_in(root / name, suffixes)
+    ]
+
+
+def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if not files:
+        raise DataError(f"the class folder {folder} is empty; add samples or remove the folder")
+    for path in files:
+        if path.suffix.lower() not in suffixes:
+            allowed = " ".join(sorted(suffixes))
+            raise DataError(f"{path} is none of the files expected here ({allowed}); move it away")
+    return files
+
+
 def decode(
     place: str, opener: Callable[[], Image.Image], *, header_only: bool = False
 ) -> Image.Image:
@@ -174,17 +202,6 @@ def decode(
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if not files:
-        raise DataError(f"the class folder {folder} is empty; add images or remove the folder")
-    for path in files:
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            allowed = " ".join(sorted(IMAGE_SUFFIXES))
-            raise DataError(f"{path} is not an image file ({allowed}); move it away")
-    return files
 
 
 def _columns(schema: Any, name: str) -> tuple[str, str]:

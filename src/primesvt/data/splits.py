@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -30,7 +30,8 @@ class Splits:
     ``calibration`` feeds statistics (labels unused), ``selection`` feeds probes and gates, ``test``
     is read once, for the report. ``calibration`` is a part of ``train`` where there is one; no two
     of calibration, selection and test share an image. ``selection_from_train`` marks a selection
-    set on which the model may have been trained: drops of accuracy look too small there.
+    set on which the model may have been trained: drops of accuracy look too small there. ``form``
+    says what event frames look like, and is empty for images.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Splits:
     test: Dataset[Sample] | None = None
     train: Dataset[Sample] | None = None
     selection_from_train: bool = False
+    form: str = ""
 
     def description(self) -> str:
         """The sizes of all sets in one line.
@@ -58,7 +60,13 @@ class Splits:
         )
         sizes.append(f"selection {_size(self.selection):,}{marked}")
         sizes.append("no test set" if self.test is None else f"test {_size(self.test):,}")
-        return f"{self.name}: {', '.join(sizes)} images"
+        head = f"{self.name} ({self.form})" if self.form else self.name
+        return f"{head}: {', '.join(sizes)} {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """What the sets are made of: images, or samples of several frames."""
+        return "samples" if self.form else "images"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,13 @@ class Pools:
     train: Pool | None = None
     validation: Pool | None = None
     test: Pool | None = None
+    form: str = ""
+
+    @classmethod
+    def of(cls, name: str, sets: Mapping[str, Pool], *, form: str = "") -> Pools:
+        """Pools from sets by the names of their parts."""
+        train, validation, test = (sets.get(part) for part in ("train", "validation", "test"))
+        return cls(name=name, train=train, validation=validation, test=test, form=form)
 
 
 def arrange(
@@ -129,8 +144,9 @@ def draw(pool: Pool, sizes: Sequence[int], *, seed: int, least: int = 1) -> list
 def check_classes(splits: Splits, num_classes: int) -> None:
     """Raise ``DataError`` where the labels do not fit a model that predicts ``num_classes``.
 
-    Image sets must have the model's class count. A user's own ``Dataset`` only has to keep its
-    listed labels in range; labels it does not list are checked batch by batch, by ``check_labels``.
+    Sets that state their classes must have the model's class count. A file of frames and a user's
+    own ``Dataset`` only have to keep their listed labels in range; labels that are not listed are
+    checked batch by batch, by ``check_labels``.
 
     Example:
         >>> from primesvt.data import load_data
@@ -140,8 +156,8 @@ def check_classes(splits: Splits, num_classes: int) -> None:
         primesvt.data.errors.DataError: digits has 10 classes, but the model predicts 100; ...
     """
     sets = [part for part in (splits.train, splits.selection, splits.test) if part is not None]
-    counts = [part.num_classes for part in sets if isinstance(part, ImageSet)]
-    if counts and max(counts) != num_classes:
+    counts = [part.num_classes or 0 for part in sets if isinstance(part, ImageSet)]
+    if any(counts) and max(counts) != num_classes:
         raise DataError(
             f"{splits.name} has {max(counts)} classes, but the model predicts {num_classes}; "
             "give the data set that the model was trained for, or a model with that many classes"
@@ -180,6 +196,7 @@ def _split_evaluation(pools: Pools, pool: Pool, seed: int) -> Splits:
         return _with_calibration(pools, pools.train, selection, test, seed)
     return Splits(
         name=pools.name,
+        form=pools.form,
         calibration=pool.choose(calibration[0], name="calibration"),
         selection=selection,
         test=test,
@@ -195,6 +212,7 @@ def _with_calibration(
     chosen, rest = draw(origin, [_calibration_size(len(origin))], seed=seed, least=least)
     return Splits(
         name=pools.name,
+        form=pools.form,
         calibration=origin.choose(chosen, name="calibration"),
         selection=selection.choose(rest, name="selection") if train is None else selection,
         test=test,

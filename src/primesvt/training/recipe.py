@@ -30,7 +30,7 @@ class TrainRecipe(BaseModel):
     model_options: Mapping[str, Any] = {}
     """What to change in the registry entry, such as `time_steps: 4`."""
     data: str = "digits"
-    """'digits', or a folder as `primesvt prune --data` takes it."""
+    """'digits', or data as `primesvt prune --data` takes them."""
     epochs: int = Field(60, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(64, ge=2)

@@ -60,9 +60,15 @@ def train(
     with _repeatable(recipe):
         model = _fresh_model(recipe).to(place)
         config = model_entry(recipe.model).data
-        splits = load_data(recipe.data, data_config=config, seed=recipe.seed, held_out=True)
+        splits = load_data(
+            recipe.data,
+            data_config=config,
+            time_steps=model.time_steps,
+            seed=recipe.seed,
+            held_out=True,
+        )
         if splits.train is None:
-            raise ValueError(f"{splits.name} has no training images; add a train part")
+            raise ValueError(f"{splits.name} has no training {splits.unit}; add a train part")
         check_classes(splits, model.config.num_classes)
         fit = Fit(model, splits, recipe, config, place, workers)
         check_writable(folder)
