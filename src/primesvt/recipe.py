@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 __all__ = [
+    "DATA",
     "PRESETS",
     "Limits",
     "Method",
@@ -21,6 +22,12 @@ __all__ = [
     "read_recipe",
     "unset",
 ]
+
+DATA = tyro.conf.arg(
+    metavar="DATA",
+    help="'digits'; a folder: train/CLASS/*.png beside val/, or train.parquet and test.parquet; "
+    "event frames as .npz or .pt; an event data set, as in dvs128gesture:FOLDER.",
+)
 
 _Flat = tyro.conf.arg(name="")
 
@@ -105,10 +112,13 @@ class PruneRecipe(_Section):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Name in the registry, checkpoint file (.pth, .safetensors) or saved folder."""
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
-    """'digits', or a folder: train/CLASS/*.png beside val/, or train.parquet, test.parquet."""
+    data: Annotated[str, DATA] = "digits"
     time_steps: Annotated[int | None, Field(ge=1), unset("T")] = None
     """Time steps per image; the model's own when not given."""
+    family: Annotated[str | None, unset("NAME")] = None
+    """Family of an official checkpoint; its tensors decide when not given."""
+    override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, unset("NAME=VALUE")] = ()
+    """A setting that the tensors of an official checkpoint do not tell; may be given often."""
     limits: Annotated[Limits, _Flat] = Limits()
     selection: Annotated[Selection, _Flat] = Selection()
     method: Annotated[Method, _Flat] = Method()

@@ -11,6 +11,7 @@ import tyro
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.inspect import tracing
+from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
 
 __all__ = ["Apply"]
@@ -35,6 +36,8 @@ class Apply:
     model: flags.Model
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the smaller model."""
+    family: flags.Family = None
+    override: flags.Override = ()
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
@@ -48,7 +51,11 @@ class Apply:
         plan = Plan.load(self.plan)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
-        model = open_model(self.model).model
+        opened = open_model(
+            self.model, family=self.family, overrides=parse_overrides(self.override)
+        )
+        console.loaded(opened.loaded)
+        model = opened.model
         same = model_digest(model) == plan.model_hash
 
         def sizes() -> dict[str, int]:

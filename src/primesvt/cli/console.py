@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -23,6 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from primesvt.models import Loaded
 
 __all__ = ["Console", "PlainProgress", "duration"]
 
@@ -52,6 +55,11 @@ class Console:
     def sentence(self, text: str) -> None:
         """Print a sentence over as many lines as it needs, all but the first indented."""
         self.line(textwrap.fill(text, self.out.width, subsequent_indent="    "))
+
+    def loaded(self, loaded: Loaded | None) -> None:
+        """Say what was inferred of an official checkpoint and what assumed; nothing for others."""
+        for line in loaded.lines() if loaded else ():
+            self.sentence(line)
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Print the JSON object, in JSON mode."""

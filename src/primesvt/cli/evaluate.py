@@ -7,6 +7,7 @@ from typing import Literal
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
+from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import table, whole
 from primesvt.text import megabytes
 
@@ -28,6 +29,8 @@ class Evaluate:
     set: Literal["test", "selection"] = "test"
     """Images to measure on; the test set is best left alone until all choices are made."""
     time_steps: flags.TimeSteps = None
+    family: flags.Family = None
+    override: flags.Override = ()
     device: flags.Device = "cpu"
     batch_size: flags.BatchSize = 64
     workers: flags.Workers = 0
@@ -43,9 +46,19 @@ class Evaluate:
         from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
         from primesvt.statistics import wilson_interval
 
-        opened = open_model(self.model, time_steps=self.time_steps)
+        opened = open_model(
+            self.model,
+            time_steps=self.time_steps,
+            family=self.family,
+            overrides=parse_overrides(self.override),
+        )
+        console.loaded(opened.loaded)
         splits = load_data(
-            self.data, data_config=opened.data, seed=self.seed, held_out=opened.held_out
+            self.data,
+            data_config=opened.data,
+            time_steps=opened.model.time_steps,
+            seed=self.seed,
+            held_out=opened.held_out,
         )
         check_classes(splits, opened.num_classes)
         dataset = splits.test if self.set == "test" else splits.selection
@@ -66,6 +79,7 @@ class Evaluate:
         console.result(
             {
                 "model": self.model,
+                "loaded": opened.loaded and opened.loaded.to_dict(),
                 "set": self.set,
                 "images": len(correct),
                 "batch_size": self.batch_size,
@@ -77,7 +91,11 @@ class Evaluate:
                 "buffer_bytes": buffer_bytes(opened.model),
             }
         )
-        console.line(f"{self.model} on {splits.name}, {self.set} set of {len(correct):,} images")
+        console.line(
+            f"{self.model} on {splits.name}, {self.set} set of {len(correct):,} {splits.unit}"
+        )
+        if splits.form:
+            console.line(f"Event frames: {splits.form}.")
         for note in notes:
             console.sentence(note)
         console.say(

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import tyro
 
-__all__ = ["BatchSize", "Data", "Device", "Json", "Model", "Out", "Seed", "TimeSteps", "Workers"]
+from primesvt.recipe import DATA
+
+__all__ = [
+    "BatchSize",
+    "Data",
+    "Device",
+    "Family",
+    "Json",
+    "Model",
+    "Out",
+    "Override",
+    "Seed",
+    "TimeSteps",
+    "Workers",
+]
 
 _arg = tyro.conf.arg
 
@@ -16,19 +30,30 @@ Model = Annotated[
     tyro.conf.Positional,
     _arg(metavar="MODEL", help="Registry name, checkpoint (.pth, .safetensors) or saved folder."),
 ]
-Data = Annotated[
-    str,
-    _arg(
-        metavar="DATA",
-        help="'digits', or a folder: train/CLASS/*.png beside val/, or train.parquet and "
-        "test.parquet.",
-    ),
-]
+Data = Annotated[str, DATA]
 TimeSteps = Annotated[
     int | None,
     _arg(
         metavar="T",
         help="Time steps per image; the model's own when not given.",
+        help_behavior_hint="",
+    ),
+]
+Family = Annotated[
+    str | None,
+    _arg(
+        metavar="NAME",
+        help="Family of an official checkpoint; its tensors decide when not given.",
+        help_behavior_hint="",
+    ),
+]
+Override = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    _arg(
+        metavar="NAME=VALUE",
+        help="A setting that the tensors of an official checkpoint do not tell, such as "
+        "num_heads=12; may be given several times.",
         help_behavior_hint="",
     ),
 ]

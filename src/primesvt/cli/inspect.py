@@ -13,6 +13,7 @@ from rich.text import Text
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
+from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import table, whole
 from primesvt.text import megabytes
 
@@ -35,12 +36,15 @@ class Inspect:
       primesvt inspect sdt_v2_digits
       primesvt inspect sdt_v2_digits --groups    every group as a sentence
       primesvt inspect 15M.pth --json            an official checkpoint, as JSON
+      primesvt inspect gesture.pth --override time_steps=10 --override tau=1.5
     """
 
     model: flags.Model
     groups: bool = False
     """Print the channel groups as sentences instead of the table of layers."""
     time_steps: flags.TimeSteps = None
+    family: flags.Family = None
+    override: flags.Override = ()
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
@@ -49,7 +53,13 @@ class Inspect:
         from primesvt.checkpoint import open_model
         from primesvt.memory import inventory, parameter_count
 
-        opened = open_model(self.model, time_steps=self.time_steps, pretrained=False)
+        opened = open_model(
+            self.model,
+            time_steps=self.time_steps,
+            pretrained=False,
+            family=self.family,
+            overrides=parse_overrides(self.override),
+        )
         with tracing(console, opened.model):
             graph = trace(opened.model, opened.example())
         layers = [dataclasses.asdict(row) for row in inventory(opened.model, graph)]
@@ -57,12 +67,14 @@ class Inspect:
         console.result(
             {
                 "model": self.model,
+                "loaded": opened.loaded and opened.loaded.to_dict(),
                 "parameters": total,
                 "prunable_parameters": graph.touched(),
                 "layers": layers,
                 "groups": [_group(group) for group in graph],
             }
         )
+        console.loaded(opened.loaded)
         if self.groups:
             for group in graph:
                 console.sentence(str(group))

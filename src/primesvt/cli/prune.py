@@ -11,6 +11,7 @@ import tyro
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
+from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
 from primesvt.recipe import PRESETS, PruneRecipe, read_recipe, unset
 
@@ -67,10 +68,17 @@ class Prune:
 
         recipe = self._checked_recipe()
         constraints = Constraints(**recipe.limits.model_dump())
-        opened = open_model(recipe.model, time_steps=recipe.time_steps)
+        opened = open_model(
+            recipe.model,
+            time_steps=recipe.time_steps,
+            family=recipe.family,
+            overrides=parse_overrides(recipe.override),
+        )
+        console.loaded(opened.loaded)
         splits = load_data(
             recipe.data,
             data_config=opened.data,
+            time_steps=opened.model.time_steps,
             seed=recipe.run.seed,
             held_out=opened.held_out,
             allow_selection_from_train=recipe.run.selection_from_train,

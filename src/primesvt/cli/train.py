@@ -33,7 +33,7 @@ class Train:
     recipe: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """Recipe file (YAML): model, data, epochs, learning rate, augmentation, seed."""
     data: Annotated[str | None, unset("DATA")] = None
-    """'digits', or a folder as `primesvt prune` takes it, in place of the recipe's."""
+    """'digits', or data as `primesvt prune` takes them, in place of the recipe's."""
     out: flags.Out = None
     """Folder of the result; runs/NAME-OF-THE-RECIPE-trained when not given."""
     device: flags.Device = "cpu"
