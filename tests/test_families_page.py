@@ -85,7 +85,7 @@ def test_shares_agree_with_those_of_the_official_code(
 ) -> None:
     section, column = COLUMNS[name]
     text = (shared / "reference" / "SPEC.md").read_text()
-    ((header, lines),) = tables(text.split(f"\n### {section}\n")[1].split("\n###")[0])
+    ((header, lines),) = tables(text.split(f"\n### {section}\n")[1].split("\n#")[0])
     index = header.index(column)
     found = script.measure(name).shares
     assert sum(found.values()) == pytest.approx(1)

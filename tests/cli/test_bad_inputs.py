@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,8 @@ def make_inputs(folder: Path) -> None:
     (folder / "cut.pth").write_bytes((folder / "whole.pth").read_bytes()[:-100])
     (folder / "empty.pth").write_bytes(b"")
     (folder / "text.pth").write_text("not a checkpoint")
-    torch.save({"args": argparse.Namespace(lr=1.0)}, folder / "objects.pth")
+    weights = to_official(create_model("sdt_v2_small"))
+    torch.save({"model": weights, "best": Fraction(3, 4)}, folder / "objects.pth")
     torch.save({"epoch": 3}, folder / "no-weights.pth")
     torch.save({"head.weight": torch.ones(10, 3)}, folder / "other-network.pth")
     (folder / "unknown-field.yaml").write_text("model: sdt_v2_digits\nlimits: {max_drop: 1}\n")
@@ -69,11 +70,17 @@ MISTAKES = {
     "safetensors cut short": (["prune", "../inputs/cut.safetensors"], ["cut short"]),
     "empty checkpoint": (["inspect", "../inputs/empty.pth"], ["(0 bytes)", "cut short"]),
     "text as checkpoint": (["inspect", "../inputs/text.pth"], ["text.pth", "no checkpoint"]),
-    "pickled objects": (["inspect", "../inputs/objects.pth"], ["Python objects", "safetensors"]),
+    "pickled objects": (
+        ["inspect", "../inputs/objects.pth"],
+        ["fractions.Fraction", "safetensors"],
+    ),
     "no state dict": (["inspect", "../inputs/no-weights.pth"], ["no state dict", "'epoch'"]),
-    "another network": (["inspect", "../inputs/other-network.pth"], ["no sdt_v2 state dict"]),
+    "another network": (
+        ["inspect", "../inputs/other-network.pth"],
+        ["other-network.pth", "fit no family; nearest is", "missing", "head.weight is [10, 3]"],
+    ),
     "no model folder": (["evaluate", "../inputs/nowhere"], ["nowhere"]),
-    "no data": ([*PRUNE, "--data", "gone"], ["no data set or folder 'gone'"]),
+    "no data": ([*PRUNE, "--data", "gone"], ["no data set, file or folder 'gone'"]),
     "class count": (
         [*PRUNE, "--data", "../inputs/two-classes"],
         ["2 classes", "the model predicts 10"],

@@ -62,9 +62,8 @@ class DropPath(nn.Module):
     the mean stays.
 
     Example:
-        >>> _ = torch.manual_seed(0)
-        >>> DropPath(0.5)(torch.ones(6, 1, 1, 1, 1)).flatten().tolist()
-        [0.0, 2.0, 0.0, 2.0, 2.0, 0.0]
+        >>> sorted(set(DropPath(0.5)(torch.ones(100, 1, 1, 1, 1)).flatten().tolist()))
+        [0.0, 2.0]
 
     Source: github.com/BICLab/Spike-Driven-Transformer-V3, Model_Large/spikformer.py.
     """

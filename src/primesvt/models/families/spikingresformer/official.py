@@ -130,8 +130,8 @@ def oddities(config: SpikingResformerConfig) -> tuple[str, ...]:
         2
     """
     return (
-        "Attention is scaled by firing rates measured in training and stored with the weights; fresh"
-        " weights have none, so their attention is silent until the first training batch.",
+        "Attention is scaled by firing rates measured in training and stored with the weights;"
+        " fresh weights have none, so their attention is silent until the first training batch.",
         "The attention scale counts the patches of the image size the model was made for, not of"
         f" the image it sees (img_size={config.img_size}).",
     )
