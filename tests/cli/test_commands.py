@@ -29,6 +29,24 @@ def test_models_lists_the_registry(primesvt):
     rows = {row["name"]: row for row in finished.json["models"]}
     assert list(rows) == list_models()
     assert rows["sdt_v2_15m"]["parameters"] == 15_112_208
+    assert rows["spikformer_8_512"]["published"]["top1"] == 73.38
+    assert "README" in rows["spikformer_8_512"]["published"]["source"]
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_no_figure_of_the_registry_is_cut_off(primesvt, columns, monkeypatch):
+    listed = {row["name"]: row for row in primesvt("models", "--json").json["models"]}
+    monkeypatch.setenv("COLUMNS", columns)
+    out = primesvt("models").out
+    lines = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
+    for name, row in listed.items():
+        size = "x".join(map(str, row["input_size"]))
+        expected = [f"{row['parameters']:,}", size, f"{row['num_classes']:,}"]
+        expected.append(str(row["time_steps"]))
+        if row["published"]:
+            expected += [str(row["published"]["top1"]), lines[name][-1]]
+            assert f"  {lines[name][-1]}  {row['published']['source']}" in out
+        assert lines[name] == expected
 
 
 def test_tables_fit_80_columns(primesvt):

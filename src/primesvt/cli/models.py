@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -21,7 +22,7 @@ __all__ = ["Models"]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List the models of the registry.
+    """List the models of the registry, with published accuracy and its source.
 
     examples:
       primesvt models                 all of them
@@ -41,9 +42,13 @@ class Models:
         if not rows:
             raise ValueError(f"no model matches {self.pattern!r}; `primesvt models` lists them all")
         console.result({"models": rows})
-        console.say(_table(rows))
-        console.line("* Published ImageNet-1K accuracy (percent), measured under float16 autocast.")
-        console.line("Where no weights are bundled, give the official checkpoint file instead.")
+        sources = _sources(rows)
+        console.say(_table(rows, sources))
+        if sources:
+            console.sentence("T: time steps. Top-1: published, percent, ImageNet-1K; read from")
+        for source, letter in sources.items():
+            console.sentence(f"  {letter}  {source}")
+        console.sentence(_where_weights_are(rows))
         return 0
 
 
@@ -56,13 +61,29 @@ def _row(entry: ModelEntry) -> dict[str, Any]:
         "input_size": list(entry.data.input_size),
         "num_classes": entry.config.num_classes,
         "time_steps": entry.config.time_steps,
-        "published_top1": entry.published and entry.published.top1,
+        "published": entry.published and asdict(entry.published),
         "bundled": entry.weights is not None,
     }
 
 
-def _table(models: list[dict[str, Any]]) -> Table:
-    columns = ["Model", "Parameters", "Input", "Classes", "T", "Top-1 *", "Weights"]
+def _sources(models: list[dict[str, Any]]) -> dict[str, str]:
+    """A letter for every source of a published accuracy."""
+    found = dict.fromkeys(row["published"]["source"] for row in models if row["published"])
+    return dict(zip(found, ascii_lowercase, strict=False))
+
+
+def _where_weights_are(models: list[dict[str, Any]]) -> str:
+    bundled = [row["name"] for row in models if row["bundled"]]
+    if not bundled:
+        return "Weights: give the official checkpoint file in place of the name."
+    return (
+        f"Weights: bundled for {', '.join(bundled)}; for all others give the official checkpoint "
+        "file in place of the name."
+    )
+
+
+def _table(models: list[dict[str, Any]], sources: dict[str, str]) -> Table:
+    columns = ["Model", "Parameters", "Input", "Classes", "T", "Top-1"]
     rows = [
         (
             row["name"],
@@ -70,12 +91,17 @@ def _table(models: list[dict[str, Any]]) -> Table:
             "x".join(map(str, row["input_size"])),
             whole(row["num_classes"]),
             str(row["time_steps"]),
-            f"{row['published_top1']:.1f}" if row["published_top1"] else "",
-            "bundled" if row["bundled"] else "",
+            _top1(row["published"], sources),
         )
         for row in models
     ]
-    return table(columns, rows, right=[1, 3, 4, 5])
+    made = table(columns, rows, right=[1, 3, 4, 5])
+    made.collapse_padding = True  # else long names leave no room at 80 columns
+    return made
+
+
+def _top1(published: dict[str, Any] | None, sources: dict[str, str]) -> str:
+    return f"{published['top1']} {sources[published['source']]}" if published else ""
 
 
 def _parameters(entry: ModelEntry) -> int:
