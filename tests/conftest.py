@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,3 +22,13 @@ def shared() -> Path:
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was compared with the reference files, by whichever worker."""
+    reports = terminalreporter.getreports("passed")
+    found = [said for report in reports for name, said in report.user_properties if name == "said"]
+    if found:
+        terminalreporter.section("compared with the official code")
+    for line in sorted(found):
+        terminalreporter.line(line)
