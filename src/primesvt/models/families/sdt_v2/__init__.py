@@ -2,7 +2,7 @@
 
 from primesvt.models.families.family import Family
 from primesvt.models.families.sdt_v2.model import SDTv2Config, build
-from primesvt.models.families.sdt_v2.official import infer, official_names
+from primesvt.models.families.sdt_v2.official import infer, oddities, official_names
 from primesvt.models.families.sdt_v2.variants import entries
 
 __all__ = ["FAMILY", "SDTv2Config"]
@@ -14,4 +14,5 @@ FAMILY = Family(
     official_names=official_names,
     infer=infer,
     entries=entries,
+    oddities=oddities,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from primesvt.models.families.names import count, under
 from primesvt.models.families.sdt_v2.model import SDTv2Config, stage_names
 
-__all__ = ["infer", "official_names"]
+__all__ = ["infer", "oddities", "official_names"]
 
 _DOWN = {"": "", "lif": "encode_lif", "conv": "encode_conv", "bn": "encode_bn"}
 _CONV_BLOCK = {
@@ -120,3 +120,20 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         if shapes:
             found[name] = shapes[0][0] / shapes[0][1]
     return found
+
+
+def oddities(config: SDTv2Config) -> tuple[str, ...]:
+    """What the official code does that one would not expect, one sentence each.
+
+    Example:
+        >>> len(oddities(SDTv2Config()))
+        2
+
+    Source: github.com/BICLab/Spike-Driven-Transformer-V2, classification/models.py.
+    """
+    return (
+        "the convolutions that make q, k, v and follow the attention are padded with what the batch"
+        " norm before them makes of zero, by its running statistics even in training; weights that"
+        " were trained so are wrong with zeros",
+        f"attention is scaled by {config.attn_scale:g} (attn_scale) at every width",
+    )

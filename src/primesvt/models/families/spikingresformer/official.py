@@ -130,8 +130,9 @@ def oddities(config: SpikingResformerConfig) -> tuple[str, ...]:
         2
     """
     return (
-        "Attention is scaled by firing rates measured in training and stored with the weights;"
-        " fresh weights have none, so their attention is silent until the first training batch.",
-        "The attention scale counts the patches of the image size the model was made for, not of"
-        f" the image it sees (img_size={config.img_size}).",
+        "attention is scaled by firing rates measured in training and stored with the weights;"
+        " fresh weights have none, so their attention is silent until the first training batch",
+        "the attention scale counts the patches of the image size the model was made for, not of"
+        f" the image it sees; img_size={config.img_size}"
+        f"{', so the first input decides' if config.img_size is None else ''}",
     )
