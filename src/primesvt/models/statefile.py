@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,21 +88,32 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"there is no checkpoint file {str(path)!r}") from error
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise _unreadable(path) from error
-        raise ValueError(
+        raise _not_unpickled(path, str(error), [str(each.message) for each in heard]) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(path) from error
+
+
+def _not_unpickled(path: Path, error: str, heard: list[str]) -> ValueError:
+    if refused := re.search(r"GLOBAL (\S+)", error):
+        return ValueError(
             f"{path} holds {refused[1]}, which is not unpickled: only tensors, plain values, "
             "argparse.Namespace and pathlib paths are; save its state dict alone, best as "
             ".safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _unreadable(path) from error
+        )
+    protocol = re.search(r"Detected pickle protocol (\d+)", " ".join(heard))
+    if protocol is None:
+        return _unreadable(path)
+    return ValueError(
+        f"{path} was written with pickle_protocol={protocol[1]}, which PyTorch reads only by"
+        " running the pickle; save it again without that argument, best as .safetensors"
+    )
 
 
 def _unreadable(path: Path) -> ValueError:
