@@ -3,55 +3,54 @@
     pip install -e '.[compare]'
     python benchmarks/against_torch_pruning.py   # results/torch_pruning.json and .md
 
-Both tools get the same untrained networks in evaluation mode, the same rates and the L2 norm, and
-leave the residual streams and the classifier out as far as they let one. Torch-Pruning also gets
-what it cannot find: the layers of q, k and v with their head counts (``heads told``), and one time
-step, since it takes time for channels otherwise.
+Both tools get the same untrained networks in evaluation mode, the same images, the same rates and
+the L2 norm; the classifier stays whole. Four rows a network and rate:
+
+- PrimeSVT: every channel group that is pruned by default, which leaves the residual streams whole.
+- PrimeSVT, streams too: the residual streams at the same rate, which is what Torch-Pruning does.
+- Torch-Pruning: as its README has it.
+- Torch-Pruning, heads told: it is also given the layers of q, k and v and their head counts.
+
+With more than one time step Torch-Pruning takes the axis of time for channels. A network that it
+pruned at one time step can be run with more.
+
+What is measured:
 
 - forward works: the model runs on the images after the cut.
-- removal exact: in float64 the output equals that of the original in which every reader ignores
-  the removed channels. For PrimeSVT that is ``graph.check``; for Torch-Pruning the channels it kept
-  are read off the batch norms behind each layer, and the cut they describe is made on the original.
-- attention inner widths: how much narrower q, k and v became in all attentions together.
+- removal exact: in float64 the output equals that of the original in which every reader ignores the
+  removed channels (see exactness.py); what Torch-Pruning removed is read off its batch norms.
+- attention inner widths: how much narrower q, k and v became (SpikingResformer: what it has in
+  their place) in all attentions together.
+- seconds: analysis, ranking and cut, without the imports; for PrimeSVT also of the check that
+  ``prune`` makes before it touches a model.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from exactness import FAMILIES, Cuts, Subject, copied, cuts_of, equals_removal, subject
 from machine import RESULTS, machine, save
-from torch import Tensor, nn
+from torch import nn
 
-from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels, trace
+from primesvt.channels import remove_channels, trace
 from primesvt.importance import keep, l2
-from primesvt.models import create_model, reset
 
-MODELS = (
-    "sdt_v1_small",
-    "sdt_v2_small",
-    "sdt_v3_small",
-    "sdt_v3_large_small",
-    "spikformer_small",
-    "spikingformer_small",
-    "qkformer_small",
-    "spikingresformer_small",
-)
 RATES = (0.25, 0.5)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+TIME_STEPS = (1, 2)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One tool on one model at one rate."""
+    """One tool on one network at one rate; ``None`` where the forward does not work."""
 
     model: str
     time_steps: int
@@ -62,104 +61,36 @@ class Row:
     attention: float | None
     saved: float | None
     seconds: float
+    seconds_of_check: float | None
+    firing: tuple[float, float]
 
 
-def network(name: str, time_steps: int) -> tuple[nn.Module, Tensor]:
-    """A network whose batch norms tell channels apart, and images for it."""
-    torch.manual_seed(0)
-    model = create_model(name, time_steps=time_steps).eval()
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0.4, 0.4)
-    config = model.config
-    return model, torch.rand(2, config.in_channels, 32, 32)
-
-
-def runs(model: nn.Module, images: Tensor) -> tuple[str, Tensor | None]:
-    """Whether the forward works, and its output in float64."""
-    try:
-        with torch.no_grad():
-            model(images)
-            return "yes", copied(model).double()(images.double())
-    except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        return f"no ({type(error).__name__}: {line[:90]})", None
-
-
-def copied(model: nn.Module) -> nn.Module:
-    reset(model)
-    return copy.deepcopy(model)
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def attention_width(model: nn.Module) -> int:
-    """Channels of q, k and v (SpikingResformer: of the layers W and Wproj) in all attentions."""
-    return sum(
-        layer.weight.shape[0] for path, layer in last_layers(model) if path.split(".")[-1] in "qkv"
-    )
-
-
-def last_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Per module named q, k or v: the layer that writes its output."""
-    for path, module in model.named_modules():
-        if path.split(".")[-1] in ("q", "k", "v"):
-            yield path, [m for m in module.modules() if isinstance(m, LAYERS)][-1]
-
-
-def with_primesvt(name: str, time_steps: int, rate: float) -> Row:
-    """Cut every prunable group to the same share, smallest L2 norm first."""
-    model, images = network(name, time_steps)
-    small = copied(model)
+def with_primesvt(case: Subject, rate: float, *, streams: bool) -> Row:
+    """Cut every group to the same share, smallest L2 norm first."""
+    small = copied(case.model)
     start = time.perf_counter()
-    graph = trace(small, images[:1])
-    cuts = {
-        group.name: keep(l2(small, graph, group), max(1, math.floor(group.size * (1 - rate) + 0.5)))
-        for group in graph.prunable()
-    }
+    graph = trace(small, case.images[:1])
+    cuts: Cuts = {}
+    for group in graph:
+        if group.prunable or (streams and group.status == "free" and group.kind == "stream"):
+            width = max(1, math.floor(group.size * (1 - rate) + 0.5))
+            cuts[group.name] = np.atleast_2d(keep(l2(small, graph, group), width))
     remove_channels(small, graph, cuts)
     seconds = time.perf_counter() - start
-    forward, _ = runs(small, images)
-    refusals = graph.check(model)
-    exact = "yes" if not refusals else f"no ({len(refusals)} groups refused)"
-    return row(name, time_steps, "PrimeSVT", rate, forward, exact, model, small, seconds)
+    start = time.perf_counter()
+    refused = graph.check(case.model)
+    check = time.perf_counter() - start
+    tool = "PrimeSVT, streams too" if streams else "PrimeSVT"
+    made = row(case, tool, rate, small, lambda: cuts, seconds, check)
+    assert not refused, refused
+    return made
 
 
-def row(
-    name: str,
-    time_steps: int,
-    tool: str,
-    rate: float,
-    forward: str,
-    exact: str,
-    model: nn.Module,
-    small: nn.Module,
-    seconds: float,
-) -> Row:
-    before = attention_width(model)
-    narrower = 1 - attention_width(small) / before if before else None
-    return Row(
-        model=name,
-        time_steps=time_steps,
-        tool=tool,
-        rate=rate,
-        forward=forward,
-        exact=exact,
-        attention=narrower,
-        saved=1 - parameters(small) / parameters(model),
-        seconds=round(seconds, 2),
-    )
-
-
-def with_torch_pruning(name: str, time_steps: int, rate: float, *, heads: bool) -> Row:
+def with_torch_pruning(case: Subject, rate: float, *, heads: bool) -> Row:
     """The same with Torch-Pruning's own pruner."""
     import torch_pruning as tp
 
-    model, images = network(name, time_steps)
-    small = copied(model)
+    small = copied(case.model)
     told = {}
     for path, layer in last_layers(small) if heads else ():
         count = getattr(small.get_submodule(path.rpartition(".")[0]), "heads", None)
@@ -170,133 +101,153 @@ def with_torch_pruning(name: str, time_steps: int, rate: float, *, heads: bool) 
     try:
         tp.pruner.BasePruner(
             small,
-            images[:1],
+            case.images[:1],
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=rate,
             ignored_layers=[small.head],
             num_heads=told,
             prune_head_dims=True,
+            # Its own default dictionaries are shared by all pruners of a process.
+            in_channel_groups={},
+            out_channel_groups={},
         ).step()
-    except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        text = f"no (step fails, {type(error).__name__}: {line[:90]})"
-        seconds = round(time.perf_counter() - start, 2)
-        return Row(
-            model=name,
-            time_steps=time_steps,
-            tool=tool,
-            rate=rate,
-            forward=text,
-            exact="-",
-            attention=None,
-            saved=None,
-            seconds=seconds,
-        )
+    except Exception as error:  # whatever it raises is the finding
+        seconds = time.perf_counter() - start
+        return row(case, tool, rate, None, dict, seconds, None, failed=f"step: {one_line(error)}")
     seconds = time.perf_counter() - start
-    forward, logits = runs(small, images)
-    exact = "-" if logits is None else equals_removal(model, small, images, logits)
-    return row(name, time_steps, tool, rate, forward, exact, model, small, seconds)
+    return row(case, tool, rate, small, lambda: cuts_of(case, small), seconds, None)
 
 
-def equals_removal(model: nn.Module, small: nn.Module, images: Tensor, logits: Tensor) -> str:
-    """Whether the pruned model computes what the original does without the removed channels."""
-    graph = trace(model, images[:1])
-    cuts = {}
-    for group in graph:
-        if group.status != "free" or group.kind == "heads":
-            continue
-        kept = kept_channels(model, small, graph, group)
-        if isinstance(kept, str):
-            return f"no ({group.name}: {kept})"
-        if kept is not None:
-            cuts[group.name] = kept
-    reference = copied(model)
-    remove_channels(reference, graph, cuts)
-    shapes = {n: p.shape for n, p in reference.named_parameters()}
-    odd = [n for n, p in small.named_parameters() if p.shape != shapes[n]]
-    if odd:
-        return f"no ({odd[0]} has another width than its group)"
-    with torch.no_grad():
-        wanted = reference.double()(images.double())
-    return "yes" if torch.allclose(logits, wanted, rtol=1e-9, atol=1e-12) else "no (other output)"
+def row(
+    case: Subject,
+    tool: str,
+    rate: float,
+    small: nn.Module | None,
+    cuts: Callable[[], Cuts],
+    seconds: float,
+    check: float | None,
+    failed: str = "",
+) -> Row:
+    """Run the smaller model and compare it with the silenced original."""
+    exact, attention, saved = "-", None, None
+    if small is not None:
+        try:
+            with torch.no_grad():
+                small(case.images)
+                logits = copied(small).double()(case.images.double())
+        except Exception as error:  # whatever a cut breaks is the finding
+            failed = one_line(error)
+        else:
+            exact = equals_removal(case, logits, cuts)
+            before = attention_width(case.model)
+            attention = 1 - attention_width(small) / before
+            saved = 1 - parameters(small) / parameters(case.model)
+    return Row(
+        model=case.name,
+        time_steps=case.time_steps,
+        tool=tool,
+        rate=rate,
+        forward=f"no ({failed})" if failed else "yes",
+        exact=exact,
+        attention=attention,
+        saved=saved,
+        seconds=round(seconds, 2),
+        seconds_of_check=check and round(check, 2),
+        firing=case.firing,
+    )
 
 
-def kept_channels(
-    model: nn.Module, small: nn.Module, graph: ChannelGraph, group: ChannelGroup
-) -> Any:
-    """Kept indices ``[positions][k]`` of a group from its batch norms, or how they differ."""
-    found = None
-    for member in group.followers:
-        path, _, tensor = member.tensor.rpartition(".")
-        if tensor != "weight" or not isinstance(model.get_submodule(path), NORMS):
-            continue
-        before = model.get_parameter(member.tensor).tolist()
-        left = set(small.get_parameter(member.tensor).tolist())
-        ids = graph.ids(group, member)
-        kept = {int(i) for i, value in zip(ids, before, strict=True) if value in left and i >= 0}
-        if found is not None and kept != found:
-            return "its layers keep different channels"
-        found = kept
-    if found is None:
-        return None
-    rows = [
-        [i % group.size for i in sorted(found) if i // group.size == p]
-        for p in range(group.positions)
-    ]
-    if len({len(r) for r in rows}) > 1 or not rows[0]:
-        return "heads keep different numbers of channels"
-    return np.array(rows)
+def one_line(error: Exception) -> str:
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line[:70]}{'...' * (len(line) > 70)}"
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def attention_width(model: nn.Module) -> int:
+    """Channels inside all attentions: of q, k and v, or of SpikingResformer's y1 and y2."""
+    return sum(layer.weight.shape[0] for _, layer in last_layers(model))
+
+
+def last_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Per module named q, k, v or w: the layer that writes its output."""
+    for path, module in model.named_modules():
+        if path.split(".")[-1] in ("q", "k", "v", "w"):
+            yield path, [m for m in module.modules() if isinstance(m, LAYERS)][-1]
 
 
 def table(rows: list[Row]) -> str:
     """The rows as Markdown, with the machine in front."""
+    here = ", ".join(f"{key} {value}" for key, value in machine().items())
+    low, high = min(r.firing[0] for r in rows), max(r.firing[1] for r in rows)
     lines = [
         "# Torch-Pruning 1.6.1 beside PrimeSVT",
         "",
-        "Made by `python benchmarks/against_torch_pruning.py`; what the columns mean is said there."
-        " Untrained networks, uniform rates, L2 norm.",
+        "Made by `python benchmarks/against_torch_pruning.py`, where the rows and columns are"
+        f" explained. Untrained networks whose neurons fire at {low:.0%} to {high:.0%}, uniform"
+        " rates, L2 norm. Seconds in brackets are those of the check before a cut.",
         "",
-        ", ".join(f"{key} {value}" for key, value in machine().items()),
+        f"{here}.",
         "",
-        "| model | T | rate | tool | forward works | removal exact | q, k, v narrower"
+        *summary(rows),
+        "",
+        "| model | T | rate | tool | forward works | removal exact | attention narrower"
         " | parameters saved | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         narrower, saved = (f"{v:.0%}" if v is not None else "-" for v in (r.attention, r.saved))
+        check = f" ({r.seconds_of_check:.2f})" if r.seconds_of_check is not None else ""
         lines.append(
             f"| {r.model} | {r.time_steps} | {r.rate:.0%} | {r.tool} | {r.forward} | {r.exact}"
-            f" | {narrower} | {saved} | {r.seconds:.2f} |"
+            f" | {narrower} | {saved} | {r.seconds:.2f}{check} |"
         )
-    return "\n".join([*lines, "", summary(rows), ""])
+    return "\n".join([*lines, ""])
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[Row]) -> Iterator[str]:
     """How often each tool's forward works and its removal is exact."""
-    parts = []
-    for tool in dict.fromkeys(r.tool for r in rows):
-        own = [r for r in rows if r.tool == tool]
-        works, exact = (
-            sum(v == "yes" for v in column)
-            for column in zip(*((r.forward, r.exact) for r in own), strict=True)
-        )
-        parts.append(
-            f"{tool}: the forward works in {works} of {len(own)}, removal is exact in {exact}"
-        )
-    return ". ".join(parts) + "."
+    yield "| tool | T | forward works | removal exact | attention narrower | seconds, mean |"
+    yield "|---|---|---|---|---|---|"
+    for time_steps in TIME_STEPS:
+        for tool in dict.fromkeys(r.tool for r in rows):
+            own = [r for r in rows if r.tool == tool and r.time_steps == time_steps]
+            works, exact, narrower = (
+                sum(bool(value) for value in column)
+                for column in zip(
+                    *((r.forward == "yes", r.exact == "yes", r.attention) for r in own), strict=True
+                )
+            )
+            mean = sum(r.seconds for r in own) / len(own)
+            yield (
+                f"| {tool} | {time_steps} | {works} of {len(own)} | {exact} of {len(own)}"
+                f" | {narrower} of {len(own)} | {mean:.2f} |"
+            )
+
+
+TOOLS: Mapping[str, Callable[[Subject, float], Row]] = {
+    "PrimeSVT": lambda case, rate: with_primesvt(case, rate, streams=False),
+    "PrimeSVT, streams too": lambda case, rate: with_primesvt(case, rate, streams=True),
+    "Torch-Pruning": lambda case, rate: with_torch_pruning(case, rate, heads=False),
+    "Torch-Pruning, heads told": lambda case, rate: with_torch_pruning(case, rate, heads=True),
+}
 
 
 def main() -> None:
     warnings.simplefilter("ignore")  # Torch-Pruning warns of every tensor it cannot follow
     torch.set_num_threads(1)
-    rows = []
-    for name in MODELS:
-        for time_steps in (1, 2):
+    for tool in TOOLS.values():  # imports and first calls are not timed
+        tool(subject("spikformer", 1), 0.5)
+    rows: list[Row] = []
+    for family in FAMILIES:
+        for time_steps in TIME_STEPS:
+            case = subject(family, time_steps)
             for rate in RATES:
-                rows.append(with_primesvt(name, time_steps, rate))
-                rows += [with_torch_pruning(name, time_steps, rate, heads=h) for h in (False, True)]
-                for r in rows[-3:]:
-                    print(r, flush=True)
+                for tool in TOOLS.values():
+                    rows.append(tool(case, rate))
+                    print(rows[-1], flush=True)
     (RESULTS / "torch_pruning.md").write_text(table(rows))
     print("written to", save("torch_pruning", [asdict(r) for r in rows]).name)
 
