@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from primesvt.cli.app import parse
+from primesvt.models import create_model, to_official
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -31,6 +33,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "\n".join(blocks("python"))
     assert source
+    torch.save({"model": to_official(create_model("spikformer_small"))}, "their_file.pth")
     exec(compile(source, str(README), "exec"), {"__name__": "readme"})
 
 
