@@ -77,7 +77,9 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     stem = state["prologue.0.weight"].shape
     classes = state["classifier.weight"].shape[0]
-    stages = range(max(1, count(state, "layers.{}.")))
+    # A first stage without layers leaves no key.
+    places = [key.split(".")[1] for key in state if key.startswith("layers.")]
+    stages = range(1 + max((int(place) for place in places if place.isdecimal()), default=0))
     layers = tuple(_layers(state, stage) for stage in stages)
     dims = [state[f"layers.{i}.0.conv.weight"].shape[0] for i in stages[1:]]
     attention = [_first(state, i, ".firing_rate_x", ".W.weight") for i in stages]
