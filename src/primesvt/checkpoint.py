@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from primesvt.models import (
 )
 from primesvt.models.families import family_of
 from primesvt.models.nearest import nearest_entry
+from primesvt.models.overrides import check_names
 from primesvt.models.statefile import SUFFIXES
 
 __all__ = ["OpenedModel", "data_config", "open_model", "provenance_of"]
@@ -87,6 +89,8 @@ def open_model(
     if time_steps is not None and time_steps < 1:
         raise ValueError(f"time_steps is {time_steps}, but must be at least 1")
     settings = dict(overrides or {})
+    with _mistakes_of_a_person():
+        check_names(settings)
     if time_steps is not None and settings.setdefault("time_steps", time_steps) != time_steps:
         raise ValueError(
             f"time_steps is given twice, as {time_steps} and as {settings['time_steps']}"
@@ -103,7 +107,18 @@ def _open(path: Path, family: str | None, settings: Mapping[str, Any], *, pretra
     entry = model_entry(str(path))
     if family not in (None, entry.family):
         raise ValueError(f"{entry.name} is of the family {entry.family}, not {family}")
-    return create_model(entry.name, pretrained=pretrained or entry.weights is not None, **settings)
+    bundled = entry.weights is not None
+    with _mistakes_of_a_person():
+        return create_model(entry.name, pretrained=pretrained or bundled, **settings)
+
+
+@contextmanager
+def _mistakes_of_a_person() -> Iterator[None]:
+    """An unknown setting is a mistake in a program (``TypeError``), unless a person typed it."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def provenance_of(model: SpikingViT) -> Provenance:

@@ -79,6 +79,23 @@ MISTAKES = {
         ["inspect", "../inputs/other-network.pth"],
         ["other-network.pth", "fit no family; nearest is", "missing", "head.weight is [10, 3]"],
     ),
+    "no such setting": (
+        ["inspect", "sdt_v2_digits", "--override", "heads=3"],
+        ["unknown setting 'heads'; known: time_steps, num_heads"],
+    ),
+    "no such setting of the family": (
+        ["prune", "sdt_v2_small", "--override", "dvs_mode=true"],
+        ["dvs_mode"],
+    ),
+    "no setting at all": (["evaluate", "sdt_v2_digits", "--override", "tau"], ["NAME=VALUE"]),
+    "another family": (
+        ["inspect", "../inputs/other-network.pth", "--family", "sdt_v2"],
+        ["do not fit the family sdt_v2", "missing"],
+    ),
+    "no such family": (
+        ["inspect", "../inputs/other-network.pth", "--family", "sdt_v9"],
+        ["unknown family 'sdt_v9'; known: qkformer"],
+    ),
     "no model folder": (["evaluate", "../inputs/nowhere"], ["nowhere"]),
     "no data": ([*PRUNE, "--data", "gone"], ["no data set, file or folder 'gone'"]),
     "class count": (

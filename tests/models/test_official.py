@@ -51,7 +51,7 @@ def test_one_error_lists_what_does_not_fit() -> None:
 def test_foreign_state_dict_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"the 1 tensors .* fit no family"):
         from_official(state)
-    with pytest.raises(ValueError, match=r"the family sdt_v2 .* not: .* missing"):
+    with pytest.raises(ValueError, match=r"do not fit the family sdt_v2 .*: .* missing"):
         from_official(state, family="sdt_v2")
 
 

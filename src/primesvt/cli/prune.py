@@ -86,7 +86,7 @@ class Prune:
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
-        out = self.out or Path("runs") / Path(recipe.model).stem
+        out = self.out or Path("runs") / Path(recipe.model.removesuffix(".tar")).stem
         with console.progress() as progress:
             result = prune(
                 opened.model,

@@ -63,13 +63,13 @@ def _no_family(state: State, candidates: list[Family]) -> ValueError:
     """What to tell: the nearest family, and in what the tensors differ from it."""
     misfits = [(each, _misfit(each, state)) for each in candidates]
     family, found = min(misfits, key=lambda pair: pair[1].share)
-    name, known = family.config.family, f"the {len(state)} tensors of the checkpoint fit"
+    name, known = family.config.family, f"the {len(state)} tensors of the checkpoint"
     if all(key.startswith(("blocks.", "head.")) for key in state) and "blocks." in "".join(state):
-        known = f"{known} no official code, they have PrimeSVT's own names;"
+        known = f"{known} fit no official code, they have PrimeSVT's own names;"
     elif len(candidates) > 1:
-        known = f"{known} no family;"
+        known = f"{known} fit no family;"
     else:
-        return ValueError(f"{known} the family {name} ({family.title}) not: {found}")
+        return ValueError(f"{known} do not fit the family {name} ({family.title}): {found}")
     return ValueError(f"{known} nearest is {name} ({family.title}): {found}")
 
 
