@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from primesvt.data import DataError, ImageSet, Splits, load_data
 from primesvt.models import Provenance, SpikingViT, create_model
 from primesvt.models.entry import events
 
@@ -48,3 +50,20 @@ def polarities(count: int, *, seed: int = 0) -> tuple[Any, Any]:
         if label < 2:
             sample[:, label] = 0
     return shown, labels
+
+
+def refused(spec: str | Path, **known: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load_data(spec, **known)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def every_sample(splits: Splits) -> dict[int, tuple[torch.Tensor, int]]:
+    """All samples of the three sets by their place in the file."""
+    found: dict[int, tuple[torch.Tensor, int]] = {}
+    for part in (splits.calibration, splits.selection, splits.test):
+        assert isinstance(part, ImageSet)
+        assert not set(part.indices.tolist()) & set(found)
+        found |= {int(place): part[k] for k, place in enumerate(part.indices)}
+    return found
