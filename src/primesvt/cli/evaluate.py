@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import table, whole
 from primesvt.text import megabytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from primesvt.checkpoint import OpenedModel
+    from primesvt.data import Splits
 
 __all__ = ["Evaluate"]
 
@@ -41,10 +47,6 @@ class Evaluate:
         """Measure and print one row."""
         from primesvt.batches import batch_note
         from primesvt.checkpoint import open_model
-        from primesvt.data import check_classes, load_data
-        from primesvt.evaluation import outcomes
-        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
-        from primesvt.statistics import wilson_interval
 
         opened = open_model(
             self.model,
@@ -53,6 +55,26 @@ class Evaluate:
             overrides=parse_overrides(self.override),
         )
         console.loaded(opened.loaded)
+        splits = self._splits(opened)
+        dataset = splits.test if self.set == "test" else splits.selection
+        if dataset is None:
+            raise ValueError(f"{splits.name} has no test set; measure with --set selection")
+        found = self._measured(opened, dataset, console)
+        notes = batch_note(opened.model, self.batch_size, **{self.set: dataset})
+        loaded = opened.loaded and opened.loaded.to_dict()
+        console.result({"model": self.model, "loaded": loaded, "notes": notes, **found})
+        images = f"{self.set} set of {found['images']:,} {splits.unit}"
+        console.line(f"{self.model} on {splits.name}, {images}")
+        if splits.form:
+            console.line(f"Event frames: {splits.form}.")
+        for note in notes:
+            console.sentence(note)
+        console.say(_table(found))
+        return 0
+
+    def _splits(self, opened: OpenedModel) -> Splits:
+        from primesvt.data import check_classes, load_data
+
         splits = load_data(
             self.data,
             data_config=opened.data,
@@ -61,9 +83,13 @@ class Evaluate:
             held_out=opened.held_out,
         )
         check_classes(splits, opened.num_classes)
-        dataset = splits.test if self.set == "test" else splits.selection
-        if dataset is None:
-            raise ValueError(f"{splits.name} has no test set; measure with --set selection")
+        return splits
+
+    def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
+        from primesvt.evaluation import outcomes
+        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
+        from primesvt.statistics import wilson_interval
+
         with console.progress() as progress:
             correct = outcomes(
                 opened.model,
@@ -73,44 +99,26 @@ class Evaluate:
                 workers=self.workers,
                 progress=progress,
             )
-        notes = batch_note(opened.model, self.batch_size, **{self.set: dataset})
-        low, high = wilson_interval(int(correct.sum()), len(correct))
-        parameters = parameter_count(opened.model)
-        console.result(
-            {
-                "model": self.model,
-                "loaded": opened.loaded and opened.loaded.to_dict(),
-                "set": self.set,
-                "images": len(correct),
-                "batch_size": self.batch_size,
-                "notes": notes,
-                "accuracy": float(correct.mean()),
-                "interval": [low, high],
-                "parameters": parameters,
-                "parameter_bytes": parameter_bytes(opened.model),
-                "buffer_bytes": buffer_bytes(opened.model),
-            }
-        )
-        console.line(
-            f"{self.model} on {splits.name}, {self.set} set of {len(correct):,} {splits.unit}"
-        )
-        if splits.form:
-            console.line(f"Event frames: {splits.form}.")
-        for note in notes:
-            console.sentence(note)
-        console.say(
-            table(
-                ["Top-1", "95% interval", "Parameters", "Parameter memory", "Buffers"],
-                [
-                    (
-                        f"{correct.mean():.2%}",
-                        f"{low:.2%} .. {high:.2%}",
-                        whole(parameters),
-                        megabytes(parameter_bytes(opened.model)),
-                        megabytes(buffer_bytes(opened.model)),
-                    )
-                ],
-                right=range(5),
-            )
-        )
-        return 0
+        return {
+            "set": self.set,
+            "images": len(correct),
+            "batch_size": self.batch_size,
+            "accuracy": float(correct.mean()),
+            "interval": list(wilson_interval(int(correct.sum()), len(correct))),
+            "parameters": parameter_count(opened.model),
+            "parameter_bytes": parameter_bytes(opened.model),
+            "buffer_bytes": buffer_bytes(opened.model),
+        }
+
+
+def _table(found: dict[str, Any]) -> Table:
+    low, high = found["interval"]
+    cells = (
+        f"{found['accuracy']:.2%}",
+        f"{low:.2%} .. {high:.2%}",
+        whole(found["parameters"]),
+        megabytes(found["parameter_bytes"]),
+        megabytes(found["buffer_bytes"]),
+    )
+    columns = ["Top-1", "95% interval", "Parameters", "Parameter memory", "Buffers"]
+    return table(columns, [cells], right=range(5))

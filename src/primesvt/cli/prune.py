@@ -16,6 +16,8 @@ from primesvt.cli.tables import change_table
 from primesvt.recipe import PRESETS, PruneRecipe, read_recipe, unset
 
 if TYPE_CHECKING:
+    from primesvt.checkpoint import OpenedModel
+    from primesvt.data import Splits
     from primesvt.pruning import PruneResult
 
 __all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
@@ -54,8 +56,8 @@ class Prune:
     """Run folder whose probes are used again, under new limits."""
     recipe_file: Annotated[Path | None, unset("FILE", name="recipe")] = None
     """Recipe file (YAML) to start from, such as a run's recipe.yaml; flags override it."""
-    preset: Annotated[Literal["paper"] | None, unset("{paper}")] = None
-    """paper: exactly our reading of the paper (docs/method.md)."""
+    preset: Annotated[Literal["paper", "best"] | None, unset("{paper,best}")] = None
+    """paper: exactly our reading of the paper (docs/method.md). best: the defaults."""
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
@@ -63,7 +65,6 @@ class Prune:
         from primesvt.batches import batch_note
         from primesvt.checkpoint import open_model
         from primesvt.constraints import Constraints
-        from primesvt.data import load_data
         from primesvt.pruning import prune
 
         recipe = self._checked_recipe()
@@ -75,14 +76,7 @@ class Prune:
             overrides=parse_overrides(recipe.override),
         )
         console.loaded(opened.loaded)
-        splits = load_data(
-            recipe.data,
-            data_config=opened.data,
-            time_steps=opened.model.time_steps,
-            seed=recipe.run.seed,
-            held_out=opened.held_out,
-            allow_selection_from_train=recipe.run.selection_from_train,
-        )
+        splits = _splits(opened, recipe)
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
@@ -118,6 +112,19 @@ class Prune:
                     f"leave out --preset or --{name.replace('_', '-')}"
                 )
         return recipe
+
+
+def _splits(opened: OpenedModel, recipe: PruneRecipe) -> Splits:
+    from primesvt.data import load_data
+
+    return load_data(
+        recipe.data,
+        data_config=opened.data,
+        time_steps=opened.model.time_steps,
+        seed=recipe.run.seed,
+        held_out=opened.held_out,
+        allow_selection_from_train=recipe.run.selection_from_train,
+    )
 
 
 def _close(console: Console, result: PruneResult, out: Path) -> None:

@@ -49,6 +49,10 @@ def entries() -> Iterator[ModelEntry]:
             data=IMAGENET,
             published=published_kd,
         )
+    yield from _small()
+
+
+def _small() -> Iterator[ModelEntry]:
     yield ModelEntry(
         name="sdt_v2_small",
         config=SDTv2Config(
