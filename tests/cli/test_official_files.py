@@ -1,0 +1,42 @@
+"""``primesvt inspect FILE`` on the official checkpoint of every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.official_files import FILES, GOLDENS, golden
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_inspect_reads_the_file_as_it_is(name, primesvt, shared, tmp_path):
+    state, _ = golden(shared / "reference", name)
+    file, make = FILES[name]
+    torch.save(make(state), tmp_path / file)
+    case, _ = GOLDENS[name]
+
+    finished = primesvt("inspect", tmp_path / file, "--json")
+    assert finished.code == 0, finished.err
+    found = finished.json
+    assert found["loaded"]["family"] == case.family
+    trained = {key for key in state if "running_" not in key and "num_batches" not in key}
+    rates = {key for key in trained if "firing_rate" in key}
+    assert found["parameters"] == sum(state[key].numel() for key in trained - rates)
+    assert sum(group["prunable"] for group in found["groups"]) >= 4
+    assert all(row["prunable"] or row["reason"] for row in found["layers"])
+
+
+def test_inspect_tells_a_person_what_was_assumed(primesvt, shared, tmp_path):
+    state, _ = golden(shared / "reference", "qkformer-cifar-tiny")
+    file = Path("checkpoint.pth")
+    torch.save({"model": state}, tmp_path / file)
+    out = primesvt("inspect", tmp_path / file).out
+    for said in (
+        "QKFormer, nearest published",
+        "read off the tensors: layout=cifar",
+        "assumed, override by name: time_steps=4",
+        "note: the images of a batch influence each other",
+    ):
+        assert said in out
+    assert max(len(line.rstrip()) for line in out.splitlines() if str(tmp_path) not in line) <= 80
