@@ -56,8 +56,8 @@ class Prune:
     """Run folder whose probes are used again, under new limits."""
     recipe_file: Annotated[Path | None, unset("FILE", name="recipe")] = None
     """Recipe file (YAML) to start from, such as a run's recipe.yaml; flags override it."""
-    preset: Annotated[Literal["paper", "best"] | None, unset("{paper,best}")] = None
-    """paper: exactly our reading of the paper (docs/method.md). best: the defaults."""
+    preset: Annotated[Literal["paper"] | None, unset("{paper}")] = None
+    """paper: exactly our reading of the paper (docs/method.md)."""
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
