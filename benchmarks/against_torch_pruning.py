@@ -41,7 +41,8 @@ from machine import RESULTS, machine, save
 from torch import nn
 
 from primesvt.channels import remove_channels, trace
-from primesvt.importance import keep, l2
+from primesvt.importance import Evidence, keep
+from primesvt.importance.weights import l2
 
 RATES = (0.25, 0.5)
 TIME_STEPS = (1, 2)
@@ -70,11 +71,12 @@ def with_primesvt(case: Subject, rate: float, *, streams: bool) -> Row:
     small = copied(case.model)
     start = time.perf_counter()
     graph = trace(small, case.images[:1])
+    evidence = Evidence(model=small, graph=graph)
     cuts: Cuts = {}
     for group in graph:
         if group.prunable or (streams and group.status == "free" and group.kind == "stream"):
             width = max(1, math.floor(group.size * (1 - rate) + 0.5))
-            cuts[group.name] = np.atleast_2d(keep(l2(small, graph, group), width))
+            cuts[group.name] = np.atleast_2d(keep(l2(evidence, group), width))
     remove_channels(small, graph, cuts)
     seconds = time.perf_counter() - start
     start = time.perf_counter()

@@ -4,7 +4,7 @@
 
 Each model is trained on the digits by recipes/digits.yaml (one thread; what is trained in FOLDER is
 not trained again), then pruned twice from the same probes: as the paper reads (3 points, point
-gate, reading A), and by default (2 points, a 95 % bound on the drop). The test set decides nothing.
+gate, reading A), and with a 95 % bound on the drop (2 points). The test set decides nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
             load(folder / name),
             data="digits",
             constraints=Constraints(max_accuracy_drop=points, min_memory_saving=None),
+            policy="prime",
+            importance="l2",
+            recovery="none",
+            confirm=False,
+            lossless=False,
             gate=gate,
             batch_size=450,
             out=folder / f"{name}-pruned-{number}",

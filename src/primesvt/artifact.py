@@ -17,6 +17,7 @@ from primesvt._files import save_safetensors, write_json
 from primesvt.channels import ChannelGraph, remove_channels, trace
 from primesvt.channels.copies import unwrap
 from primesvt.fingerprint import config_of
+from primesvt.lossless import match_state
 from primesvt.models import Provenance, build_model
 from primesvt.models.state import check_shapes
 from primesvt.plan import Plan, apply_plan, example_inputs
@@ -59,7 +60,8 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
 
     A registry model is built on the meta device from the config of the *unpruned* model and shrunk
     to the shapes in the file by the same surgery as in pruning, so constants that depend on
-    original widths stay original.
+    original widths stay original. Where the file shows that the lossless step took out unread
+    parameters or a distillation head, they are taken out of the built model too.
 
     Args:
         folder: a run folder, or the model folder in it.
@@ -105,6 +107,7 @@ def _registered(content: Mapping[str, Any], state: Mapping[str, Tensor], folder:
         model.provenance = Provenance.from_dict(content["provenance"])
     if content["time_steps"] is not None:
         model.time_steps = int(content["time_steps"])
+    match_state(model, state)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if any(name in state and state[name].shape != shape for name, shape in expected.items()):
         _shrink(model, state, content["inputs"], folder)

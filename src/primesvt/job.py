@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 from torch.utils.data import Dataset
 
+from primesvt.calibration import Calibration
 from primesvt.candidates import Candidates, find_candidates
-from primesvt.channels import ChannelGraph, trace
+from primesvt.channels import trace
+from primesvt.choosing import choose
+from primesvt.conclusion import Conclusion, Solved
+from primesvt.confirmation import Confirmation, confirm, sequence
 from primesvt.constraints import Constraints
-from primesvt.evaluation import DataEvaluator, Evaluator, Measurement, Progress
+from primesvt.evaluation import DataEvaluator, Evaluator, Measurement, Outcomes, Progress
 from primesvt.fingerprint import config_of, model_digest
-from primesvt.importance import find_importance
+from primesvt.lossless import Lean, make_lean, strip
 from primesvt.memory import parameter_bytes
-from primesvt.metrics import Accuracy, Costs, Metrics, accuracy_of, conclude, costs_of, notes_of
-from primesvt.plan import Plan, Step, describe_inputs
-from primesvt.policies import Gate, Prime, Walk
+from primesvt.metrics import Metrics
+from primesvt.plan import Plan, describe_inputs
+from primesvt.policies import Gate, Walk, cuts_of
 from primesvt.probes import ProbeTable, Reference
-from primesvt.sensitivity import Bench, check_probed, probe_layers
+from primesvt.sensitivity import Bench, check_probed
 from primesvt.settings import Settings
+from primesvt.watching import first_samples, watch
+from primesvt.workbench import Method, bench_of, inputs_of, steps_of
 
-__all__ = ["Job", "Solved", "first_samples"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solved:
-    """What the walk took, the plan that says so, and the smaller model."""
-
-    walk: Walk
-    plan: Plan
-    model: nn.Module
-    candidates: Candidates
+__all__ = ["Job"]
 
 
 @dataclass(kw_only=True)
 class Job:
-    """The stages of a run, in this order: ``measure``, ``find``, ``solve``, ``conclude``.
+    """The stages of a run: ``measure``, ``find``, ``begin``, ``solve``, ``conclude``.
 
     Args:
         model: the unpruned network, a copy that nobody else uses.
@@ -50,6 +44,10 @@ class Job:
         table: probes made so far.
         example: inputs to trace with; seen in a call of the score, when not given.
         earlier: probes of another run to solve again from; no layer is probed anew then.
+        calibration: inputs without labels for statistics; those of one call of the score, when not
+            given.
+        aside: selection images that no probe sees, to confirm the plan on.
+        seed: of draws.
         progress: called as ``progress(stage, done, total)``.
         notes: what to say beside the figures.
     """
@@ -61,19 +59,32 @@ class Job:
     table: ProbeTable
     earlier: ProbeTable | None = None
     example: tuple[Any, ...] = ()
+    calibration: Calibration | None = None
+    aside: Dataset[Any] | None = None
+    seed: int = 0
     progress: Progress | None = None
     notes: tuple[str, ...] = ()
     _context: dict[str, Any] = field(default_factory=dict, init=False)
 
+    @property
+    def method(self) -> Method:
+        """Importance, recovery and policy as they can be had."""
+        return Method.of(self.settings, self.calibration)
+
     def context(self) -> Mapping[str, Any]:
         """Everything that a probe depends on beside the cut."""
         if not self._context:
+            method = self.method
+            looks = method.looks or self.settings.lossless
             self._context = {
                 "model": model_digest(self.model),
                 **self.evaluate.context(),
                 "time_steps": getattr(self.model, "time_steps", None),
-                "importance": self.settings.importance,
-                "recovery": self.settings.recovery,
+                "lossless": self.settings.lossless,
+                "importance": method.importance,
+                "recovery": method.recovery,
+                "calibration": self.calibration.digest() if looks and self.calibration else None,
+                "seed": self.seed if method.importance == "random" else None,
             }
         return self._context
 
@@ -82,33 +93,38 @@ class Job:
 
         A score whose value is stored is called once more where only that shows an input.
         """
+        measurement = self._watch() if self._must_watch() else None
         reference = self.table.reference
         self.table.check(self.context())
         if self.earlier is not None:
             self.earlier.check(self.context())
             reference = reference or self.earlier.reference
         if reference is None or not self.example:
-            measurement = self._watch()
+            measurement = measurement or self._watch()
             if reference is not None and reference.accuracy != measurement.value:
                 raise ValueError(
                     f"score gave {measurement.value:g} for the unpruned model and "
                     f"{reference.accuracy:g} before; it must give the same each time"
                 )
             reference = reference or Reference(
-                context=self.context(),
+                context=dict(self.context()),
                 measurement=measurement,
                 parameter_bytes=parameter_bytes(self.model),
             )
-        self._policy(reference)
+        self._gate(reference)
+        self._stop_at(reference)  # both say what is wrong with a limit before anything is written
         return reference
 
-    def find(self) -> tuple[ChannelGraph, Candidates]:
-        """Trace the network and choose the groups that may be cut."""
-        self._tell("tracing")
-        graph = trace(self.model, self.example)
+    def find(self) -> tuple[Lean, Candidates]:
+        """Choose the groups that may be cut, and take out what changes no prediction."""
         chosen = self.settings
+        sources = inputs_of(self.evaluate, self.calibration)
+        start = strip(self.model, sources[-1:]) if chosen.lossless else None
+        model = self.model if start is None else start.model
+        self._tell("tracing")
+        graph = trace(model, self.example)
         candidates = find_candidates(
-            self.model,
+            model,
             graph,
             include=chosen.include,
             exclude=chosen.exclude,
@@ -116,142 +132,153 @@ class Job:
             verify=chosen.verify,
             progress=self.progress,
         )
-        if self.earlier is not None:
-            check_probed(self.earlier, candidates.groups, chosen.rates)
-        return graph, candidates
+        if start is None:
+            lean = Lean.whole(model, graph, candidates.groups)
+        else:
+            self._tell("looking for silent channels")
+            lean = make_lean(self.model, start, graph, candidates.groups, sources)
+        self._check(lean)
+        return lean, candidates
 
-    def begin(self, reference: Reference) -> None:
-        """Write down what is known before the first probe."""
+    def _check(self, lean: Lean) -> None:
+        """Probes made before must be of the same lossless step: they are of what it leaves."""
+        self._context["lossless_cuts"] = lean.removed
+        for table in (self.table, self.earlier):
+            if table is not None:
+                table.check(self.context())
+        if self.earlier is not None and self.settings.policy == "prime":
+            check_probed(self.earlier, lean.groups, self.settings.rates)
+
+    def begin(self, reference: Reference, lean: Lean) -> None:
+        """Write down what is known before the first probe; savings count from the lean network."""
         if self.table.reference is None:
+            size = parameter_bytes(lean.model)
+            reference = replace(reference, context=self.context(), parameter_bytes=size)
             self.table.start(reference)
         if self.earlier is not None:
             self.table.take(self.earlier)
 
-    def solve(self, graph: ChannelGraph, candidates: Candidates) -> Solved:
-        """Probe the layers, walk, and cut a copy as the plan says."""
-        bench = Bench(
-            model=self.model,
-            graph=graph,
+    def check_probes(self) -> None:
+        """Raise ``ValueError`` where the probes made so far belong to another question."""
+        if self._must_watch():
+            self._watch()
+        self.table.check(self.context())
+
+    def solve(self, lean: Lean, candidates: Candidates) -> Solved:
+        """Measure groups, choose widths, confirm them, and cut a copy as the plan says."""
+        self._tell("calibrating")
+        bench = bench_of(
+            lean.model,
+            lean.graph,
+            lean.groups,
+            method=self.method,
             evaluate=self.evaluate,
             table=self.table,
-            importance=find_importance(self.settings.importance),
+            calibration=self.calibration,
+            seed=self.seed,
         )
-        layers = probe_layers(
+        walk = choose(
             bench,
-            candidates.groups,
-            rates=self.settings.rates,
-            order=self.settings.order,
+            lean.groups,
+            settings=self.settings,
+            gate=self._gate(bench.reference),
+            stop_at_bytes=self._stop_at(bench.reference),
             progress=self.progress,
         )
-        walk = self._policy(bench.reference).walk(layers, bench.probe)
+        walk, confirmation = self._confirmed(walk, bench)
         return Solved(
             walk=walk,
-            plan=self._plan(walk, bench),
+            plan=self._plan(walk, bench, lean),
             model=bench.cut(walk.cuts),
+            lean=lean,
             candidates=candidates,
+            confirmation=confirmation,
         )
+
+    def _confirmed(self, walk: Walk, bench: Bench) -> tuple[Walk, Confirmation | None]:
+        """The walk as far as images that it has not seen confirm it."""
+        if self.aside is None or not walk.choices:
+            return walk, None
+        aside, evaluate = self.aside, self.evaluate
+        assert isinstance(evaluate, DataEvaluator)
+        networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
+        tested = sequence(list(map(cuts_of, networks.values())), bench.bytes_saved)
+
+        def outcomes(model: nn.Module) -> Outcomes:
+            self._tell("confirming")
+            found = evaluate.on(aside, model).outcomes
+            assert found is not None
+            return found
+
+        cuts, confirmation = confirm(
+            tested,
+            outcomes=lambda cuts: outcomes(bench.cut(cuts)),
+            before=outcomes(self.model),
+            limit=self._gate(bench.reference).allowed,
+            level=self.settings.level,
+        )
+        if cuts == walk.cuts:
+            return walk, confirmation
+        choices = networks.get(frozenset(cuts.items()), ())
+        probe = bench.probe(cuts) if cuts else None
+        verdict = None if probe is None else self._gate(bench.reference).judge(probe)
+        walk = replace(walk, choices=choices, probe=probe, verdict=verdict, accuracy_bound=True)
+        return replace(walk, stopped=False), confirmation
 
     def conclude(self, solved: Solved) -> Metrics:
         """Figures before and after; a test set is looked at here, this once."""
-        reference = self.table.reference
-        assert reference is not None
-        walk = solved.walk
-        last = walk.choices[-1].probe.accuracy if walk.choices else reference.accuracy
-        refused = (f"Refused: {each}." for each in solved.candidates.refusals)
-        splits = self.evaluate.splits if isinstance(self.evaluate, DataEvaluator) else None
-        gate = self._policy(reference).gate
-        return Metrics(
-            **conclude(walk, reference, self.constraints, gate=gate, points=self.evaluate.points),
-            limits=asdict(self.constraints),
-            before=self._costs(self.model, reference.accuracy, "before"),
-            after=self._costs(solved.model, last, "after"),
-            data=splits.description() if splits else "",
-            selection_from_train=splits is not None and splits.selection_from_train,
-            notes=notes_of(walk, [*self.evaluate.notes(self.model), *self.notes, *refused]),
+        assert self.table.reference is not None
+        conclusion = Conclusion(
+            evaluate=self.evaluate,
+            constraints=self.constraints,
+            gate=self._gate(self.table.reference),
+            example=self.example,
+            progress=self.progress,
         )
+        return conclusion.metrics(self.model, solved, [*self.notes, *self.method.notes])
+
+    def _must_watch(self) -> bool:
+        """Only a call of the score can show inputs that the method asks for."""
+        wants = self.settings.lossless or Method.of(self.settings, None).notes
+        return bool(wants) and self.calibration is None
 
     def _watch(self) -> Measurement:
-        """Measure the unpruned network, and note the first input that it is given."""
-        seen: list[tuple[Any, ...]] = []
-
-        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if not seen:
-                seen.append(args)
-
-        handle = self.model.register_forward_pre_hook(note)
-        try:
-            measurement = _telling(self.evaluate, self.progress)(self.model)
-        finally:
-            handle.remove()
-        if not self.example and not (seen and seen[0]):
+        """Measure the unpruned network, and note the inputs that it is given."""
+        watched = watch(self.model, _telling(self.evaluate, self.progress))
+        if not self.example and not watched.batches:
             raise ValueError(
                 "score never called the model with an input, so nothing can be traced; "
                 "give example_input="
             )
-        self.example = self.example or first_samples(seen[0])
-        return measurement
+        self.example = self.example or first_samples(watched.batches[0])
+        self.calibration = self.calibration or watched.calibration(self.model)
+        return watched.measurement
 
-    def _policy(self, reference: Reference) -> Prime:
-        constraints, chosen = self.constraints, self.settings
-        allowed = constraints.allowed_drop(reference.accuracy, points=self.evaluate.points)
-        smallest = reference.parameter_bytes - constraints.required_bytes(reference.parameter_bytes)
-        return Prime(
-            gate=Gate(kind=chosen.gate, allowed=allowed, reference=reference, level=chosen.level),
-            reading=chosen.reading,
-            target_threshold=chosen.target_threshold,
-            stop_at_bytes=smallest if constraints.stop_at_saving else None,
-            progress=self.progress,
-        )
+    def _gate(self, reference: Reference) -> Gate:
+        points = self.evaluate.points
+        allowed = self.constraints.allowed_drop(reference.accuracy, points=points)
+        chosen = self.settings
+        return Gate(kind=chosen.gate, allowed=allowed, reference=reference, level=chosen.level)
 
-    def _plan(self, walk: Walk, bench: Bench) -> Plan:
-        steps = tuple(
-            Step(
-                group=choice.layer.group,
-                rate=choice.point.rate,
-                before=(choice.layer.positions, choice.layer.size),
-                after=(choice.layer.positions, choice.point.kept),
-                accuracy=choice.probe.accuracy,
-                drop=choice.verdict.drop,
-                bound=choice.verdict.bound,
-                saving=choice.probe.saving,
-                parameter_bytes=choice.probe.parameter_bytes,
-            )
-            for choice in walk.choices
-        )
+    def _stop_at(self, reference: Reference) -> int | None:
+        before = reference.parameter_bytes
+        smallest = before - self.constraints.required_bytes(before)
+        return smallest if self.constraints.stop_at_saving else None
+
+    def _plan(self, walk: Walk, bench: Bench, lean: Lean) -> Plan:
         groups = {
             name: tuple(map(tuple, bench.graph.to_original(name, bench.kept(name, count))))
             for name, count in walk.cuts.items()
         }
+        steps = lean.steps(steps_of(walk, bench))
+        kept = {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
         return Plan(
             model_hash=str(self.context()["model"]),
             config=config_of(self.model),
             inputs=describe_inputs(first_samples(self.example, 1)),
             steps=steps,
-            groups=groups,
+            groups=kept,
         )
-
-    def _costs(self, model: nn.Module, value: float, when: str) -> Costs:
-        reference = self.table.reference
-        assert reference is not None
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        example = tree_map_only(Tensor, lambda tensor: tensor.to(device), self.example)
-        if not isinstance(self.evaluate, DataEvaluator):
-            return costs_of(model, example, score=value)
-        found = reference.measurement.outcomes
-        splits = self.evaluate.splits
-        return costs_of(
-            model,
-            example,
-            selection=accuracy_of(value, None if found is None else len(found)),
-            test=None if splits.test is None else self._test(splits.test, model, when),
-        )
-
-    def _test(self, dataset: Dataset[Any], model: nn.Module, when: str) -> Accuracy | None:
-        assert isinstance(self.evaluate, DataEvaluator)
-        stage = f"test set, {when}"
-        found = self.evaluate.on(dataset, model, progress=self.progress, stage=stage)
-        assert found.outcomes is not None
-        return accuracy_of(found.value, len(found.outcomes))
 
     def _tell(self, stage: str) -> None:
         if self.progress is not None:
@@ -263,16 +290,3 @@ def _telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
     if isinstance(evaluate, DataEvaluator):
         return replace(evaluate, progress=progress)
     return evaluate
-
-
-def first_samples(args: tuple[Any, ...], samples: int = 2) -> tuple[Any, ...]:
-    """The first samples of a batch, which are enough to trace with; several inputs stay whole.
-
-    Example:
-        >>> first_samples((torch.zeros(64, 1, 8, 8),))[0].shape
-        torch.Size([2, 1, 8, 8])
-    """
-    args = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), args)
-    if len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim > 1:
-        return (args[0][:samples],)
-    return args

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from primesvt.constraints import Constraints
+from primesvt.lossless import Lossless
 from primesvt.memory import (
     batch_of,
     buffer_bytes,
@@ -55,9 +56,16 @@ class Costs:
 class Metrics:
     """The outcome of a run; ``metrics.json`` holds just this.
 
-    ``saving`` is a fraction of the parameter bytes; ``drop`` and its one-sided ``bound`` are
-    differences of mean outcomes on the selection set; ``bounded_by`` is ``accuracy``, ``saving``
+    ``before`` is the network given and ``after`` the final one. ``lossless`` is what went between
+    them without changing a prediction, before any policy (``None`` where that was not asked for).
+    ``saving`` and ``required_saving`` are the policy's own: fractions of the parameter bytes that
+    the lossless step left, ``before.parameter_bytes - lossless.parameter_bytes``. So is a limit on
+    the saving; ``max_parameter_memory`` is the size of the final network in any case.
+
+    ``drop`` and its one-sided ``bound`` are differences of mean outcomes on the selection set from
+    the network given; ``bounded_by`` is ``accuracy``, ``saving``
     (the walk stopped there), or ``rates`` (every target is at its highest probed rate).
+    ``confirmation`` holds the figures on selection images that chose nothing, where there are any.
     """
 
     met: bool
@@ -73,6 +81,8 @@ class Metrics:
     data: str
     selection_from_train: bool
     notes: tuple[str, ...]
+    confirmation: Mapping[str, Any] | None = None
+    lossless: Lossless | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -87,6 +97,8 @@ class Metrics:
             for part in ("selection", "test"):
                 costs[part] = Accuracy(**costs[part]) if costs[part] else None
             values[name] = Costs(**costs)
+        if values.get("lossless") is not None:
+            values["lossless"] = Lossless.from_dict(values["lossless"])
         return cls(**{**values, "notes": tuple(values["notes"])})
 
 
@@ -131,18 +143,19 @@ def conclude(
     *,
     gate: Gate,
     points: bool,
+    lossless: Lossless | None = None,
 ) -> dict[str, Any]:
     """Whether the limits are met, how far the walk came, and which limit bound.
 
+    All of it counts from the network of ``reference.parameter_bytes``, after the lossless step.
     Returns the fields ``met``, ``verdict``, ``bounded_by``, ``saving``, ``required_saving``,
     ``drop`` and ``bound`` of ``Metrics``.
     """
     before = reference.parameter_bytes
-    last = walk.choices[-1] if walk.choices else None
-    left = last.probe.parameter_bytes if last else before
+    left = walk.probe.parameter_bytes if walk.probe else before
     required = constraints.required_bytes(before)
-    drop = last.verdict.drop if last else 0.0
-    bound = last.verdict.bound if last else None
+    drop = walk.verdict.drop if walk.verdict else 0.0
+    bound = walk.verdict.bound if walk.verdict else None
     bounded_by = "saving" if walk.stopped else "accuracy" if walk.accuracy_bound else "rates"
     met = before - left >= required
     facts: dict[str, Any] = {
@@ -154,7 +167,8 @@ def conclude(
         "bound": bound,
     }
     cost = _cost(drop, bound if gate.kind == "bound" else None, gate, points=points)
-    return {**facts, "verdict": _verdict(facts, cost)}
+    more = lossless is not None and lossless.parameters > 0
+    return {**facts, "verdict": _verdict(facts, cost, "Nothing more" if more else "Nothing")}
 
 
 def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
@@ -167,16 +181,16 @@ def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
 _WHY = {
     "saving": "stopped as soon as the saving was reached",
     "accuracy": "the accuracy limit bound",
-    "rates": "no limit bound, every target layer is at the last rate that the reading tries",
+    "rates": "no limit bound, every layer is at the last rate that is tried",
 }
 
 
-def _verdict(facts: Mapping[str, Any], cost: str) -> str:
+def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
     saved = f"{facts['saving']:.2%} of the parameter memory saved"
     asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
     why = _WHY[facts["bounded_by"]]
     if facts["saving"] == 0 and facts["met"]:
-        return "Nothing was removed: no probed cut stays within the accuracy limit."
+        return f"{nothing} was removed: no probed cut stays within the accuracy limit."
     if facts["met"]:
         return f"Limits met: {saved}{asked} for {cost}; {why}."
     return (
@@ -187,6 +201,8 @@ def _verdict(facts: Mapping[str, Any], cost: str) -> str:
 
 def notes_of(walk: Walk, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """What a reader must know beside the figures: layers that are no targets, and refusals."""
+    if not walk.targets:
+        return tuple(extra)
     left_out = [target for target in walk.targets if not target.chosen]
     deselected = [f"{t.layer.group} is no target: {t.reason}." for t in left_out]
     if not left_out:

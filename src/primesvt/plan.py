@@ -28,22 +28,25 @@ class Step:
         group: the channel group.
         rate: the pruning rate it was probed at.
         before, after: front positions and channels at each, ``(positions, size)``.
-        accuracy: top-1 on the selection set as a fraction, or the score.
+        accuracy: top-1 on the selection set as a fraction, or the score; ``None`` where this
+            network was not measured, as groups were cut together.
         drop: how much less that is than for the unpruned network.
         bound: one-sided confidence bound of the drop, where outcomes are paired.
         saving: parameter bytes gone, as a fraction.
         parameter_bytes: what is left.
+        recovery: what made up for the cut, such as ``least squares (mlp.fc2), batch norm``.
     """
 
     group: str
     rate: float
     before: tuple[int, int]
     after: tuple[int, int]
-    accuracy: float
-    drop: float
+    accuracy: float | None
+    drop: float | None
     bound: float | None
     saving: float
     parameter_bytes: int
+    recovery: str = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)

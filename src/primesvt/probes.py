@@ -15,7 +15,7 @@ import numpy as np
 from primesvt._files import write_text
 from primesvt.evaluation import Measurement, Outcomes
 
-__all__ = ["Cuts", "Probe", "ProbeTable", "Reference"]
+__all__ = ["Cuts", "DistanceProbe", "Probe", "ProbeTable", "Reference"]
 
 FORMAT = 1
 Cuts = Mapping[str, int]
@@ -69,6 +69,21 @@ class Probe:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class DistanceProbe:
+    """How far the answers of one cut network are from the unpruned network's.
+
+    Attributes:
+        cuts: group -> channels kept at each front position.
+        distance: mean divergence per input (``primesvt.distance``).
+        seconds: what it took.
+    """
+
+    cuts: Cuts
+    distance: float
+    seconds: float = 0.0
+
+
 Key = frozenset[tuple[str, int]]
 
 
@@ -91,6 +106,7 @@ class ProbeTable:
         self.name = str(path.parent) if path is not None else "this table"
         self.reference: Reference | None = None
         self._probes: dict[Key, Probe] = {}
+        self._distances: dict[Key, DistanceProbe] = {}
         if path is not None and path.exists():
             self._read(path)
 
@@ -108,6 +124,15 @@ class ProbeTable:
         """Remember a probe, and write it to the file."""
         self._probes[frozenset(probe.cuts.items())] = probe
         self._append(_probe_line(probe))
+
+    def find_distance(self, cuts: Cuts) -> DistanceProbe | None:
+        """The distance of exactly these cuts, if it was measured."""
+        return self._distances.get(frozenset(cuts.items()))
+
+    def add_distance(self, probe: DistanceProbe) -> None:
+        """Remember a distance, and write it to the file."""
+        self._distances[frozenset(probe.cuts.items())] = probe
+        self._append(_distance_line(probe))
 
     def start(self, reference: Reference) -> None:
         """Remember the unpruned network, once."""
@@ -133,11 +158,15 @@ class ProbeTable:
         for probe in other:
             if self.find(probe.cuts) is None:
                 self.add(probe)
+        for distance in other._distances.values():
+            if self.find_distance(distance.cuts) is None:
+                self.add_distance(distance)
 
     def write(self, path: Path) -> None:
         """Write all lines to a new file."""
         lines = [] if self.reference is None else [_reference_line(self.reference)]
-        text = "".join(f"{line}\n" for line in (*lines, *map(_probe_line, self)))
+        lines += [*map(_distance_line, self._distances.values()), *map(_probe_line, self)]
+        text = "".join(f"{line}\n" for line in lines)
         write_text(path, text)
 
     def _append(self, line: str) -> None:
@@ -162,8 +191,12 @@ class ProbeTable:
             os.truncate(path, len(whole))
 
     def _take_line(self, row: dict[str, Any]) -> None:
-        if row.pop("kind") == "reference":
+        kind = row.pop("kind")
+        if kind == "reference":
             self.reference = _read_reference(row)
+        elif kind == "distance":
+            distance = DistanceProbe(**row)
+            self._distances[frozenset(distance.cuts.items())] = distance
         else:
             probe = Probe(kind="layer" if len(row["cuts"]) == 1 else "walk", **row)
             self._probes[frozenset(probe.cuts.items())] = probe
@@ -172,6 +205,10 @@ class ProbeTable:
 def _probe_line(probe: Probe) -> str:
     row = asdict(replace(probe, cuts=dict(probe.cuts)))
     return json.dumps({name: value for name, value in row.items() if value is not None})
+
+
+def _distance_line(probe: DistanceProbe) -> str:
+    return json.dumps({"kind": "distance", **asdict(replace(probe, cuts=dict(probe.cuts)))})
 
 
 def _reference_line(reference: Reference) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from primesvt.artifact import load, save_model
+from primesvt.calibration import Calibration, calibration_of
 from primesvt.channels import Refusal
 from primesvt.channels.copies import state_tensors, unwrap
+from primesvt.confirmation import divide
 from primesvt.constraints import Constraints
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import (
@@ -25,7 +27,7 @@ from primesvt.evaluation import (
     ScoreEvaluator,
     resolve_device,
 )
-from primesvt.job import Job, first_samples
+from primesvt.job import Job
 from primesvt.metrics import Metrics
 from primesvt.models import SpikingViT, reset
 from primesvt.plan import Plan
@@ -33,9 +35,11 @@ from primesvt.probes import ProbeTable
 from primesvt.runfolder import RunFolder, stored_probes
 from primesvt.sensitivity import RATES
 from primesvt.settings import Settings
+from primesvt.watching import first_samples
 
 __all__ = ["PruneResult", "prune"]
 
+CALIBRATION_BATCH = 64
 Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
 
 
@@ -86,10 +90,12 @@ def prune(
     constraints: Constraints | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    policy: str = "prime",
-    importance: str = "l2",
-    recovery: str = "none",
+    policy: str = "allocate",
+    importance: str = "obs",
+    recovery: str = "refit",
     gate: str = "bound",
+    confirm: bool = True,
+    lossless: bool = True,
     reading: str = "A",
     order: str = "producer",
     target_threshold: float = 0.0,
@@ -116,20 +122,27 @@ def prune(
             outcomes, which allows pairing; must be deterministic. Limits are in its own unit.
         example_input: an input (or a tuple of them) to trace with; taken from ``calibration``,
             ``data`` or one call of ``score`` when not given.
-        calibration: inputs without labels, as a tensor, a Dataset or batches.
+        calibration: inputs without labels, as a tensor, a Dataset or batches; taken from ``data``,
+            or from one call of ``score``, when not given.
         constraints: the limits; 3 points and 25 % when not given.
         include: globs over group names; only these groups.
         exclude: globs over group names; not these.
-        policy: ``prime``.
-        importance: ranks channels: ``l2``.
-        recovery: ``none``.
+        policy: ``allocate`` (the rates of all groups together) or ``prime`` (the paper's walk).
+        importance: ranks channels: ``obs``, ``activity``, ``taylor``, ``l2`` (the paper's), ``l1``,
+            ``l2_folded``, ``firing_rate``, ``membrane`` or ``random``.
+        recovery: ``refit`` (least squares, then batch norm), ``bn`` or ``none`` (the paper's).
         gate: ``point`` (the measured drop) or ``bound`` (its one-sided confidence bound).
+        confirm: with ``bound``, confirm the plan on selection images set aside, where there are
+            enough of them.
+        lossless: remove first what changes no prediction: channels silent or constant on all
+            calibration and selection inputs, parameters that no forward reads, a distillation head
+            that the head can take in. Counted apart; savings and limits count from there.
         reading: ``A`` or ``B``, see docs/method.md.
         order: what makes a layer large: ``producer`` or ``group``.
         target_threshold: targets reach this fraction of the largest benefit score.
         level: confidence level of the bound.
         rates: pruning rates to probe.
-        preset: ``paper`` sets policy, importance, recovery, gate, reading, order and threshold.
+        preset: ``paper`` or ``best``: a set of these choices (docs/method.md).
         include_streams: also prune residual streams.
         verify: check first, on a copy, that every group can be cut exactly.
         seed: draws the sets out of ``data``.
@@ -164,6 +177,8 @@ def prune(
         importance=importance,
         recovery=recovery,
         gate=gate,
+        confirm=confirm,
+        lossless=lossless,
         reading=reading,
         order=order,
         target_threshold=target_threshold,
@@ -177,7 +192,9 @@ def prune(
     original = unwrap(model)
     _check_no_nan(original)
     place = resolve_device(device, original)
+    earlier = stored_probes(from_run) if from_run is not None else None
     evaluate = _evaluator(original, data, score, place, seed, batch_size, workers)
+    evaluate, aside, divided = _set_aside(evaluate, settings, constraints, earlier)
     arguments = {"seed": seed, **asdict(settings), "constraints": asdict(constraints)}
     recipe = arguments if recipe is None else recipe
     folder = RunFolder(out, recipe) if out is not None else None
@@ -187,9 +204,12 @@ def prune(
         constraints=constraints,
         settings=settings,
         table=folder.probes() if folder else ProbeTable(),
-        earlier=stored_probes(from_run) if from_run is not None else None,
-        notes=(f"Solved again from the probes of {from_run}.",) if from_run is not None else (),
+        earlier=earlier,
+        notes=(*divided, *_again(from_run)),
         example=_example(example_input, calibration, evaluate),
+        calibration=_calibration(calibration, evaluate, place, batch_size),
+        aside=aside,
+        seed=seed,
         progress=progress,
     )
     done = folder.metrics() if folder else None
@@ -216,14 +236,58 @@ def _evaluator(
     return DataEvaluator(splits=splits, batch_size=batch_size, device=device, workers=workers)
 
 
+def _again(run: str | Path | None) -> tuple[str, ...]:
+    return (f"Solved again from the probes of {run}.",) if run is not None else ()
+
+
+def _set_aside(
+    evaluate: Evaluator,
+    settings: Settings,
+    constraints: Constraints,
+    earlier: ProbeTable | None,
+) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
+    """Half of the selection images for the confirmation, where that is asked for and possible.
+
+    Solving again from earlier probes keeps the images that those were made on.
+    """
+    wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
+    if not isinstance(evaluate, DataEvaluator) or not wanted:
+        return evaluate, None, ()
+    splits, aside, told = divide(evaluate.splits, constraints.max_accuracy_drop / 100)
+    smaller = replace(evaluate, splits=splits)
+    if aside is not None and earlier is not None and earlier.reference is not None:
+        before = earlier.reference.context.get("selection_set")
+        if before == evaluate.context()["selection_set"]:
+            return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
+    return smaller, aside, (told,)
+
+
+def _calibration(
+    given: Iterable[Any] | Tensor | None,
+    evaluate: Evaluator,
+    device: torch.device,
+    batch_size: int,
+) -> Calibration | None:
+    """Inputs without labels, where any were given or come with the data."""
+    source: Any = given
+    if source is None and isinstance(evaluate, DataEvaluator):
+        source = evaluate.splits.calibration
+    if source is None:
+        return None
+    # Batch norms are estimated batch by batch: small batches would estimate badly.
+    size = max(batch_size, CALIBRATION_BATCH)
+    workers = evaluate.workers if isinstance(evaluate, DataEvaluator) else 0
+    return calibration_of(source, device=device, batch_size=size, workers=workers)
+
+
 def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> PruneResult:
     """All stages; the folder is made once nothing can be wrong with the input."""
     reference = job.measure()
-    graph, candidates = job.find()
+    lean, candidates = job.find()
     if folder is not None:
         folder.create()
-    job.begin(reference)
-    solved = job.solve(graph, candidates)
+    job.begin(reference, lean)
+    solved = job.solve(lean, candidates)
     if folder is not None:  # before the test set is touched: nothing measured can be lost then
         _write_model(folder, solved.plan, solved.model)
     result = PruneResult(
@@ -257,7 +321,7 @@ def _finished(
     folder: RunFolder, metrics: Metrics, job: Job, recipe: Mapping[str, Any]
 ) -> PruneResult:
     """The result of a run that has ended; the test set is not looked at again."""
-    job.table.check(job.context())
+    job.check_probes()
     _finish(folder, metrics)
     plan = Plan.load(folder.plan)
     into = None if plan.config is not None else job.model

@@ -30,6 +30,17 @@ DATA = tyro.conf.arg(
 )
 
 _Flat = tyro.conf.arg(name="")
+Importance = Literal[
+    "obs",
+    "activity",
+    "taylor",
+    "l2",
+    "l1",
+    "l2_folded",
+    "firing_rate",
+    "membrane",
+    "random",
+]
 
 
 def unset(metavar: str, *, name: str | None = None) -> Any:
@@ -68,12 +79,22 @@ class Selection(_Section):
 class Method(_Section):
     """How layers are probed, chosen and cut; docs/method.md says what each reading means."""
 
+    policy: Literal["allocate", "prime"] = "allocate"
+    """allocate: the rates of all groups together. prime: the paper's walk, largest layer first."""
+    importance: Annotated[Importance, tyro.conf.arg(metavar="NAME")] = "obs"
+    """Ranks channels: obs, activity, taylor, l2, l1, l2_folded, firing_rate, membrane, random."""
+    recovery: Literal["refit", "bn", "none"] = "refit"
+    """What makes up for a cut: least squares and batch norm, batch norm alone, or nothing."""
+    lossless: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: removed)")] = True
+    """Remove first, and count apart, what changes no prediction, such as silent channels."""
     reading: Literal["A", "B"] = "A"
-    """A: a layer's highest tolerated rate, then down to the first that passes. B: its best rate."""
+    """Of prime. A: a layer's highest tolerated rate, then down to what passes. B: its best."""
     gate: Literal["point", "bound"] = "bound"
     """What must stay within the limit: the measured drop, or an upper bound of the true drop."""
     level: Annotated[float, Field(ge=0.5, lt=1), tyro.conf.arg(metavar="FRACTION")] = 0.95
     """Confidence of that one-sided bound."""
+    confirm: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: confirmed)")] = True
+    """Confirm the plan on selection images set aside, where there are enough (gate bound)."""
     rates: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATE ...")] = tuple(
         round(0.1 * step, 1) for step in range(1, 10)
     )
@@ -135,7 +156,25 @@ class PruneRecipe(_Section):
 
 # The same values as primesvt.settings.PRESETS has for these fields; here nothing heavy is imported.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {"reading": "A", "gate": "point", "target_threshold": 0.0, "order": "producer"}
+    "paper": {
+        "policy": "prime",
+        "importance": "l2",
+        "recovery": "none",
+        "reading": "A",
+        "gate": "point",
+        "confirm": False,
+        "lossless": False,
+        "target_threshold": 0.0,
+        "order": "producer",
+    },
+    "best": {
+        "policy": "allocate",
+        "importance": "obs",
+        "recovery": "refit",
+        "gate": "bound",
+        "confirm": True,
+        "lossless": True,
+    },
 }
 
 

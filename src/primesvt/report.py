@@ -79,16 +79,20 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The trade in one line."""
+    """The trade in one line; what went losslessly before is named beside the saving."""
+    saved = f"{metrics['saving']:.1%} less parameter memory{_beside(metrics.get('lossless'))}"
     if metrics["after"].get("selection") is None:
         drop = metrics["before"]["score"] - metrics["after"]["score"]
-        return f"{metrics['saving']:.1%} less parameter memory, {-drop:+.4g} of the score"
+        return f"{saved}, {-drop:+.4g} of the score"
     name = "test" if metrics["after"].get("test") else "selection"
     drop = metrics["before"][name]["accuracy"] - metrics["after"][name]["accuracy"]
-    return (
-        f"{metrics['saving']:.1%} less parameter memory, {percent_points(-drop)} of accuracy "
-        f"on the {name} set"
-    )
+    return f"{saved}, {percent_points(-drop)} of accuracy on the {name} set"
+
+
+def _beside(lossless: Mapping[str, Any] | None) -> str:
+    """What the lossless step saved, where it shows."""
+    share = lossless["share"] if lossless else 0.0
+    return f" after {share:.1%} lossless" if share >= 0.0005 else ""
 
 
 def _accuracy(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -147,14 +151,27 @@ def _steps(plan: Mapping[str, Any], *, images: bool) -> list[dict[str, Any]]:
     return [
         {
             "group": step["group"],
-            "rate": f"{step['rate']:.0%}",
+            "rate": _rate(step),
             "channels": f"{_width(*step['before'])} to {_width(*step['after'])}",
-            "accuracy": f"{step['accuracy']:.2%}" if images else f"{step['accuracy']:.4g}",
+            "accuracy": _value(step["accuracy"], images=images),
             "saving": f"{step['saving']:.1%}",
             "bar": round(6 * step["saving"] / largest, 2),
         }
         for step in steps
     ]
+
+
+def _rate(step: Mapping[str, Any]) -> str:
+    """The rate of a policy's cut; the lossless ones before it have none."""
+    alone = step.get("recovery", "").startswith("lossless")
+    return "lossless" if alone else f"{step['rate']:.0%}"
+
+
+def _value(accuracy: float | None, *, images: bool) -> str:
+    """A step's accuracy; empty where its network was not measured."""
+    if accuracy is None:
+        return ""
+    return f"{accuracy:.2%}" if images else f"{accuracy:.4g}"
 
 
 def _width(positions: int, size: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -15,17 +15,20 @@ from torch import nn
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
 from primesvt.channels.graph import Ids
 from primesvt.evaluation import Measurement, Progress
-from primesvt.importance import Importance, keep
+from primesvt.importance import Evidence, Importance, Scores, keep
 from primesvt.memory import group_parameters, parameter_bytes
-from primesvt.probes import Cuts, Kind, Probe, ProbeTable, Reference
+from primesvt.probes import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
+from primesvt.recovery import Recovery
 
 __all__ = [
     "RATES",
     "Bench",
+    "Grid",
     "Layer",
     "Point",
     "check_probed",
     "check_rates",
+    "grids_of",
     "kept_count",
     "probe_layers",
     "widths",
@@ -56,6 +59,25 @@ class Layer:
     size: int
     parameters: int
     points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A channel group and the widths that it may take.
+
+    ``widths`` maps channels kept at each position to the pruning rate, from wide to narrow.
+    """
+
+    group: str
+    positions: int
+    size: int
+    parameters: int
+    widths: Mapping[int, float]
+
+    def at(self, rate: float) -> int:
+        """The width at a rate, or at the next lower one that the group has."""
+        fitting = [kept for kept, own in self.widths.items() if own <= rate + 1e-9]
+        return min(fitting, default=self.size)
 
 
 def kept_count(size: int, rate: float) -> int:
@@ -101,7 +123,10 @@ class Bench:
         graph: its channel graph.
         evaluate: measures a network; must give the same answer every time.
         table: probes made so far; ``table.reference`` must be there.
-        importance: ranks the channels of a group.
+        importance: ranks the channels of a group by the evidence.
+        evidence: what it may look at; the model and the graph alone, when not given.
+        recovery: what is done around every cut; nothing, when not given.
+        distance: how far a network's answers are from the unpruned one's, where that is asked for.
     """
 
     def __init__(
@@ -112,24 +137,31 @@ class Bench:
         evaluate: Evaluate,
         table: ProbeTable,
         importance: Importance,
+        evidence: Evidence | None = None,
+        recovery: Recovery | None = None,
+        distance: Callable[[nn.Module], float] | None = None,
     ) -> None:
         assert table.reference is not None
         self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
         self.reference: Reference = table.reference
-        self._importance = importance
-        self._scores: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
+        self.recovery = recovery or Recovery(kind="none")
+        self._importance, self._distance = importance, distance
+        self._evidence = evidence or Evidence(model=model, graph=graph)
+        self._scores: dict[str, Scores] = {}
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
         if group not in self._scores:
-            self._scores[group] = self._importance(self.model, self.graph, self.graph[group])
+            self._scores[group] = self._importance(self._evidence, self.graph[group])
         return keep(self._scores[group], count)
 
     def cut(self, cuts: Cuts) -> nn.Module:
-        """A smaller copy of the network."""
+        """A smaller copy of the network, recovered."""
         smaller = copy.deepcopy(self.model)
         kept = {group: self.kept(group, count) for group, count in cuts.items()}
+        self.recovery.before(smaller, kept)
         remove_channels(smaller, self.graph, kept)
+        self.recovery.after(smaller, kept)
         return smaller
 
     def probe(self, cuts: Cuts) -> Probe:
@@ -144,6 +176,55 @@ class Bench:
         probe = _compared(self.reference, measurement, kind, cuts, parameter_bytes(smaller), begin)
         self.table.add(probe)
         return probe
+
+    def distance(self, cuts: Cuts) -> float:
+        """Distance of the cut network from the unpruned one, stored before it is returned.
+
+        Where no distance can be had, the drop of the score stands for it.
+        """
+        if not cuts:
+            return 0.0
+        if self._distance is None:
+            return max(0.0, self.reference.accuracy - self.probe(cuts).accuracy)
+        found = self.table.find_distance(cuts)
+        if found is None:
+            begin = time.monotonic()
+            value = self._distance(self.cut(cuts))
+            seconds = round(time.monotonic() - begin, 3)
+            found = DistanceProbe(cuts=dict(cuts), distance=value, seconds=seconds)
+            self.table.add_distance(found)
+        return found.distance
+
+    def bytes_saved(self, cuts: Cuts) -> int:
+        """Parameter bytes that the cuts free, exactly."""
+        first = {group: _first(self.graph[group], count) for group, count in cuts.items()}
+        return self.graph.freed(first).parameter_bytes
+
+
+def _first(group: ChannelGroup, count: int) -> Ids:
+    """Any ``count`` channels at every position: which ones does not change the size."""
+    return np.tile(np.arange(count, dtype=np.int64), (group.positions, 1))
+
+
+def grids_of(
+    bench: Bench,
+    groups: Sequence[ChannelGroup],
+    *,
+    rates: Sequence[float] = RATES,
+    order: str = "producer",
+) -> tuple[Grid, ...]:
+    """The widths of every group, in forward order; nothing is measured."""
+    members = order == "group"
+    return tuple(
+        Grid(
+            group=group.name,
+            positions=group.positions,
+            size=group.size,
+            parameters=group_parameters(bench.model, bench.graph, group, members=members),
+            widths=widths(group.size, rates),
+        )
+        for group in groups
+    )
 
 
 def probe_layers(
@@ -182,7 +263,11 @@ def probe_layers(
     return tuple(layers)
 
 
-def check_probed(table: ProbeTable, groups: Sequence[ChannelGroup], rates: Sequence[float]) -> None:
+def check_probed(
+    table: ProbeTable,
+    groups: Sequence[ChannelGroup],
+    rates: Sequence[float],
+) -> None:
     """Raise ``ValueError`` naming the first layer probe that a table lacks."""
     for group in groups:
         for kept, rate in widths(group.size, rates).items():

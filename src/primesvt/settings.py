@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from primesvt.importance import find_importance
-from primesvt.policies import ORDERS, READINGS
+from primesvt.policies import ORDERS, POLICIES, READINGS
 from primesvt.policies.gate import GATES
+from primesvt.recovery import RECOVERIES
 from primesvt.sensitivity import RATES, check_rates
 
 __all__ = ["PRESETS", "Settings"]
@@ -22,11 +23,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "reading": "A",
         "order": "producer",
         "target_threshold": 0.0,
-    }
+        "confirm": False,
+        "lossless": False,
+    },
+    "best": {
+        "policy": "allocate",
+        "importance": "obs",
+        "recovery": "refit",
+        "gate": "bound",
+        "confirm": True,
+        "lossless": True,
+    },
 }
 _CHOICES = {
-    "policy": ("prime",),
-    "recovery": ("none",),
+    "policy": POLICIES,
+    "recovery": RECOVERIES,
     "gate": GATES,
     "reading": READINGS,
     "order": ORDERS,
@@ -46,14 +57,16 @@ class Settings:
         ValueError: unknown gate 'none'; known: point, bound
     """
 
-    policy: str = "prime"
-    importance: str = "l2"
-    recovery: str = "none"
+    policy: str = "allocate"
+    importance: str = "obs"
+    recovery: str = "refit"
     gate: str = "bound"
     reading: str = "A"
     order: str = "producer"
     target_threshold: float = 0.0
     level: float = 0.95
+    confirm: bool = True
+    lossless: bool = True
     rates: Sequence[float] = RATES
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()

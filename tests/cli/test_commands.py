@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import typing
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,12 @@ from safetensors.torch import save_file
 from primesvt import Constraints, prune, recipe, settings
 from primesvt.artifact import save_model
 from primesvt.checkpoint import open_model
+from primesvt.importance import IMPORTANCES
 from primesvt.models import create_model, list_models, to_official
 
 GROUP = "blocks.block3_0.mlp.fc1"
 QUICK = ("--include", GROUP, "--rates", "0.25", "0.5", "--batch-size", "450")
+PAPER = (*QUICK, "--preset", "paper")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +91,7 @@ def test_evaluate_measures_the_bundled_model(primesvt):
 
 
 def test_prune_writes_a_run_folder_that_evaluates_and_applies(primesvt):
-    finished = primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run", "--json")
+    finished = primesvt("prune", "sdt_v2_digits", *PAPER, "--out", "run", "--json")
     assert finished.code == 0
     metrics = finished.json["metrics"]
     assert metrics["after"]["parameter_bytes"] < metrics["before"]["parameter_bytes"]
@@ -127,9 +132,9 @@ def test_a_run_folder_of_another_recipe_is_refused(primesvt):
 
 
 def test_new_limits_from_a_run_make_no_new_probe(primesvt):
-    primesvt("prune", "sdt_v2_digits", *QUICK, "--out", "run")
+    primesvt("prune", "sdt_v2_digits", *PAPER, "--out", "run")
     again = ("--max-accuracy-drop", "1", "--from", "run", "--out", "again")
-    assert primesvt("prune", "sdt_v2_digits", *QUICK, *again).code == 0
+    assert primesvt("prune", "sdt_v2_digits", *PAPER, *again).code == 0
     probes = [Path(name, "sensitivity.jsonl").read_text() for name in ("run", "again")]
     assert probes[0] == probes[1]
 
@@ -193,7 +198,20 @@ def test_a_run_from_python_opens_on_the_command_line(primesvt):
 
 
 def test_presets_mean_the_same_on_the_command_line_and_in_python():
-    for name, values in settings.PRESETS.items():
-        shared = {field: values[field] for field in recipe.PRESETS[name]}
-        assert dict(recipe.PRESETS[name]) == shared
-        assert set(values) - set(shared) == {"policy", "importance", "recovery"}
+    assert {name: dict(values) for name, values in recipe.PRESETS.items()} == {
+        name: dict(values) for name, values in settings.PRESETS.items()
+    }
+    method = set(recipe.Method.model_fields)
+    assert all(set(values) <= method for values in recipe.PRESETS.values())
+
+
+def test_defaults_mean_the_same_on_the_command_line_and_in_python():
+    """The defaults are the preset ``best``, and both sides name the same ones."""
+    typed = recipe.Method().model_dump()
+    plain = dataclasses.asdict(settings.Settings())
+    assert {name: plain[name] for name in typed} == typed
+    assert {name: typed[name] for name in recipe.PRESETS["best"]} == recipe.PRESETS["best"]
+    arguments = inspect.signature(prune).parameters
+    assert {name: arguments[name].default for name in typed} == typed
+    known = typing.get_args(typing.get_type_hints(recipe.Method)["importance"])
+    assert sorted(known) == sorted(IMPORTANCES)

@@ -26,7 +26,7 @@ def test_evaluate_and_prune(primesvt):
     assert whole.code == 0
     assert "test set of 10 samples" in whole.out
     assert "4 time steps of 2x8x8; averaged down to 4x4" in whole.out
-    limits = ("--max-accuracy-drop", 25, "--min-memory-saving", 0.01, "--gate", "point")
+    limits = ("--max-accuracy-drop", 25, "--min-memory-saving", 0.01, "--preset", "paper")
     chosen = ("--include", FC1, "--rates", 0.5)
     pruned = primesvt("prune", "model", *data, *limits, *chosen, "--out", "smaller")
     assert pruned.code == 0 and "frames.npz (4 time steps" in pruned.out

@@ -52,6 +52,7 @@ def mixed(_mixed):
 def run(model, data, **options):
     asked = {"include": ["*.mlp.fc1"], "rates": (0.5,), "gate": "point", "verify": False}
     asked |= {"constraints": Constraints(max_accuracy_drop=1, min_memory_saving=None)}
+    asked |= {"policy": "prime", "importance": "l2", "recovery": "none", "lossless": False}
     return prune(model, data=data, **asked | options)
 
 
@@ -95,6 +96,21 @@ def test_a_run_puts_its_batches_on_record(mixed, digits, tmp_path):
     assert "evaluated in batches of 16, in a fixed order" in page
     with pytest.raises(ValueError, match="probes of another batch size"):
         run(mixed, digits, batch_size=20, from_run=tmp_path / "run", out=tmp_path / "other")
+
+
+def test_the_defaults_on_batches_that_mix(mixed, digits, tmp_path):
+    """Allocation, OBS and refit, with statistics from mixed batches too."""
+    best = {"policy": "allocate", "importance": "obs", "recovery": "refit", "lossless": True}
+    asked = {"constraints": Constraints(max_accuracy_drop=9, min_memory_saving=None)} | best
+    few = dataclasses.replace(digits, calibration=Subset(digits.calibration, range(64)))
+    first = run(mixed, few, batch_size=16, **asked, out=tmp_path / "run")
+    assert first.plan.steps and first.metrics.notes[0].startswith("The images of a batch")
+    again = run(mixed, few, batch_size=16, **asked)
+    assert again.plan == first.plan
+    assert all(
+        torch.equal(value, first.model.state_dict()[name])
+        for name, value in again.model.state_dict().items()
+    )
 
 
 def test_a_run_on_independent_images_says_nothing(digits):

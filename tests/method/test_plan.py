@@ -11,7 +11,8 @@ import torch
 
 from primesvt.channels import remove_channels
 from primesvt.fingerprint import data_digest, model_digest
-from primesvt.importance import keep, l2
+from primesvt.importance import Evidence, keep
+from primesvt.importance.weights import l2
 from primesvt.models import create_model
 from primesvt.plan import Plan, Step, apply_plan
 
@@ -20,7 +21,7 @@ QK = "blocks.block4_0.attn.q+k"
 
 def plan_for(model, graph, name, count):
     group = graph[name]
-    kept = keep(l2(model, graph, group), count)
+    kept = keep(l2(Evidence(model=model, graph=graph), group), count)
     step = Step(
         group=name,
         rate=0.5,
@@ -51,7 +52,8 @@ def test_there_and_back(model, graph, tmp_path):
 def test_replay_equals_the_cut(model, graph):
     plan = plan_for(model, graph, QK, 4)
     by_hand = copy.deepcopy(model)
-    remove_channels(by_hand, graph, {QK: keep(l2(model, graph, graph[QK]), 4)})
+    evidence = Evidence(model=model, graph=graph)
+    remove_channels(by_hand, graph, {QK: keep(l2(evidence, graph[QK]), 4)})
     small = apply_plan(model, plan)
     assert small[QK].size == 4
     state = by_hand.state_dict()

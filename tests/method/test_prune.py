@@ -24,9 +24,19 @@ RATES = (0.3, 0.6, 0.9)
 FREE = Constraints(max_accuracy_drop=8, min_memory_saving=None)
 
 
+PAPER = {
+    "policy": "prime",
+    "importance": "l2",
+    "recovery": "none",
+    "confirm": False,
+    "lossless": False,
+}
+
+
 def run(model, data, **options):
+    """The paper's walk on a few groups."""
     asked = {"constraints": FREE, "include": SOME, "rates": RATES, "gate": "point"}
-    asked |= {"verify": False} | options
+    asked |= {"verify": False} | PAPER | options
     return prune(model, data=data, **asked)
 
 
@@ -182,6 +192,7 @@ def test_vector_score_equals_data(model, digits, pruned):
         include=SOME,
         rates=RATES,
         gate="point",
+        **PAPER,
     )
     assert result.plan.groups == pruned.plan.groups
     assert result.metrics.bound == pruned.metrics.bound
@@ -200,7 +211,8 @@ def test_scalar_score_in_its_own_unit(model, digits):
             return 100 - float((network(images) - target).abs().mean())
 
     limits = Constraints(max_accuracy_drop=0.5, min_memory_saving=None)
-    result = prune(model, score=score, constraints=limits, include=SOME, rates=RATES, gate="point")
+    asked = {"include": SOME, "rates": RATES, "gate": "point"} | PAPER
+    result = prune(model, score=score, constraints=limits, **asked)
     assert result.plan.steps
     assert score(result.model) == pytest.approx(result.metrics.after.score)
     assert result.metrics.after.score >= 99.5
@@ -221,6 +233,7 @@ def test_foreign_module(own_net, digits, tmp_path):
         constraints=Constraints(max_accuracy_drop=60, min_memory_saving=None),
         rates=(0.2, 0.5),
         gate="point",
+        **PAPER,
         out=tmp_path / "run",
     )
     assert {step.group for step in result.plan.steps} <= {"conv", "fc1"}
@@ -235,6 +248,7 @@ def test_foreign_module(own_net, digits, tmp_path):
         constraints=Constraints(max_accuracy_drop=60, min_memory_saving=None),
         rates=(0.2, 0.5),
         gate="point",
+        **PAPER,
         out=tmp_path / "run",
     )
     assert finished.metrics == result.metrics
@@ -263,6 +277,7 @@ def test_refused_groups_are_reported(digits):
         constraints=Constraints(max_accuracy_drop=50, min_memory_saving=None),
         rates=(0.1, 0.3),
         gate="point",
+        **PAPER,
     )
     assert [refusal.group for refusal in result.refusals] == ["fc1"]
     assert any("fc1" in note and "Refused" in note for note in result.metrics.notes)
@@ -282,7 +297,7 @@ def test_refused_groups_are_reported(digits):
         ({"gate": "luck"}, "unknown gate 'luck'"),
         ({"reading": "C"}, "unknown reading 'C'"),
         ({"policy": "best"}, "unknown policy 'best'"),
-        ({"importance": "l1"}, "unknown importance 'l1'"),
+        ({"importance": "l3"}, "unknown importance 'l3'; known: l2, l1"),
         ({"recovery": "magic"}, "unknown recovery 'magic'"),
         ({"order": "name"}, "unknown order 'name'"),
         ({"preset": "paper2"}, "unknown preset 'paper2'"),
@@ -367,6 +382,7 @@ def test_unpaired_real_valued_outcomes(model, digits):
         constraints=Constraints(max_accuracy_drop=0.2, min_memory_saving=None),
         include=SOME,
         rates=RATES,
+        **PAPER,
     )
     assert result.metrics.drop < result.metrics.bound <= 0.2
     assert np.isfinite(result.metrics.bound)

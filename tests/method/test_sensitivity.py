@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from primesvt.channels import remove_channels
 from primesvt.evaluation import Measurement, outcomes
-from primesvt.importance import keep, l2
+from primesvt.importance import Evidence, keep
+from primesvt.importance.weights import l2
 from primesvt.memory import parameter_bytes
 from primesvt.probes import Probe, ProbeTable, Reference
 from primesvt.sensitivity import Bench, check_probed, check_rates, kept_count, probe_layers, widths
@@ -75,7 +76,8 @@ def test_probe_is_exactly_the_cut(model, graph, digits):
     probe = bench.probe(cuts)
 
     by_hand = copy.deepcopy(model)
-    kept = {name: keep(l2(model, graph, graph[name]), count) for name, count in cuts.items()}
+    evidence = Evidence(model=model, graph=graph)
+    kept = {name: keep(l2(evidence, graph[name]), count) for name, count in cuts.items()}
     remove_channels(by_hand, graph, kept)
     before, after = (outcomes(m, digits.selection) for m in (model, by_hand))
     assert probe.accuracy == after.mean()

@@ -56,8 +56,8 @@ class Prune:
     """Run folder whose probes are used again, under new limits."""
     recipe_file: Annotated[Path | None, unset("FILE", name="recipe")] = None
     """Recipe file (YAML) to start from, such as a run's recipe.yaml; flags override it."""
-    preset: Annotated[Literal["paper"] | None, unset("{paper}")] = None
-    """paper: exactly our reading of the paper (docs/method.md)."""
+    preset: Annotated[Literal["paper", "best"] | None, unset("{paper,best}")] = None
+    """paper: exactly our reading of the paper (docs/method.md). best: the defaults."""
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
@@ -130,6 +130,8 @@ def _splits(opened: OpenedModel, recipe: PruneRecipe) -> Splits:
 def _close(console: Console, result: PruneResult, out: Path) -> None:
     console.line(result.metrics.data)
     console.say(change_table(result.metrics.to_dict()))
+    for note in result.metrics.lossless.notes if result.metrics.lossless else ():
+        console.sentence(note)
     console.sentence(result.verdict)
     console.line(f"The model:  primesvt.load({str(out)!r})")
     console.line(f"The report: {out / 'report.html'}")

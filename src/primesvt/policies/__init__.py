@@ -1,6 +1,22 @@
-"""Policies: from probed layers and limits to the cuts that are taken."""
+"""Policies: from measured groups and limits to the cuts that are taken."""
 
+from primesvt.policies.allocate import Allocate
 from primesvt.policies.gate import Gate, Verdict
-from primesvt.policies.prime import ORDERS, READINGS, Choice, Prime, Target, Walk
+from primesvt.policies.prime import ORDERS, READINGS, Prime
+from primesvt.policies.walk import Choice, Target, Walk, cuts_of
 
-__all__ = ["ORDERS", "READINGS", "Choice", "Gate", "Prime", "Target", "Verdict", "Walk"]
+__all__ = [
+    "ORDERS",
+    "POLICIES",
+    "READINGS",
+    "Allocate",
+    "Choice",
+    "Gate",
+    "Prime",
+    "Target",
+    "Verdict",
+    "Walk",
+    "cuts_of",
+]
+
+POLICIES = ("allocate", "prime")

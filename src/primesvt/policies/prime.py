@@ -6,70 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from primesvt.evaluation import Progress
-from primesvt.policies.gate import Gate, Verdict
+from primesvt.policies.gate import Gate
+from primesvt.policies.walk import Choice, Target, Walk, cuts_of
 from primesvt.probes import Cuts, Probe
-from primesvt.sensitivity import Layer, Point
+from primesvt.sensitivity import Layer
 
-__all__ = ["ORDERS", "READINGS", "Choice", "Prime", "Target", "Walk"]
+__all__ = ["ORDERS", "READINGS", "Prime"]
 
 READINGS = ("A", "B")
 ORDERS = ("producer", "group")
 Measure = Callable[[Cuts], Probe]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A layer as the selection of target layers saw it.
-
-    Attributes:
-        layer: the probed layer.
-        tolerated: the points within the accuracy limit, ascending rates.
-        best: the tolerated point of the highest benefit score, ``None`` without any.
-        benefit: that score, accuracy x memory saving.
-        chosen: the layer is a target.
-        reason: why not, where it is not.
-    """
-
-    layer: Layer
-    tolerated: tuple[Point, ...]
-    best: Point | None
-    benefit: float
-    chosen: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One cut of the walk, and the whole network after it."""
-
-    layer: Layer
-    point: Point
-    probe: Probe
-    verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Walk:
-    """What the walk took.
-
-    Attributes:
-        choices: cuts in the order taken.
-        targets: every layer with its benefit score, from the largest to the smallest.
-        refused: measured networks that the gate turned down.
-        accuracy_bound: some target got less than its highest probed rate because of the gate.
-        stopped: the walk ended early because the saving was met.
-    """
-
-    choices: tuple[Choice, ...]
-    targets: tuple[Target, ...]
-    refused: int
-    accuracy_bound: bool
-    stopped: bool
-
-    @property
-    def cuts(self) -> dict[str, int]:
-        """Group -> channels kept at each position, in the order taken."""
-        return {choice.layer.group: choice.point.kept for choice in self.choices}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,25 +59,30 @@ class Prime:
         choices: list[Choice] = []
         refused, bound, stopped = 0, False, False
         for number, target in enumerate(chosen, start=1):
-            cuts = {choice.layer.group: choice.point.kept for choice in choices}
-            choice, tried = self._visit(target, cuts, measure)
+            choice, tried = self._visit(target, cuts_of(choices), measure)
             refused += tried
             top = target.layer.points[-1]
-            bound |= choice is None or (self.reading == "A" and choice.point != top) or tried > 0
+            bound |= (
+                choice is None or (self.reading == "A" and choice.kept != top.kept) or tried > 0
+            )
             if choice is not None:
                 choices.append(choice)
             if self.progress is not None:
                 self.progress("walk", number, len(chosen))
-            if choice is not None and self._enough(choice.probe):
+            if choice is not None and self._enough(choice):
                 stopped = True
                 break
         bound |= any(target.layer.points and not target.tolerated for target in targets)
+        last = choices[-1] if choices else None
         return Walk(
             choices=tuple(choices),
-            targets=targets,
             refused=refused,
             accuracy_bound=bound,
             stopped=stopped,
+            probe=last.probe if last else None,
+            verdict=last.verdict if last else None,
+            targets=targets,
+            alternatives=tuple(tuple(choices[:n]) for n in range(1, len(choices) + 1)),
         )
 
     def _target(self, layer: Layer) -> Target:
@@ -172,13 +123,22 @@ class Prime:
             probe = measure({**cuts, target.layer.group: point.kept})
             verdict = self.gate.judge(probe)
             if verdict.passed:
+                layer = target.layer
                 return Choice(
-                    layer=target.layer, point=point, probe=probe, verdict=verdict
+                    group=layer.group,
+                    positions=layer.positions,
+                    size=layer.size,
+                    rate=point.rate,
+                    kept=point.kept,
+                    probe=probe,
+                    verdict=verdict,
                 ), refused
         return None, len(points)
 
-    def _enough(self, probe: Probe) -> bool:
-        return self.stop_at_bytes is not None and probe.parameter_bytes <= self.stop_at_bytes
+    def _enough(self, choice: Choice) -> bool:
+        assert choice.probe is not None
+        left = choice.probe.parameter_bytes
+        return self.stop_at_bytes is not None and left <= self.stop_at_bytes
 
 
 def _why_not(layer: Layer) -> str:

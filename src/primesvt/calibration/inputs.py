@@ -1,0 +1,131 @@
+"""Inputs without labels, in batches that can be run through a network again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import DataLoader, Dataset
+
+from primesvt.models import reset
+
+__all__ = ["Calibration", "calibrating", "calibration_of"]
+
+Batch = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Batches of model inputs (no labels) that show what a network's neurons really do.
+
+    ``source`` gives the batches anew each time, always the same, so a large set is never held in
+    memory at once.
+
+    Example:
+        >>> batches = [(torch.zeros(4, 3),), (torch.ones(2, 3),)]
+        >>> Calibration(source=lambda: iter(batches)).samples
+        6
+    """
+
+    source: Callable[[], Iterator[Batch]] = field(repr=False)
+    device: torch.device | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.source():
+            yield tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch)
+
+    @property
+    def samples(self) -> int:
+        """How many samples all batches hold."""
+        return sum(len(_first(batch)) for batch in self.source())
+
+    def digest(self) -> str:
+        """SHA-256 over every batch: what statistics depend on."""
+        digest = hashlib.sha256()
+        for batch in self.source():
+            for leaf in tree_leaves(batch):
+                if isinstance(leaf, Tensor):
+                    digest.update(str(tuple(leaf.shape)).encode())
+                    dense = leaf.detach().cpu().contiguous().flatten()
+                    digest.update(dense.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def run(self, model: nn.Module) -> Iterator[Any]:
+        """Forward every batch with fresh neurons; yields what the model returns."""
+        for batch in self:
+            reset(model)
+            yield model(*batch)
+            reset(model)
+
+
+def calibration_of(
+    inputs: Dataset[Any] | Iterable[Any] | Tensor,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    limit: int | None = None,
+) -> Calibration:
+    """Calibration batches from a tensor, a ``Dataset`` or batches of inputs.
+
+    Of pairs ``(input, label)`` the label is left out. ``limit`` is the most samples taken;
+    ``device`` where they are moved, ``None`` for nowhere.
+
+    Raises:
+        ValueError: nothing there.
+
+    Example:
+        >>> calibration_of(torch.zeros(5, 1), batch_size=2).samples
+        5
+    """
+    batches: Iterable[Any]
+    if isinstance(inputs, Dataset):
+        batches = DataLoader(inputs, batch_size=batch_size, num_workers=workers)
+    elif isinstance(inputs, Tensor):
+        batches = inputs.split(batch_size)
+    else:
+        batches = inputs if isinstance(inputs, Sequence | DataLoader) else list(inputs)
+    found = Calibration(source=partial(_limited, batches, limit), device=device)
+    if next(iter(found), None) is None:
+        raise ValueError("calibration holds no inputs; give at least one batch")
+    return found
+
+
+@contextlib.contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Batch]:
+    left = limit
+    for given in batches:
+        batch = (given[0],) if isinstance(given, list | tuple) else (given,)
+        if left is not None:
+            if left <= 0:
+                return
+            batch = tree_map_only(Tensor, partial(_head, left), batch)
+            left -= len(_first(batch))
+        yield batch
+
+
+def _head(count: int, tensor: Tensor) -> Tensor:
+    return tensor[:count]
+
+
+def _first(batch: Batch) -> Tensor:
+    return next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))

@@ -1,0 +1,63 @@
+"""How far a network's answers are from the unpruned network's, without labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves
+
+from primesvt.calibration import Calibration, calibrating
+
+__all__ = ["Distance"]
+
+
+class Distance:
+    """Mean Kullback-Leibler divergence of a network's class probabilities from the unpruned one's.
+
+    In nats per sample. It is smooth where accuracy counts whole samples, so a few hundred inputs
+    tell small losses apart. Outputs that are not logits ``[batch, classes]`` are compared by their
+    squared differences, as a share of the unpruned outputs' variance.
+
+    Args:
+        model: the unpruned network.
+        inputs: what both networks see.
+
+    Example:
+        >>> from primesvt.calibration import calibration_of
+        >>> net = nn.Linear(2, 3)
+        >>> Distance(net, calibration_of(torch.eye(2)))(net)
+        0.0
+    """
+
+    def __init__(self, model: nn.Module, inputs: Calibration) -> None:
+        self.inputs = inputs
+        self.expected = self._answers(model)
+
+    def __call__(self, model: nn.Module) -> float:
+        """The distance of another network on the same inputs."""
+        pairs = list(zip(self.expected, self._answers(model), strict=True))
+        divergence = _divergence if pairs[0][0].ndim == 2 else _squares
+        total = sum(divergence(*pair) for pair in pairs)
+        return total / sum(len(expected) for expected, _ in pairs)
+
+    def _answers(self, model: nn.Module) -> list[Tensor]:
+        with calibrating(model):
+            return [_first(result).double().cpu() for result in self.inputs.run(model)]
+
+
+def _first(result: Any) -> Tensor:
+    return next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+
+
+def _divergence(expected: Tensor, found: Tensor) -> float:
+    logs, target = found.log_softmax(1), expected.log_softmax(1)
+    total = functional.kl_div(logs, target, reduction="sum", log_target=True)
+    return max(0.0, float(total))
+
+
+def _squares(expected: Tensor, found: Tensor) -> float:
+    spread = float(torch.var(expected, correction=0)) or 1.0
+    return float((expected - found).square().mean()) / spread * len(expected)

@@ -1,0 +1,122 @@
+"""Importance when the surviving channels make up for the removed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from primesvt.calibration import Reader
+from primesvt.channels import ChannelGroup
+from primesvt.importance.evidence import Evidence, Scores
+from primesvt.recovery.solve import damped
+
+__all__ = ["obs", "product"]
+
+BLOCKS = 128
+_TINY = 1e-12
+
+
+def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
+    """The order in which channels go when the rest compensates, ``[positions, size]``.
+
+    Greedy optimal brain surgeon: again and again those channels go whose removal, after a least-
+    squares update of all others, costs the readers least: ``||w_c||^2 / [C^-1]_cc`` with the damped
+    covariance ``C`` of what the reader sees. Weights and inverse are updated each time. One channel
+    goes at a time, of wide groups a ``BLOCKS``-th part of what is left. The score is the place in
+    that order, at every position (head) its own. Costs of several readers are added, each over its
+    total. Where only a product reads the channels: ``product``.
+
+    Source: Hassibi and Stork, "Second order derivatives for network pruning" (NIPS 1992), equations
+    5 and 6, for whole input channels of a layer as in Kurtic et al., ZipLM (arXiv 2302.04089).
+    """
+    readers = evidence.seen.readers[group.name]
+    if not readers:
+        return product(evidence, group)
+    fronts = [_Front.of(evidence, reader) for reader in readers]
+    order = np.full((group.positions, group.size), np.inf)
+    gone = 0
+    while gone < group.size:
+        block = max(1, (group.size - gone) // BLOCKS)
+        cost = np.sum([front.cost(group) for front in fronts], axis=0)
+        cost[np.isfinite(order)] = np.inf
+        chosen = np.argsort(cost, axis=1, kind="stable")[:, :block]
+        np.put_along_axis(order, chosen, gone + np.arange(block, dtype=float)[None], axis=1)
+        gone += block
+        starts = np.arange(group.positions)[:, None] * group.size
+        for front in fronts:
+            front.remove((starts + chosen).ravel())
+    return order
+
+
+def product(evidence: Evidence, group: ChannelGroup) -> Scores:
+    """The order in which channels go when only a product of spikes reads them (q and k).
+
+    Greedy: again and again the channel goes with which the removed part of the attention map
+    ``sum_c q_c k_c^T`` has the least squared norm. Nothing compensates inside a product of spikes.
+    """
+    grams = evidence.seen.products(group).numpy()
+    order = np.zeros((group.positions, group.size))
+    for position, gram in enumerate(grams):
+        cost, alive = gram.diagonal().copy(), np.ones(group.size, dtype=bool)
+        for step in range(group.size):
+            channel = int(np.where(alive, cost, np.inf).argmin())
+            alive[channel] = False
+            order[position, channel] = step
+            cost += 2 * gram[:, channel]
+    return order
+
+
+@dataclass(kw_only=True)
+class _Front:
+    """One reader during the elimination: inputs left, their weights, their inverse covariance."""
+
+    ids: Tensor
+    weights: Tensor
+    inverse: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, evidence: Evidence, reader: Reader) -> _Front:
+        covariance = evidence.seen.moments(reader.module).covariance
+        weights = _compact(reader.columns(evidence.model))
+        scale = float((weights * (covariance @ weights)).sum())
+        return cls(
+            ids=torch.from_numpy(reader.ids),
+            weights=weights,
+            inverse=torch.linalg.inv(damped(covariance, reader.groups)),
+            scale=max(scale, _TINY),
+        )
+
+    def cost(self, group: ChannelGroup) -> Scores:
+        """Of removing each channel next, as a share of the reader's output variance."""
+        each = self.weights.square().sum(1) / self.inverse.diagonal().clamp(min=_TINY) / self.scale
+        total = torch.zeros(group.positions * group.size, dtype=torch.float64)
+        own = self.ids >= 0
+        total.index_add_(0, self.ids[own], each[own])
+        return total.reshape(group.positions, group.size).numpy()
+
+    def remove(self, channels: npt.NDArray[np.int64]) -> None:
+        """Take out the inputs of some channels, and let the others compensate."""
+        out = torch.isin(self.ids, torch.from_numpy(channels))
+        places, left = out.nonzero().flatten(), (~out).nonzero().flatten()
+        columns = self.inverse[:, places]
+        pivots = columns[places]
+        pivots.diagonal().add_(_TINY)
+        update = torch.linalg.solve(pivots, torch.cat([self.weights[places], columns.T], dim=1))
+        width = self.weights.shape[1]
+        kept = columns[left]
+        self.weights = self.weights[left] - kept @ update[:, :width]
+        self.inverse = self.inverse[left][:, left] - kept @ update[:, width:][:, left]
+        self.ids = self.ids[left]
+
+
+def _compact(weights: Tensor) -> Tensor:
+    """Weights ``[in, n]`` with the same products among inputs, and no more columns than rows."""
+    if weights.shape[1] <= weights.shape[0]:
+        return weights.clone()
+    factor: Tensor = torch.linalg.qr(weights.T, mode="r").R
+    return factor.T.contiguous()

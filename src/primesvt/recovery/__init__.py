@@ -1,0 +1,5 @@
+"""Recovery without training: what is left of a network makes up for what was cut."""
+
+from primesvt.recovery.recovery import RECOVERIES, Recovery
+
+__all__ = ["RECOVERIES", "Recovery"]

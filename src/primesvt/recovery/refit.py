@@ -1,0 +1,88 @@
+"""Least-squares refit: readers of removed channels make up for them from the channels that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from primesvt.calibration import Activity, Reader
+from primesvt.channels.graph import Ids
+from primesvt.recovery.solve import regression
+
+__all__ = ["refit"]
+
+
+def refit(model: nn.Module, activity: Activity, cuts: Mapping[str, Ids]) -> None:
+    """Fold what removed channels gave into the weights of the channels that stay, in place.
+
+    ``model`` still has all its channels: it is cut afterwards. Every removed input channel ``p`` of
+    a reader is replaced by its best linear estimate ``sum_s B[p, s] x_s + c[p]`` from the surviving
+    inputs, so ``W[:, s] += sum_p W[:, p] B[p, s]`` and ``b += sum_p W[:, p] c[p]``. This is the
+    exact least-squares solution for 1x1 convolutions and linear layers; a larger kernel gets the
+    same mixing of channels at each of its places. A constant that neither a bias nor a batch norm
+    behind the reader can take up is not used: the regression then goes through the origin.
+
+    Args:
+        model: a copy of the network that the activity was seen on.
+        activity: moments in front of the readers.
+        cuts: group -> kept channels ``[positions, k]``.
+    """
+    by_tensor: dict[str, tuple[Reader, Tensor]] = {}
+    for name, rows in cuts.items():
+        for reader in activity.readers[name]:
+            kept = _kept(activity, name, reader, rows)
+            known = by_tensor.get(reader.tensor)
+            by_tensor[reader.tensor] = (reader, kept if known is None else known[1] & kept)
+    with torch.no_grad():
+        for reader, kept in by_tensor.values():
+            if not bool(kept.all()):
+                _fold(model, activity, reader, kept)
+
+
+def _kept(activity: Activity, name: str, reader: Reader, rows: Ids) -> Tensor:
+    """True for every input channel of a reader that survives the cut of one group."""
+    group = activity.graph[name]
+    chosen = np.zeros((group.positions, group.size), dtype=bool)
+    np.put_along_axis(chosen, rows, True, axis=1)
+    ids = reader.ids
+    return torch.from_numpy(np.where(ids < 0, True, chosen.reshape(-1)[ids.clip(min=0)]))
+
+
+def _fold(model: nn.Module, activity: Activity, reader: Reader, mask: Tensor) -> None:
+    layer, moments = reader.layer(model), activity.moments(reader.module)
+    kept, gone = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+    centred = layer.bias is not None or activity.wiring.norm_after(reader.module)
+    second = moments.covariance if centred else moments.products / max(1, moments.count)
+    mixing = regression(second, kept, gone, reader.groups)
+    _mix(layer, reader.groups, mixing, kept, gone)
+    if layer.bias is not None:
+        constant = torch.zeros(len(mask), dtype=torch.float64)
+        constant[gone] = moments.mean[gone] - mixing @ moments.mean[kept]
+        layer.bias += _per_output(layer, reader.groups, constant).to(layer.bias)
+
+
+def _mix(layer: nn.Module, groups: int, mixing: Tensor, kept: Tensor, gone: Tensor) -> None:
+    """``W[:, kept] += W[:, gone] @ mixing``, in every group of a grouped convolution apart."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    width, rows = weight.shape[1], weight.shape[0] // groups
+    for number in range(groups):
+        inside = [(index // width == number).nonzero().flatten() for index in (kept, gone)]
+        to, source = kept[inside[0]] - number * width, gone[inside[1]] - number * width
+        block = weight[number * rows : (number + 1) * rows]
+        part = mixing[inside[1]][:, inside[0]].to(weight.device)
+        removed = block[:, source.to(weight.device)].double().reshape(rows, len(source), -1)
+        update = torch.einsum("ops,pk->oks", removed, part).reshape(rows, len(to), *block.shape[2:])
+        block[:, to.to(weight.device)] += update.to(weight.dtype)
+
+
+def _per_output(layer: nn.Module, groups: int, constant: Tensor) -> Tensor:
+    """What constant inputs ``[in]`` add to every output, inside the image."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    blocks = weight.double().flatten(2).sum(2) if weight.ndim > 2 else weight.double()
+    inputs = constant.to(weight.device).reshape(groups, -1)
+    return (blocks.reshape(groups, -1, blocks.shape[1]) @ inputs[:, :, None]).flatten()

@@ -1,0 +1,153 @@
+"""From settings and calibration inputs to the bench on which networks are cut and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from torch import nn
+from torch.utils.data import Subset
+
+from primesvt.calibration import Activity, Calibration, calibration_of
+from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.distance import Distance
+from primesvt.evaluation import DataEvaluator, Evaluator
+from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
+from primesvt.plan import Step
+from primesvt.policies import Walk
+from primesvt.probes import ProbeTable
+from primesvt.recovery import Recovery
+from primesvt.sensitivity import Bench
+from primesvt.settings import Settings
+
+__all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "steps_of"]
+
+DISTANCE_SAMPLES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Importance, recovery and policy as they can be had with the inputs there are.
+
+    Without calibration inputs nothing is recovered, and channels are ranked by their weights;
+    ``notes`` say so.
+    """
+
+    importance: str
+    recovery: str
+    policy: str
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings, calibration: Calibration | None) -> Method:
+        """What the settings ask for, as far as there are inputs for it."""
+        importance, recovery, notes = settings.importance, settings.recovery, []
+        if calibration is None and recovery != "none":
+            notes.append(
+                f"There were no calibration inputs, so recovery is 'none' instead of {recovery!r};"
+                " give calibration= for it."
+            )
+            recovery = "none"
+        if calibration is None and importance not in WITHOUT_INPUTS:
+            notes.append(
+                f"There were no calibration inputs, so importance is 'l2' instead of"
+                f" {importance!r}; give calibration= for it."
+            )
+            importance = "l2"
+        return cls(
+            importance=importance, recovery=recovery, policy=settings.policy, notes=tuple(notes)
+        )
+
+    @property
+    def looks(self) -> bool:
+        """Calibration inputs have a part in the result."""
+        return self.recovery != "none" or self.importance not in WITHOUT_INPUTS
+
+
+def bench_of(
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: tuple[ChannelGroup, ...],
+    *,
+    method: Method,
+    evaluate: Evaluator,
+    table: ProbeTable,
+    calibration: Calibration | None,
+    seed: int,
+) -> Bench:
+    """The bench of a run; statistics are gathered when first asked for."""
+    activity = None
+    if calibration is not None and method.looks:
+        activity = Activity(model=model, graph=graph, groups=groups, calibration=calibration)
+    inputs = _distance_inputs(evaluate, calibration) if method.policy == "allocate" else None
+    return Bench(
+        model=model,
+        graph=graph,
+        evaluate=evaluate,
+        table=table,
+        importance=find_importance(method.importance),
+        evidence=Evidence(model=model, graph=graph, activity=activity, seed=seed),
+        recovery=Recovery(kind=method.recovery, activity=activity),
+        distance=None if inputs is None else Distance(model, inputs),
+    )
+
+
+def inputs_of(evaluate: Evaluator, calibration: Calibration | None) -> tuple[Calibration, ...]:
+    """All inputs without labels: those for statistics, then those that choices are made on.
+
+    A score shows only the first.
+    """
+    known = () if calibration is None else (calibration,)
+    if not isinstance(evaluate, DataEvaluator):
+        return known
+    selection = calibration_of(
+        evaluate.splits.selection,
+        device=evaluate.device,
+        batch_size=evaluate.batch_size,
+        workers=evaluate.workers,
+    )
+    return (*known, selection)
+
+
+def _distance_inputs(evaluate: Evaluator, calibration: Calibration | None) -> Calibration | None:
+    """Inputs that recovery has not seen, where there are any: spread over the selection set."""
+    if not isinstance(evaluate, DataEvaluator):
+        return calibration
+    selection = evaluate.splits.selection
+    size = len(cast(Sized, selection))
+    places = np.unique(np.linspace(0, size - 1, min(size, DISTANCE_SAMPLES)).round().astype(int))
+    return calibration_of(
+        Subset(selection, places.tolist()),
+        device=evaluate.device,
+        batch_size=evaluate.batch_size,
+        workers=evaluate.workers,
+    )
+
+
+def steps_of(walk: Walk, bench: Bench) -> tuple[Step, ...]:
+    """The cuts of a walk as steps of a plan, with the bytes that each leaves."""
+    before = bench.reference.parameter_bytes
+    steps, cuts = [], dict[str, int]()
+    for number, choice in enumerate(walk.choices, start=1):
+        cuts[choice.group] = choice.kept
+        last = number == len(walk.choices)
+        probe = choice.probe or (walk.probe if last else None)
+        verdict = choice.verdict or (walk.verdict if last else None)
+        left = before - bench.bytes_saved(cuts)
+        steps.append(
+            Step(
+                group=choice.group,
+                rate=choice.rate,
+                before=(choice.positions, choice.size),
+                after=(choice.positions, choice.kept),
+                accuracy=probe.accuracy if probe else None,
+                drop=verdict.drop if verdict else None,
+                bound=verdict.bound if verdict else None,
+                saving=1 - left / before,
+                parameter_bytes=left,
+                recovery=bench.recovery.describe(choice.group),
+            )
+        )
+    return tuple(steps)
