@@ -17,6 +17,7 @@ from primesvt.channels import ChannelGraph, remove_channels, trace
 __all__ = ["FORMAT", "Plan", "Step", "apply_plan", "describe_inputs", "example_inputs"]
 
 FORMAT = 1
+NOTHING = "nothing"
 Kept = tuple[tuple[int, ...], ...]
 
 
@@ -46,7 +47,7 @@ class Step:
     bound: float | None
     saving: float
     parameter_bytes: int
-    recovery: str = "nothing"
+    recovery: str = NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,11 @@ class Plan:
     inputs: tuple[Mapping[str, Any], ...]
     steps: tuple[Step, ...]
     groups: Mapping[str, Kept]
+
+    @property
+    def recovered(self) -> bool:
+        """Something made up for a cut: a replay, which has no such weights, is another network."""
+        return any(step.recovery != NOTHING for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def test_there_and_back(model, graph, tmp_path):
     assert len(plan.groups[QK]) == 4
     assert Plan.load(plan.save(tmp_path / "plan.json")) == plan
     assert Plan.load(tmp_path) == plan
+
+
+def test_a_plan_says_whether_something_made_up_for_its_cuts(model, graph):
+    plan = plan_for(model, graph, QK, 4)
+    assert not plan.recovered
+    refitted = replace(plan.steps[0], recovery="batch norm only")
+    assert Plan.from_dict(replace(plan, steps=(refitted,)).to_dict()).recovered
 
 
 def test_replay_equals_the_cut(model, graph):

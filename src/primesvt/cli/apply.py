@@ -73,6 +73,11 @@ class Apply:
         figures = {"before": before, "after": after}
         console.result({"out": str(self.out), "same_weights": same, **figures})
         console.say(change_table(figures))
+        if plan.recovered:
+            console.sentence(
+                "The plan was made with recovery, whose weights only its run's model holds:"
+                " measure the result, or load the run itself."
+            )
         if not same:
             console.line("These are other weights than the plan was made for: measure the result.")
         console.line(f"The model: primesvt.load({str(self.out)!r})")

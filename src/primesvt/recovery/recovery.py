@@ -9,13 +9,13 @@ from torch import nn
 
 from primesvt.calibration import Activity
 from primesvt.channels.graph import Ids
+from primesvt.plan import NOTHING
 from primesvt.recovery.batchnorm import reestimate
 from primesvt.recovery.refit import refit
 
 __all__ = ["RECOVERIES", "Recovery"]
 
 RECOVERIES = ("none", "bn", "refit")
-NOTHING = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
