@@ -63,6 +63,7 @@ def readers_of(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> tu
     ``Linear`` module are left out: what enters them is not seen.
 
     Example:
+        >>> import torch
         >>> from primesvt.channels import trace
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> graph = trace(net, torch.zeros(1, 4))

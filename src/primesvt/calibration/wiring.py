@@ -35,6 +35,7 @@ class Wiring:
         passing: modules that leave every channel where it is.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
         >>> wire(net, (torch.zeros(3, 2),)).norm_after("0")
         True

@@ -23,6 +23,7 @@ def reestimate(model: nn.Module, calibration: Calibration, norms: Iterable[str])
     (arXiv 2007.02491), adaptive batch normalization.
 
     Example:
+        >>> import torch
         >>> from primesvt.calibration import calibration_of
         >>> net = nn.Sequential(nn.BatchNorm1d(1)).eval()
         >>> inputs = calibration_of(torch.tensor([[1.0], [3.0]]))

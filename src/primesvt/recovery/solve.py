@@ -19,7 +19,7 @@ def damped(covariance: Tensor, groups: int = 1) -> Tensor:
     can stand in for another's.
 
     Example:
-        >>> damped(torch.ones(2, 2, dtype=torch.float64)).tolist()
+        >>> damped(torch.ones(2, 2, dtype=torch.float64)).round(decimals=4).tolist()
         [[1.01, 1.0], [1.0, 1.01]]
     """
     matrix = covariance.double().clone()
