@@ -21,7 +21,8 @@ from primesvt.memory import parameter_bytes
 from primesvt.models import SpikingViT
 from primesvt.probes import Cuts, ProbeTable, Reference
 from primesvt.recovery import Recovery
-from primesvt.sensitivity import Bench, kept_count
+from primesvt.bench import Bench
+from primesvt.sensitivity import kept_count
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

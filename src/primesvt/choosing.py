@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from primesvt.bench import Bench
 from primesvt.channels import ChannelGroup
 from primesvt.evaluation import Progress
 from primesvt.policies import Allocate, Gate, Prime, Walk
-from primesvt.sensitivity import Bench, grids_of, probe_layers
+from primesvt.sensitivity import grids_of, probe_layers
 from primesvt.settings import Settings
 
 __all__ = ["choose"]
@@ -32,7 +33,7 @@ def choose(
         stop_at_bytes: what the parameters may take, where no more is to be saved than that.
         progress: called as ``progress(stage, done, total)``.
     """
-    rates, order = settings.rates, settings.order
+    rates, order = settings.pruning_rates, settings.order
     if settings.policy == "allocate":
         grids = grids_of(bench, groups, rates=rates, order=order)
         allocate = Allocate(gate=gate, stop_at_bytes=stop_at_bytes, progress=progress)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration import Calibration, calibrating
+from primesvt.calibration import Calibration
+from primesvt.together import Together
 
 __all__ = ["Distance"]
 
@@ -28,24 +29,32 @@ class Distance:
     Example:
         >>> from primesvt.calibration import calibration_of
         >>> net = nn.Linear(2, 3)
-        >>> Distance(net, calibration_of(torch.eye(2)))(net)
-        0.0
+        >>> Distance(net, calibration_of(torch.eye(2)))(Together(networks=[net]))
+        [0.0]
     """
 
     def __init__(self, model: nn.Module, inputs: Calibration) -> None:
         self.inputs = inputs
-        self.expected = self._answers(model)
+        self.expected = self._answers(Together(networks=[model]))[0]
 
-    def __call__(self, model: nn.Module) -> float:
-        """The distance of another network on the same inputs."""
-        pairs = list(zip(self.expected, self._answers(model), strict=True))
+    def __call__(self, together: Together) -> list[float]:
+        """The distances of other networks on the same inputs."""
+        return [self._between(answers) for answers in self._answers(together)]
+
+    def _between(self, answers: list[Tensor]) -> float:
+        pairs = list(zip(self.expected, answers, strict=True))
         divergence = _divergence if pairs[0][0].ndim == 2 else _squares
         total = sum(divergence(*pair) for pair in pairs)
         return total / sum(len(expected) for expected, _ in pairs)
 
-    def _answers(self, model: nn.Module) -> list[Tensor]:
-        with calibrating(model):
-            return [_first(result).double().cpu() for result in self.inputs.run(model)]
+    def _answers(self, together: Together) -> list[list[Tensor]]:
+        """For every network its answers, batch by batch."""
+        found: list[list[Tensor]] = [[] for _ in together.networks]
+        with together.calibrating():
+            for batch in self.inputs:
+                for answers, result in zip(found, together(*batch), strict=True):
+                    answers.append(_first(result).double().cpu())
+        return found
 
 
 def _first(result: Any) -> Tensor:

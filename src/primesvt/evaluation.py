@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -15,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from primesvt.batches import batch_note, score_note
+from primesvt.calibration import calibrating
 from primesvt.data import Splits, check_labels
 from primesvt.fingerprint import data_digest
 from primesvt.models import reset
+from primesvt.together import Together
 
 __all__ = [
     "DataEvaluator",
@@ -83,21 +84,44 @@ def outcomes(
         >>> outcomes(nn.Identity(), data).tolist()
         [True, True, False]
     """
+    place = resolve_device(device, model)
+    model.to(place)
+    return _outcomes(
+        Together(networks=[model]),
+        dataset,
+        place,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        stage=stage,
+    )[0]
+
+
+def _outcomes(
+    together: Together,
+    dataset: Dataset[Any],
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None,
+    stage: str,
+) -> list[npt.NDArray[np.bool_]]:
+    """For every network which samples it gets right."""
     total = len(cast(Sized, dataset))
     if total == 0:
         raise ValueError("the data set is empty; give at least one sample")
-    place = resolve_device(device, model)
-    model.to(place)
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers)
-    found: list[npt.NDArray[np.bool_]] = []
+    found: list[list[npt.NDArray[np.bool_]]] = [[] for _ in together.networks]
     done = 0
-    with _evaluating(model):
+    with together.calibrating():
         for images, labels in loader:
-            found.append(_correct(model, images.to(place), labels))
+            for right, logits in zip(found, together(images.to(device)), strict=True):
+                right.append(_correct(logits, labels))
             done += len(labels)
             if progress is not None:
                 progress(stage, done, total)
-    return np.concatenate(found)
+    return [np.concatenate(right) for right in found]
 
 
 def measured(value: Any) -> Measurement:
@@ -167,6 +191,19 @@ class DataEvaluator:
         progress = None if self.progress is None else _once_long(self.progress)
         return self.on(self.splits.selection, model, progress=progress, stage="measuring")
 
+    def together(self, together: Together) -> list[Measurement]:
+        """Outcomes of several networks on the selection set."""
+        found = _outcomes(
+            together,
+            self.splits.selection,
+            self.device,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            progress=None if self.progress is None else _once_long(self.progress),
+            stage="measuring",
+        )
+        return [Measurement(value=float(right.mean()), outcomes=right) for right in found]
+
     def on(
         self,
         dataset: Dataset[Any],
@@ -213,7 +250,7 @@ class ScoreEvaluator:
         """Call the score on a network in evaluation mode with fresh neurons."""
         model.to(self.device)
         reset(model)
-        with _evaluating(model):
+        with calibrating(model):
             return measured(self.score(model))
 
     def context(self) -> dict[str, Any]:
@@ -261,22 +298,7 @@ def _once_long(progress: Progress) -> Progress:
     return report
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> npt.NDArray[np.bool_]:
-    reset(model)
-    logits = model(images)
-    reset(model)
+def _correct(logits: Any, labels: Tensor) -> npt.NDArray[np.bool_]:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from primesvt.bench import Bench
 from primesvt.calibration import Calibration
 from primesvt.candidates import Candidates, find_candidates
 from primesvt.channels import trace
@@ -24,7 +25,7 @@ from primesvt.metrics import Metrics
 from primesvt.plan import Plan, describe_inputs
 from primesvt.policies import Gate, Walk, cuts_of
 from primesvt.probes import ProbeTable, Reference
-from primesvt.sensitivity import Bench, check_probed
+from primesvt.sensitivity import check_probed
 from primesvt.settings import Settings
 from primesvt.watching import first_samples, watch
 from primesvt.workbench import Method, bench_of, inputs_of, steps_of
@@ -147,7 +148,7 @@ class Job:
             if table is not None:
                 table.check(self.context())
         if self.earlier is not None and self.settings.policy == "prime":
-            check_probed(self.earlier, lean.groups, self.settings.rates)
+            check_probed(self.earlier, lean.groups, self.settings.pruning_rates)
 
     def begin(self, reference: Reference, lean: Lean) -> None:
         """Write down what is known before the first probe; savings count from the lean network."""

@@ -33,7 +33,6 @@ from primesvt.models import SpikingViT, reset
 from primesvt.plan import Plan
 from primesvt.probes import ProbeTable
 from primesvt.runfolder import RunFolder, stored_probes
-from primesvt.sensitivity import RATES
 from primesvt.settings import Settings
 from primesvt.watching import first_samples
 
@@ -100,7 +99,7 @@ def prune(
     order: str = "producer",
     target_threshold: float = 0.0,
     level: float = 0.95,
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] | None = None,
     preset: str | None = None,
     include_streams: bool = False,
     verify: bool = True,
@@ -141,7 +140,8 @@ def prune(
         order: what makes a layer large: ``producer`` or ``group``.
         target_threshold: targets reach this fraction of the largest benefit score.
         level: confidence level of the bound.
-        rates: pruning rates to probe.
+        rates: pruning rates to probe; 0.1 to 0.9 when not given, for ``allocate`` also 0.95 and
+            0.98.
         preset: ``paper`` or ``best``: a set of these choices (docs/method.md).
         include_streams: also prune residual streams.
         verify: check first, on a copy, that every group can be cut exactly.
@@ -195,7 +195,8 @@ def prune(
     earlier = stored_probes(from_run) if from_run is not None else None
     evaluate = _evaluator(original, data, score, place, seed, batch_size, workers)
     evaluate, aside, divided = _set_aside(evaluate, settings, constraints, earlier)
-    arguments = {"seed": seed, **asdict(settings), "constraints": asdict(constraints)}
+    asked = asdict(settings) | {"rates": settings.pruning_rates}
+    arguments = {"seed": seed, **asked, "constraints": asdict(constraints)}
     recipe = arguments if recipe is None else recipe
     folder = RunFolder(out, recipe) if out is not None else None
     job = Job(

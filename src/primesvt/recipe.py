@@ -95,10 +95,8 @@ class Method(_Section):
     """Confidence of that one-sided bound."""
     confirm: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: confirmed)")] = True
     """Confirm the plan on selection images set aside, where there are enough (gate bound)."""
-    rates: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATE ...")] = tuple(
-        round(0.1 * step, 1) for step in range(1, 10)
-    )
-    """Pruning rates probed in each layer."""
+    rates: Annotated[tuple[float, ...] | None, unset("RATE ...")] = None
+    """Pruning rates; 0.1 to 0.9 when not given, for allocate also 0.95 and 0.98."""
     target_threshold: Annotated[float, Field(ge=0, le=1), tyro.conf.arg(metavar="FRACTION")] = 0.0
     """Targets reach at least this fraction of the best benefit score; 0 deselects no layer."""
     order: Literal["producer", "group"] = "producer"

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-from torch import nn
-
-from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
-from primesvt.channels.graph import Ids
-from primesvt.evaluation import Measurement, Progress
-from primesvt.importance import Evidence, Importance, Scores, keep
-from primesvt.memory import group_parameters, parameter_bytes
-from primesvt.probes import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
-from primesvt.recovery import Recovery
+from primesvt.bench import Bench
+from primesvt.channels import ChannelGroup
+from primesvt.evaluation import Progress
+from primesvt.memory import group_parameters
+from primesvt.probes import Probe, ProbeTable
 
 __all__ = [
+    "FAR_RATES",
     "RATES",
-    "Bench",
     "Grid",
     "Layer",
     "Point",
@@ -31,11 +24,13 @@ __all__ = [
     "grids_of",
     "kept_count",
     "probe_layers",
+    "rates_of",
     "widths",
 ]
 
 RATES = tuple(step / 10 for step in range(1, 10))
-Evaluate = Callable[[nn.Module], Measurement]
+# Layers that hardly matter can give nearly all they have where recovery makes up for it.
+FAR_RATES = (*RATES, 0.95, 0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +96,16 @@ def widths(size: int, rates: Sequence[float]) -> dict[int, float]:
     return {kept: rate for kept, rate in found.items() if kept < size}
 
 
+def rates_of(policy: str) -> tuple[float, ...]:
+    """The pruning rates that are usual for a policy.
+
+    Example:
+        >>> rates_of("prime")[-1], rates_of("allocate")[-1]
+        (0.9, 0.98)
+    """
+    return FAR_RATES if policy == "allocate" else RATES
+
+
 def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
     """Ascending, different pruning rates; ``ValueError`` for none, or one outside 0 .. 1."""
     wrong = [rate for rate in rates if not 0 < rate < 1]
@@ -110,100 +115,6 @@ def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
             f"pruning rates must lie between 0 and 1, such as 0.1 0.5 0.9; got {named}"
         )
     return tuple(sorted(set(rates)))
-
-
-class Bench:
-    """Cuts the unpruned network in exactly the way that is later applied, and measures it.
-
-    Channels are ranked once, on the unpruned network, so a cut is known by how many channels each
-    group keeps, and the order of cuts does not matter.
-
-    Args:
-        model: the unpruned network; never changed.
-        graph: its channel graph.
-        evaluate: measures a network; must give the same answer every time.
-        table: probes made so far; ``table.reference`` must be there.
-        importance: ranks the channels of a group by the evidence.
-        evidence: what it may look at; the model and the graph alone, when not given.
-        recovery: what is done around every cut; nothing, when not given.
-        distance: how far a network's answers are from the unpruned one's, where that is asked for.
-    """
-
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        graph: ChannelGraph,
-        evaluate: Evaluate,
-        table: ProbeTable,
-        importance: Importance,
-        evidence: Evidence | None = None,
-        recovery: Recovery | None = None,
-        distance: Callable[[nn.Module], float] | None = None,
-    ) -> None:
-        assert table.reference is not None
-        self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
-        self.reference: Reference = table.reference
-        self.recovery = recovery or Recovery(kind="none")
-        self._importance, self._distance = importance, distance
-        self._evidence = evidence or Evidence(model=model, graph=graph)
-        self._scores: dict[str, Scores] = {}
-
-    def kept(self, group: str, count: int) -> Ids:
-        """The channels that a group keeps, ``[positions, count]``."""
-        if group not in self._scores:
-            self._scores[group] = self._importance(self._evidence, self.graph[group])
-        return keep(self._scores[group], count)
-
-    def cut(self, cuts: Cuts) -> nn.Module:
-        """A smaller copy of the network, recovered."""
-        smaller = copy.deepcopy(self.model)
-        kept = {group: self.kept(group, count) for group, count in cuts.items()}
-        self.recovery.before(smaller, kept)
-        remove_channels(smaller, self.graph, kept)
-        self.recovery.after(smaller, kept)
-        return smaller
-
-    def probe(self, cuts: Cuts) -> Probe:
-        """The stored probe of these cuts, or else a new one, stored before it is returned."""
-        found = self.table.find(cuts)
-        if found is not None:
-            return found
-        kind: Kind = "layer" if len(cuts) == 1 else "walk"
-        begin = time.monotonic()
-        smaller = self.cut(cuts)
-        measurement = self.evaluate(smaller)
-        probe = _compared(self.reference, measurement, kind, cuts, parameter_bytes(smaller), begin)
-        self.table.add(probe)
-        return probe
-
-    def distance(self, cuts: Cuts) -> float:
-        """Distance of the cut network from the unpruned one, stored before it is returned.
-
-        Where no distance can be had, the drop of the score stands for it.
-        """
-        if not cuts:
-            return 0.0
-        if self._distance is None:
-            return max(0.0, self.reference.accuracy - self.probe(cuts).accuracy)
-        found = self.table.find_distance(cuts)
-        if found is None:
-            begin = time.monotonic()
-            value = self._distance(self.cut(cuts))
-            seconds = round(time.monotonic() - begin, 3)
-            found = DistanceProbe(cuts=dict(cuts), distance=value, seconds=seconds)
-            self.table.add_distance(found)
-        return found.distance
-
-    def bytes_saved(self, cuts: Cuts) -> int:
-        """Parameter bytes that the cuts free, exactly."""
-        first = {group: _first(self.graph[group], count) for group, count in cuts.items()}
-        return self.graph.freed(first).parameter_bytes
-
-
-def _first(group: ChannelGroup, count: int) -> Ids:
-    """Any ``count`` channels at every position: which ones does not change the size."""
-    return np.tile(np.arange(count, dtype=np.int64), (group.positions, 1))
 
 
 def grids_of(
@@ -276,44 +187,3 @@ def check_probed(
                     f"{table.name} has no probe of {group.name} at rate {rate:g}, and solving "
                     "again makes no new one; let that run finish, or ask for its groups and rates"
                 )
-
-
-def _compared(
-    reference: Reference,
-    after: Measurement,
-    kind: Kind,
-    cuts: Cuts,
-    left: int,
-    begin: float,
-) -> Probe:
-    """Pair the outcomes with those of the unpruned network."""
-    before = reference.measurement.outcomes
-    probe = Probe(
-        kind=kind,
-        cuts=dict(cuts),
-        accuracy=after.value,
-        saving=1 - left / reference.parameter_bytes,
-        parameter_bytes=left,
-        seconds=round(time.monotonic() - begin, 3),
-    )
-    if before is None and after.outcomes is None:
-        return probe
-    if before is None or after.outcomes is None or before.shape != after.outcomes.shape:
-        raise ValueError(
-            "score gave another number of outcomes for the pruned network than for the original; "
-            "it must measure the same samples each time"
-        )
-    return _paired(probe, before.astype(np.float64), after.outcomes.astype(np.float64))
-
-
-def _paired(
-    probe: Probe,
-    before: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    after: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-) -> Probe:
-    drop = before - after
-    spread = float(drop.std(ddof=1)) if len(drop) > 1 else 0.0
-    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
-        lost, gained = int((drop > 0).sum()), int((drop < 0).sum())
-        return replace(probe, samples=len(drop), lost=lost, gained=gained)
-    return replace(probe, samples=len(drop), deviation=spread)

@@ -10,7 +10,7 @@ from primesvt.importance import find_importance
 from primesvt.policies import ORDERS, POLICIES, READINGS
 from primesvt.policies.gate import GATES
 from primesvt.recovery import RECOVERIES
-from primesvt.sensitivity import RATES, check_rates
+from primesvt.sensitivity import check_rates, rates_of
 
 __all__ = ["PRESETS", "Settings"]
 
@@ -67,7 +67,7 @@ class Settings:
     level: float = 0.95
     confirm: bool = True
     lossless: bool = True
-    rates: Sequence[float] = RATES
+    rates: Sequence[float] | None = None
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     include_streams: bool = False
@@ -87,7 +87,13 @@ class Settings:
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a list of globs, as in {name}=['*.mlp.*']")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "rates", check_rates(self.rates))
+        if self.rates is not None:
+            object.__setattr__(self, "rates", check_rates(self.rates))
+
+    @property
+    def pruning_rates(self) -> tuple[float, ...]:
+        """The rates asked for, or those usual for the policy."""
+        return rates_of(self.policy) if self.rates is None else tuple(self.rates)
 
     def with_preset(self, name: str | None) -> Settings:
         """These settings with the values that a preset stands for."""

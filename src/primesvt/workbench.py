@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from torch.utils.data import Subset
 
+from primesvt.bench import Bench
 from primesvt.calibration import Activity, Calibration, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.distance import Distance
@@ -19,7 +20,6 @@ from primesvt.plan import Step
 from primesvt.policies import Walk
 from primesvt.probes import ProbeTable
 from primesvt.recovery import Recovery
-from primesvt.sensitivity import Bench
 from primesvt.settings import Settings
 
 __all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "steps_of"]

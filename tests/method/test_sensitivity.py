@@ -19,7 +19,8 @@ from primesvt.importance import Evidence, keep
 from primesvt.importance.weights import l2
 from primesvt.memory import parameter_bytes
 from primesvt.probes import Probe, ProbeTable, Reference
-from primesvt.sensitivity import Bench, check_probed, check_rates, kept_count, probe_layers, widths
+from primesvt.bench import Bench
+from primesvt.sensitivity import check_probed, check_rates, kept_count, probe_layers, widths
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
 

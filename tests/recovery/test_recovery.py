@@ -14,6 +14,7 @@ from primesvt.importance import keep
 from primesvt.importance.weights import random
 from primesvt.models import reset
 from primesvt.recovery import Recovery
+from primesvt.together import Together
 
 from ..lively import FAMILIES, Lively, lively
 
@@ -29,7 +30,7 @@ def cut(one: Lively, kept: dict[str, np.ndarray], kind: str) -> nn.Module:
     smaller = copy.deepcopy(one.model)
     recovery.before(smaller, kept)
     remove_channels(smaller, one.graph, kept)
-    recovery.after(smaller, kept)
+    recovery.after(Together(networks=[smaller]), [kept])
     return smaller
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from primesvt.calibration.inputs import Calibration, calibrating
 from primesvt.calibration.moments import Moments
+from primesvt.calibration.norms import Seen, seen_by
 from primesvt.calibration.readers import Reader, readers_of
 from primesvt.calibration.wiring import Wiring, channel_axis, wire
 from primesvt.channels import ChannelGraph, ChannelGroup
@@ -78,6 +79,11 @@ class Activity:
         with calibrating(self.model):
             self._run({r.module for readers in self.readers.values() for r in readers}, take)
         return found
+
+    @cached_property
+    def norms(self) -> tuple[Mapping[str, list[Seen]], ...]:
+        """For every batch: norm -> mean and variance of the input of each of its calls."""
+        return seen_by(self.model, self.calibration)
 
     def rates(self, neuron: str) -> Tensor:
         """Mean output of every channel of a neuron, ``[C]``: its firing rate."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +79,16 @@ def check_widths(state: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
                 f"'{name}' has shape {tuple(state[name].shape)} but the graph was traced at "
                 f"{graph.shape(name)}: use the graph that remove_channels returned, or trace again"
             )
+
+
+def kept_along(graph: ChannelGraph, tensor: str, axis: int, rows: Mapping[str, Ids]) -> Ids:
+    """Which indices along an axis of a tensor survive; ``rows`` as ``graph.kept`` gives them."""
+    keep = np.ones(graph.shape(tensor)[axis], dtype=bool)
+    for name, kept in rows.items():
+        group = graph[name]
+        if any(m.tensor == tensor and m.axis == axis for m in group.members):
+            keep &= _mask(graph, tensor, axis, group, kept)
+    return np.flatnonzero(keep)
 
 
 def _touched(graph: ChannelGraph, names: Iterable[str]) -> dict[str, dict[int, list[str]]]:

@@ -67,7 +67,7 @@ class Prune:
         from primesvt.constraints import Constraints
         from primesvt.pruning import prune
 
-        recipe = self._checked_recipe()
+        recipe = self._resolved()
         constraints = Constraints(**recipe.limits.model_dump())
         opened = open_model(
             recipe.model,
@@ -112,6 +112,16 @@ class Prune:
                     f"leave out --preset or --{name.replace('_', '-')}"
                 )
         return recipe
+
+    def _resolved(self) -> PruneRecipe:
+        """The recipe with nothing left to the policy's habits."""
+        from primesvt.sensitivity import rates_of
+
+        recipe = self._checked_recipe()
+        if recipe.method.rates is not None:
+            return recipe
+        method = recipe.method.model_copy(update={"rates": rates_of(recipe.method.policy)})
+        return recipe.model_copy(update={"method": method})
 
 
 def _splits(opened: OpenedModel, recipe: PruneRecipe) -> Splits:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from primesvt.models.inference import unwatched
 from primesvt.models.neurons import Spike, lif
 
 __all__ = [
@@ -28,6 +29,22 @@ _LAYERS: dict[int, tuple[type[nn.Conv1d | nn.Conv2d], type[nn.BatchNorm1d | nn.B
     1: (nn.Conv1d, nn.BatchNorm1d),
     2: (nn.Conv2d, nn.BatchNorm2d),
 }
+
+
+def _distinct(layer: nn.Module, x: Tensor) -> Tensor:
+    """The first time step alone where all are one image: in front of the first neuron.
+
+    Hooks inside the layer see every time step, as they do with gradients.
+    """
+    if x.stride(0) != 0 or len(x) < 2 or not unwatched():
+        return x
+    watched = any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
+    return x if watched else x[:1]
+
+
+def _repeated(out: Tensor, steps: int) -> Tensor:
+    """All time steps again, without a copy."""
+    return out if len(out) == steps else out.expand(steps, *out.shape[1:])
 
 
 class ConvBN(nn.Module):
@@ -61,11 +78,14 @@ class ConvBN(nn.Module):
         self.bn = norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        merged = x.flatten(0, 1)
+        steps = x if self.bn.training else _distinct(self, x)
+        merged = steps.flatten(0, 1)
         if isinstance(self.conv, nn.Conv1d):
             tokens = self.bn(self.conv(merged.flatten(2)))
-            return torch.unflatten(torch.unflatten(tokens, -1, x.shape[-2:]), 0, x.shape[:2])
-        return torch.unflatten(self.bn(self.conv(merged)), 0, x.shape[:2])
+            out = torch.unflatten(torch.unflatten(tokens, -1, x.shape[-2:]), 0, steps.shape[:2])
+        else:
+            out = torch.unflatten(self.bn(self.conv(merged)), 0, steps.shape[:2])
+        return _repeated(out, len(x))
 
 
 class MaxPool(nn.MaxPool2d):
@@ -82,7 +102,9 @@ class MaxPool(nn.MaxPool2d):
         super().__init__(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.unflatten(super().forward(x.flatten(0, 1)), 0, x.shape[:2])
+        steps = _distinct(self, x)
+        out = torch.unflatten(super().forward(steps.flatten(0, 1)), 0, steps.shape[:2])
+        return _repeated(out, len(x))
 
 
 class Downsample(ConvBN):

@@ -1,4 +1,4 @@
-"""Spiking neurons: the one place that knows SpikingJelly."""
+"""Spiking neurons: with ``inference``, the one place that knows SpikingJelly."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from spikingjelly.activation_based import base, neuron, surrogate
+from spikingjelly.activation_based import base, surrogate
 from torch import Tensor, nn
+
+from primesvt.models.inference import LIF, PLIF
 
 __all__ = ["IntegerNeuron", "Spike", "Surrogate", "integer", "lif", "neurons", "plif", "reset"]
 
@@ -30,7 +32,7 @@ def lif(threshold: float = 1.0, *, tau: float = 2.0, gradient: Surrogate = "sigm
 
     Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), and its official code.
     """
-    layer: nn.Module = neuron.LIFNode(tau=tau, **_settings(threshold, gradient))
+    layer: nn.Module = LIF(tau=tau, **_settings(threshold, gradient))
     return layer
 
 
@@ -45,7 +47,7 @@ def plif(threshold: float = 1.0, *, tau: float = 2.0, gradient: Surrogate = "sig
 
     Source: Fang et al., "Incorporating Learnable Membrane Time Constant ..." (arXiv 2007.05785).
     """
-    layer: nn.Module = neuron.ParametricLIFNode(init_tau=tau, **_settings(threshold, gradient))
+    layer: nn.Module = PLIF(init_tau=tau, **_settings(threshold, gradient))
     return layer
 
 

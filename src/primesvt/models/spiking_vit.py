@@ -72,9 +72,24 @@ class SpikingViT(nn.Module):
             >>> model(torch.zeros(1, 5, 1, 8, 8), time_steps_out=True).shape
             torch.Size([5, 1, 10])
         """
+        return self.resume(self.enter(x), 0, time_steps_out=time_steps_out)
+
+    def resume(self, x: Tensor, block: int, *, time_steps_out: bool = False) -> Logits:
+        """Go on with what enters a block, ``[T, B, C, H, W]``; all blocks before it are left out.
+
+        Example:
+            >>> import torch
+            >>> from primesvt.models import create_model
+            >>> model = create_model("sdt_v2_digits").eval()
+            >>> images = torch.zeros(1, 1, 8, 8)
+            >>> first = model.blocks[0](model.enter(images))
+            >>> torch.equal(model.resume(first, 1), model(images))
+            True
+        """
         reset(self)
         try:
-            logits: Logits = self.head(self.blocks(self._time_first(x)))
+            later = self.blocks[block:] if block else self.blocks
+            logits: Logits = self.head(later(x))
         finally:
             # A membrane that is part of an autograd graph would break copy.deepcopy(model).
             reset(self)
@@ -84,7 +99,8 @@ class SpikingViT(nn.Module):
             return tuple(part.mean(0) for part in logits)
         return logits.mean(0)
 
-    def _time_first(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` as ``[T, B, C, H, W]``."""
         if x.ndim not in (4, 5):
             raise ValueError(
                 f"the input has shape {list(x.shape)}; give images [batch, channels, height, width]"

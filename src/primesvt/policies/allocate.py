@@ -21,13 +21,18 @@ RUNGS = 12  # savings that a round of exchange asks for, from the most to what t
 REFINEMENTS = 3  # halvings between the first of them that passes and the one above
 REACH = 2  # neighbouring widths that a round of exchange looks at, on either side
 LEAST_GAIN = 0.003  # of the parameter bytes, for another round
+APART = 3  # places between the widths whose curves are measured
+MILDER = (0.5, 0.7, 0.8, 0.9)  # savings of milder plans, as shares of the best one's
 
 
 class Tools(Protocol):
     """What a policy can have measured; cuts are channels kept per group."""
 
-    def distance(self, cuts: Cuts) -> float:
-        """Distance of the cut network's answers from the unpruned one's."""
+    def distances(self, wanted: Sequence[Cuts], *, around: Cuts | None = None) -> list[float]:
+        """Distance of each cut network's answers from the unpruned one's.
+
+        ``around`` are cuts that most of them share.
+        """
         ...
 
     def probe(self, cuts: Cuts) -> Probe:
@@ -53,12 +58,12 @@ class Candidate:
 class Allocate:
     """The best widths of all groups together, as far as the accuracy limit lets.
 
-    It starts at the highest rate that all groups can take alike. Then come rounds of exchange:
-    around the best plan every group is measured a little narrower and wider, all others as they
-    are; a dynamic programme over groups gives, for any saving, the widths of least total distance,
-    and the largest saving that the gate lets pass is taken. So a round gives back where that
-    hurts and takes where it is free. Distances are only added up near a plan that was measured:
-    those of groups cut alone say little about groups cut together.
+    First the distance of every group cut alone gives its curve. A dynamic programme over groups
+    gives, for any saving, the widths of least total distance, and the largest saving that the gate
+    lets pass is taken; if none passes, the highest rate that all groups can take alike. Then come
+    rounds of exchange: around the best plan every group is measured a little narrower and wider,
+    all others as they are, and the programme is solved again. So a round gives back where that
+    hurts and takes where it is free, and distances are added up near a plan that was measured.
 
     Args:
         gate: decides on whole networks.
@@ -80,10 +85,11 @@ class Allocate:
         ordered = sorted(grids, key=lambda grid: -grid.parameters)
         search = _Search(gate=self.gate, tools=tools, grids=ordered, needed=self._needed())
         search.tell = self._tell
-        best = search.alike()
+        curves = search.around({}, "curves", _spread)
+        best = search.climb(curves, {}, 0) or search.alike()
         for number in range(self.rounds):
             base, saved = (best.cuts, best.saved) if best is not None else ({}, 0)
-            options = search.around(base, f"exchange {number + 1}")
+            options = search.around(base, f"exchange {number + 1}", _near)
             traded = best is not None and search.enough(best)
             better = search.trade(options, base) if traded else search.climb(options, base, saved)
             if better is None:
@@ -92,7 +98,7 @@ class Allocate:
             gain = (best.saved - saved) / self.gate.reference.parameter_bytes
             if gain < LEAST_GAIN and not traded:
                 break
-        return search.walk(best)
+        return search.walk(best, curves)
 
     def _needed(self) -> int | None:
         """Bytes to save and no more; ``None`` for as many as the gate allows."""
@@ -137,22 +143,33 @@ class _Search:
         """All rates of all grids, ascending."""
         return sorted({rate for grid in self.grids for rate in grid.widths.values()})
 
-    def around(self, base: Mapping[str, int], stage: str) -> dict[str, list[Option]]:
-        """Neighbouring widths of every group, all others as in the plan ``base``."""
-        center, saved = self.tools.distance(base), self.tools.bytes_saved(base)
+    def around(
+        self, base: Mapping[str, int], stage: str, near: Callable[[Grid, int], list[int]]
+    ) -> dict[str, list[Option]]:
+        """Other widths of every group, all others as in the plan ``base``.
+
+        Costs of widths between measured ones are on the line between them.
+        """
+        saved = self.tools.bytes_saved(base)
+        looked = {g.group: near(g, base.get(g.group, g.size)) for g in self.grids}
+        wanted = [_narrowed(base, grid, kept) for grid in self.grids for kept in looked[grid.group]]
+        self.tell(stage, 0, len(wanted))
+        costs = iter(self.tools.distances([base, *wanted], around=base))
+        center = next(costs)
         found = {}
-        for number, grid in enumerate(self.grids):
-            widths = [grid.size, *grid.widths]
-            place = widths.index(base.get(grid.group, grid.size))
-            options = []
-            for kept in widths[max(0, place - REACH) : place + REACH + 1]:
-                cuts = _narrowed(base, grid, kept)
-                moved = self.tools.bytes_saved(cuts) - saved
-                cost = self.tools.distance(cuts) - center if moved else 0.0
-                options.append(Option(kept=kept, cost=cost, saved=moved))
-            widest = max(options, key=lambda option: option.kept)
-            found[grid.group] = _falling([_from(widest, option) for option in options])
-            self.tell(stage, number + 1, len(self.grids))
+        for grid in self.grids:
+            known = {kept: next(costs) - center for kept in looked[grid.group]}
+            options = [
+                Option(
+                    kept=kept,
+                    cost=_between(known, kept),
+                    saved=self.tools.bytes_saved(_narrowed(base, grid, kept)) - saved,
+                )
+                for kept in (grid.size, *grid.widths)
+                if min(known) <= kept <= max(known)
+            ]
+            found[grid.group] = _falling([_from(options[0], option) for option in options])
+        self.tell(stage, len(wanted), len(wanted))
         return found
 
     def climb(
@@ -200,7 +217,7 @@ class _Search:
         """A plan of less distance that still saves what was asked for."""
         knapsack, floor = self._knapsack(options, base)
         assert self.needed is not None
-        distance = self.tools.distance(base)
+        distance = self.tools.distances([base])[0]
         for extra in (1.0, 1.02, 1.05, 1.1):
             asked = extra * (self.needed - floor)
             kept = dict(zip(options, knapsack.solve(asked), strict=True))
@@ -208,7 +225,7 @@ class _Search:
             if self.tools.bytes_saved(cuts) < self.needed:
                 continue  # savings of neighbours in one tensor do not quite add up
             plan = self._look(cuts)
-            better = plan.verdict.passed and self.tools.distance(plan.cuts) < distance
+            better = plan.verdict.passed and self.tools.distances([plan.cuts])[0] < distance
             return plan if better else None
         return None
 
@@ -245,25 +262,37 @@ class _Search:
         wanted = {grid.group: kept.get(grid.group, grid.size) for grid in self.grids}
         return {g.group: wanted[g.group] for g in self.grids if wanted[g.group] < g.size}
 
-    def walk(self, best: Candidate | None) -> Walk:
+    def walk(self, best: Candidate | None, curves: Mapping[str, list[Option]]) -> Walk:
         """The plan as cuts from the largest group to the smallest."""
         if best is None:
             return Walk(choices=(), refused=len(self.refused), accuracy_bound=True, stopped=False)
-        milder = sorted(self.passed, key=lambda plan: plan.saved)
         return Walk(
-            choices=self._choices(best),
+            choices=self._choices(best.cuts),
             refused=len(self.refused),
             accuracy_bound=bool(self.refused) and not self.enough(best),
             stopped=self.enough(best),
             probe=best.probe,
             verdict=best.verdict,
-            alternatives=tuple(map(self._choices, (p for p in milder if p.saved <= best.saved))),
+            alternatives=tuple(map(self._choices, self._milder(best, curves))),
         )
 
-    def _choices(self, plan: Candidate) -> tuple[Choice, ...]:
+    def _milder(
+        self, best: Candidate, curves: Mapping[str, list[Option]]
+    ) -> list[Mapping[str, int]]:
+        """From mild plans to the best one: those that passed, and cheap ones that save less."""
+        found = [plan.cuts for plan in self.passed if plan.saved < best.saved]
+        knapsack, floor = self._knapsack(curves, {})
+        for share in MILDER:
+            kept = dict(zip(curves, knapsack.solve(share * best.saved - floor), strict=True))
+            found.append(self._cuts(kept))
+        saved = self.tools.bytes_saved
+        unique = {frozenset(cuts.items()): cuts for cuts in found if cuts != best.cuts}
+        milder = [cuts for cuts in unique.values() if 0 < saved(cuts) <= best.saved]
+        return [*sorted(milder, key=saved), best.cuts]
+
+    def _choices(self, cuts: Mapping[str, int]) -> tuple[Choice, ...]:
         """From the largest group to the smallest."""
-        chosen = [grid for grid in self.grids if grid.group in plan.cuts]
-        return tuple(_choice(grid, plan.cuts[grid.group]) for grid in chosen)
+        return tuple(_choice(grid, cuts[grid.group]) for grid in self.grids if grid.group in cuts)
 
 
 def _choice(grid: Grid, kept: int) -> Choice:
@@ -274,6 +303,25 @@ def _choice(grid: Grid, kept: int) -> Choice:
         rate=grid.widths[kept],
         kept=kept,
     )
+
+
+def _near(grid: Grid, kept: int) -> list[int]:
+    """Widths of a group a few places away from one of them, from wide to narrow."""
+    widths = [grid.size, *grid.widths]
+    place = widths.index(kept)
+    return widths[max(0, place - REACH) : place + REACH + 1]
+
+
+def _spread(grid: Grid, _: int) -> list[int]:
+    """Every third width of a group from the narrowest on, and the full one."""
+    widths = [grid.size, *grid.widths]
+    return [k for n, k in enumerate(widths) if n == 0 or (len(widths) - 1 - n) % APART == 0]
+
+
+def _between(known: Mapping[int, float], kept: int) -> float:
+    """The cost of a width on the line between the measured ones beside it."""
+    places = sorted(known)
+    return float(np.interp(kept, places, [known[place] for place in places]))
 
 
 def _narrowed(base: Mapping[str, int], grid: Grid, kept: int) -> dict[str, int]:

@@ -1,62 +1,149 @@
-"""Batch-norm re-estimation: running statistics of what a norm really sees after a cut."""
+"""Batch-norm re-estimation: running statistics follow what a cut changed in front of a norm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from primesvt.calibration import Calibration, calibrating
-from primesvt.calibration.wiring import NORMS
+from primesvt.calibration import Calibration
+from primesvt.calibration.norms import Norm, Seen, norms_of, see
+from primesvt.together import Together, block_of
 
 __all__ = ["reestimate"]
 
+Expected = Sequence[Mapping[str, list[Seen]]]
+Kept = Mapping[str, Tensor]
 
-def reestimate(model: nn.Module, calibration: Calibration, norms: Iterable[str]) -> None:
-    """Replace the running statistics of some norms by those on calibration inputs, in one pass.
 
-    While the pass runs, these norms normalise by the statistics of each batch, so later ones see
-    what earlier ones will give. Means and variances are averaged over equally weighted batches;
-    one that shows a norm a single value per channel, which has no variance, is left out.
+def reestimate(
+    together: Together,
+    calibration: Calibration,
+    expected: Expected,
+    kept: Sequence[Kept],
+    common: Kept | None = None,
+) -> None:
+    """Move the running statistics of networks by what their cuts changed, in place and in one pass.
 
-    Source: Li et al., "EagleEye: fast sub-net evaluation for efficient neural network pruning"
-    (arXiv 2007.02491), adaptive batch normalization.
+    A norm whose channel had mean ``m0`` and variance ``v0`` on a batch in the unpruned network, and
+    has ``m`` and ``v`` in the pruned one, gets statistics with which it gives the mean and variance
+    that it gave in the unpruned network:
 
-    Example:
-        >>> import torch
-        >>> from primesvt.calibration import calibration_of
-        >>> net = nn.Sequential(nn.BatchNorm1d(1)).eval()
-        >>> inputs = calibration_of(torch.tensor([[1.0], [3.0]]))
-        >>> reestimate(net, inputs, ["0"])
-        >>> net[0].running_mean.item(), net[0].running_var.item(), net[0].training
-        (2.0, 2.0, False)
+        r = (v + eps) / (v0 + eps),    m - (m0 - running_mean) sqrt(r),    running_var x r
+
+    It normalises the batch by them, so that later norms see what it will give, and in the end takes
+    their average over all batches. So only what the cut did moves the statistics: neither the few
+    images nor their difference from the augmented ones of the training do, and a cut that changes
+    nothing leaves the network bit by bit as it was.
+
+    Args:
+        together: the smaller networks; blocks that they share with their common network stay.
+            A common network that is cut itself must not be re-estimated yet, and is not here.
+        calibration: the inputs.
+        expected: what norms of the unpruned network saw of every batch (``seen_by``).
+        kept: for every network: norm -> which of its channels are left.
+        common: the same for the common network, where that is cut.
+
+    Source: re-estimation as in Li et al., "EagleEye" (arXiv 2007.02491), paired here with the
+    unpruned network's statistics on the same inputs.
     """
-    layers = [layer for name in norms if isinstance(layer := model.get_submodule(name), NORMS)]
-    layers = [layer for layer in layers if layer.running_mean is not None]
-    if not layers:
-        return
-    momenta = [layer.momentum for layer in layers]
-    known = [{name: value.clone() for name, value in layer.named_buffers()} for layer in layers]
-    handles = [layer.register_forward_pre_hook(_only_of_several) for layer in layers]
-    with calibrating(model):
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain average over batches
-            layer.train()
-        try:
-            for _ in calibration.run(model):
-                pass
-        finally:
-            for layer, momentum, handle, before in zip(
-                layers, momenta, handles, known, strict=True
-            ):
-                handle.remove()
-                layer.momentum = momentum
-                if not layer.num_batches_tracked:  # nothing seen: what was known stays
-                    for name, value in layer.named_buffers():
-                        value.copy_(before[name])
+    starts = together.starts if together.common is not None else [0] * len(kept)
+    followers = [
+        _Follower(network, start, channels, expected)
+        for network, start, channels in zip(together.networks, starts, kept, strict=True)
+    ]
+    ahead = []
+    if together.common is not None and common is not None:
+        ahead = [_Follower(together.common, 0, common, expected)]
+    with together.calibrating(), _following([*followers, *ahead]):
+        for number, batch in enumerate(calibration):
+            for follower in (*followers, *ahead):
+                follower.begin(number)
+            together(*batch)
+    for follower in followers:
+        follower.finish()
+    for follower in ahead:
+        follower.restore()
 
 
-def _only_of_several(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Estimate from inputs with more than one value per channel only."""
-    norm.training = args[0].numel() > args[0].shape[1]
+class _Follower:
+    """The norms of one network, from one block on, and where their statistics go."""
+
+    def __init__(self, network: nn.Module, start: int, kept: Kept, expected: Expected) -> None:
+        find = block_of(network)
+        self.norms = {n: m for n, m in norms_of(network).items() if find(n) >= start}
+        self.before = {name: _statistics(norm) for name, norm in self.norms.items()}
+        self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self.calls: dict[str, int] = {}
+        self.kept, self.expected, self.batch = kept, expected, 0
+
+    def begin(self, batch: int) -> None:
+        """The next batch comes."""
+        self.batch = batch
+        self.calls.clear()
+
+    def see(self, name: str, norm: Norm, x: Tensor) -> None:
+        """Normalise a call's input by statistics moved for it."""
+        call = self.calls.get(name, 0)
+        self.calls[name] = call + 1
+        was, now = self.expected[self.batch][name][call], see(norm, x)
+        kept = self.kept.get(name, slice(None))
+        mean, variance = self.before[name]
+        m, m0, v, v0 = now.mean, was.mean[kept], now.variance, was.variance[kept]
+        ratio = (v.double() + norm.eps) / (v0.double() + norm.eps)
+        moved = mean + (m - m0) + (m0 - mean) * (1 - ratio.sqrt())  # m - (m0 - mean) sqrt(ratio)
+        scaled = variance * ratio
+        known = self.sums.get(name, (torch.zeros_like(mean), torch.zeros_like(mean), 0))
+        self.sums[name] = (
+            known[0] + moved * now.count,
+            known[1] + scaled * now.count,
+            known[2] + now.count,
+        )
+        _set(norm, moved, scaled)
+
+    def finish(self) -> None:
+        """The average over all batches; a norm that saw nothing keeps what it knew."""
+        for name, norm in self.norms.items():
+            if name in self.sums:
+                mean, variance, count = self.sums[name]
+                _set(norm, mean / count, variance / count)
+            else:
+                _set(norm, *self.before[name])
+
+    def restore(self) -> None:
+        """As if nothing had been."""
+        for name, norm in self.norms.items():
+            _set(norm, *self.before[name])
+
+
+def _statistics(norm: Norm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean.double(), norm.running_var.double()
+
+
+def _set(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+@contextmanager
+def _following(followers: Sequence[_Follower]) -> Iterator[None]:
+    handles = []
+    for follower in followers:
+        for name, norm in follower.norms.items():
+
+            def note(
+                module: Any, args: tuple[Any, ...], name: str = name, f: _Follower = follower
+            ) -> None:
+                f.see(name, module, args[0])
+
+            handles.append(norm.register_forward_pre_hook(note))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from primesvt.calibration import Activity
 from primesvt.channels.graph import Ids
+from primesvt.channels.surgery import kept_along
 from primesvt.plan import NOTHING
 from primesvt.recovery.batchnorm import reestimate
 from primesvt.recovery.refit import refit
+from primesvt.together import Together
 
 __all__ = ["RECOVERIES", "Recovery"]
 
@@ -23,8 +26,8 @@ class Recovery:
     """Refit in front of a cut, batch norms behind it; statistics are those of the unpruned network.
 
     Args:
-        kind: ``none``; ``bn``: batch norms behind the cut are re-estimated; ``refit``: before that,
-            the layers that read the cut channels are solved again by least squares.
+        kind: ``none``; ``bn``: batch norms follow what the cut changed; ``refit``: before that, the
+            layers that read the cut channels are solved again by least squares.
         activity: what calibration inputs show; may be ``None`` for ``none`` only.
 
     Raises:
@@ -52,11 +55,36 @@ class Recovery:
         if self.kind == "refit" and self.activity is not None:
             refit(model, self.activity, cuts)
 
-    def after(self, model: nn.Module, cuts: Mapping[str, Ids]) -> None:
-        """Adapt the smaller network, in place."""
-        if self.kind != "none" and self.activity is not None and cuts:
-            norms = self.activity.wiring.norms_from(self._start(cuts))
-            reestimate(model, self.activity.calibration, norms)
+    def after(
+        self,
+        together: Together,
+        cuts: Sequence[Mapping[str, Ids]],
+        common: Mapping[str, Ids] | None = None,
+    ) -> None:
+        """Adapt smaller networks, in place; blocks that they share with a common one stay.
+
+        ``common`` are the cuts of a common network that is cut, and not adapted yet.
+        """
+        if self.kind == "none" or self.activity is None:
+            return
+        reestimate(
+            together,
+            self.activity.calibration,
+            self.activity.norms,
+            [self._kept(rows) for rows in cuts],
+            common=self._kept(common) if common else None,
+        )
+
+    def _kept(self, cuts: Mapping[str, Ids]) -> dict[str, Tensor]:
+        """Norm -> the channels that are left of it."""
+        assert self.activity is not None
+        graph = self.activity.graph
+        names = {norm: f"{norm}.running_mean" for norm in self.activity.norms[0]}
+        return {
+            norm: torch.from_numpy(kept_along(graph, tensor, 0, cuts))
+            for norm, tensor in names.items()
+            if tensor in graph.tensors
+        }
 
     def describe(self, group: str) -> str:
         """What makes up for a cut of this group, for the plan.
@@ -79,18 +107,3 @@ class Recovery:
         weight = self.activity.model.get_parameter(f"{reader}.weight")
         spatial = weight.shape[2:].numel() > 1
         return f"{reader}, channel mixing" if spatial else reader
-
-    def _start(self, cuts: Mapping[str, Ids]) -> int:
-        """Where in the order of modules the first difference arises.
-
-        At the readers of a cut group; behind its last member, where only a product reads it.
-        """
-        assert self.activity is not None
-        order = self.activity.wiring.order
-        places = []
-        for name in cuts:
-            members = self.activity.graph[name].members
-            readers = [m.module for m in members if m.role == "reader"]
-            found = [order.index(m) for m in readers or (x.module for x in members) if m in order]
-            places.append((min(found) if readers else max(found)) if found else 0)
-        return min(places, default=0)

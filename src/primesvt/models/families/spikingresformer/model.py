@@ -156,8 +156,9 @@ class SpikingResformer(SpikingViT):
                 (height, width), patch = stages[int(name.removeprefix("block").split("_")[0]) - 1]
                 attention.tokens = (height // patch) * (width // patch)
 
-    def _time_first(self, x: Tensor) -> Tensor:
-        frames = super()._time_first(x)
+    def enter(self, x: Tensor) -> Tensor:
+        """Images or frames with time in front; the first ones fix the image size, if none did."""
+        frames = super().enter(x)
         if self.config.img_size is None:
             height, width = x.shape[-2:]
             self.set_img_size(height if height == width else (height, width))

@@ -1,0 +1,167 @@
+"""Forward time on a CPU: as evaluated here, against SpikingJelly's own neurons everywhere.
+
+    python benchmarks/throughput.py      # results/throughput.json and .md, about three minutes
+
+One thread, no gradients. The plain network has the same weights; its neurons are SpikingJelly's
+classes, and its first layer is computed at every time step. Both run in turn, in changing order,
+so that other load on the machine meets both; a ratio is that of two neighbouring runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import RESULTS, machine, save
+from spikingjelly.activation_based import neuron
+from torch import Tensor, nn
+
+from primesvt.checkpoint import open_model
+from primesvt.models import SpikingViT, create_model, reset
+from primesvt.models.inference import LIF, PLIF
+from primesvt.models.neurons import lif
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+BATCHES = (1, 32, 256)
+LAYERS = ((1, 256, 64, 16, 16), (4, 64, 128, 8, 8), (4, 450, 64, 4, 4), (4, 1, 64, 8, 8))
+SECONDS, PAIRS = 40.0, 60  # of one case, at most; at least five pairs
+LARGEST = 2**20  # input values times time steps: beyond, activations outgrow a small machine
+Forward = Callable[[Tensor], Any]
+
+
+def cases() -> dict[str, tuple[SpikingViT, tuple[int, int, int]]]:
+    """Networks by name, with the size of their images."""
+    random = create_model("sdt_v2_small")
+    for module in random.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 2.0)  # so that neurons fire
+    return {
+        "sdt_v2_digits": (create_model("sdt_v2_digits", pretrained=True), (1, 8, 8)),
+        "cifar10_seed0": (open_model(str(CHECKPOINTS / "cifar10_seed0")).model, (3, 32, 32)),
+        "sdt_v2_small, random weights": (random, (3, 32, 32)),
+    }
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy with SpikingJelly's neurons; all their settings live in attributes, so they stay."""
+    bare = copy.deepcopy(module)
+    for part in bare.modules():
+        if isinstance(part, LIF | PLIF):
+            part.__class__ = neuron.LIFNode if isinstance(part, LIF) else neuron.ParametricLIFNode
+    return bare
+
+
+def every_step(model: nn.Module) -> nn.Module:
+    """Let a model compute its first layer at every time step: no two share memory."""
+    blocks = model.get_submodule("blocks")
+    blocks.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(),))
+    return model
+
+
+def timed(forward: Forward, x: Tensor, repeats: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        forward(x)
+    return (time.perf_counter() - begin) / repeats
+
+
+def race(runners: dict[str, Forward], x: Tensor) -> dict[str, Any]:
+    """Median seconds of each, and quartiles of the ratio of the first to each other."""
+    slowest = max([timed(f, x, 1) for f in runners.values() for _ in range(2)][1::2])
+    repeats = max(1, int(0.05 / slowest))
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    begin = time.perf_counter()
+    while (pairs := len(seconds["plain"])) < 5 or (
+        pairs < PAIRS and time.perf_counter() - begin < SECONDS
+    ):
+        for name in list(runners)[:: 1 if pairs % 2 else -1]:
+            seconds[name].append(timed(runners[name], x, repeats))
+    arrays = {name: np.array(values) for name, values in seconds.items()}
+    return {
+        "pairs": len(arrays["plain"]),
+        "seconds": {name: float(np.median(values)) for name, values in arrays.items()},
+        "ratio": {
+            name: np.quantile(arrays["plain"] / values, (0.25, 0.5, 0.75)).tolist()
+            for name, values in arrays.items()
+            if name != "plain"
+        },
+    }
+
+
+def alone(layer: nn.Module) -> Forward:
+    """A neuron layer from rest."""
+
+    def forward(x: Tensor) -> Tensor:
+        reset(layer)
+        spikes: Tensor = layer(x)
+        return spikes
+
+    return forward
+
+
+def rows() -> list[dict[str, Any]]:
+    found = []
+    for shape in LAYERS:
+        layer, x = lif(), torch.randn(shape) * 2 + 0.5
+        runners = {"plain": alone(plain(layer)), "all": alone(layer)}
+        same = {"identical": torch.equal(runners["plain"](x), runners["all"](x))}
+        found.append({"what": f"one layer {list(shape)}"} | race(runners, x) | same)
+        print(found[-1], flush=True)
+    for name, (model, size) in cases().items():
+        model.eval()
+        runners = {
+            "plain": every_step(plain(model)),
+            "neurons": every_step(copy.deepcopy(model)),
+            "all": model,
+        }
+        for batch in BATCHES:
+            x = torch.randn(batch, *size)
+            if x.numel() * model.time_steps > LARGEST:
+                continue
+            before, after = runners["plain"](x), runners["all"](x)
+            row = {"what": name, "time_steps": model.time_steps, "batch": batch}
+            row |= race(runners, x) | {
+                "identical": torch.equal(before, after),
+                "predictions_changed": int((before.argmax(1) != after.argmax(1)).sum()),
+            }
+            found.append(row)
+            print(row, flush=True)
+    return found
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    head = [
+        "| network | T | batch | plain, ms | here, ms | times as fast (quartiles) "
+        "| neurons alone | same output |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        low, middle, high = row["ratio"]["all"]
+        part = row["ratio"].get("neurons")
+        head.append(
+            f"| {row['what']} | {row.get('time_steps', '')} | {row.get('batch', '')} "
+            f"| {row['seconds']['plain'] * 1e3:.2f} | {row['seconds']['all'] * 1e3:.2f} "
+            f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {f'{part[1]:.2f}' if part else ''} "
+            f"| {'bit for bit' if row['identical'] else 'no'} |"
+        )
+    here = ", ".join(f"{key} {value}" for key, value in machine().items())
+    return "\n".join([*head, "", f"{here}.", ""])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = rows()
+    save("throughput", found)
+    (RESULTS / "throughput.md").write_text(page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What batch norms see of every batch: mean and variance of their channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from primesvt.calibration.inputs import Calibration, calibrating
+from primesvt.calibration.wiring import NORMS
+
+__all__ = ["Norm", "Seen", "norms_of", "see", "seen_by"]
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Mean and variance ``[C]`` of one call's input over all but the channels, from ``count``."""
+
+    mean: Tensor
+    variance: Tensor
+    count: int
+
+
+def see(norm: Norm, x: Tensor) -> Seen:
+    """What one call shows a norm; SpikingJelly's multi-step layers have channels behind time.
+
+    Example:
+        >>> found = see(nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0]]))
+        >>> found.mean.item(), found.variance.item(), found.count
+        (2.0, 1.0, 2)
+    """
+    axis = 2 if getattr(norm, "step_mode", "s") == "m" else 1
+    variance, mean = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != axis], correction=0)
+    return Seen(mean=mean, variance=variance, count=x.numel() // max(1, len(mean)))
+
+
+def norms_of(model: nn.Module) -> dict[str, Norm]:
+    """The batch norms that have running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, NORMS) and module.running_mean is not None
+    }
+
+
+def seen_by(model: nn.Module, calibration: Calibration) -> tuple[Mapping[str, list[Seen]], ...]:
+    """For every batch: norm -> what each of its calls saw.
+
+    Example:
+        >>> from primesvt.calibration import calibration_of
+        >>> net = nn.Sequential(nn.BatchNorm1d(1)).eval()
+        >>> inputs = calibration_of(torch.ones(5, 1), batch_size=2)
+        >>> [len(batch["0"]) for batch in seen_by(net, inputs)]
+        [1, 1, 1]
+    """
+    batches: list[dict[str, list[Seen]]] = []
+    current: dict[str, list[Seen]] = {}
+    with calibrating(model), _watched(model, current):
+        for _ in calibration.run(model):
+            batches.append({name: list(calls) for name, calls in current.items()})
+            current.clear()
+    return tuple(batches)
+
+
+@contextmanager
+def _watched(model: nn.Module, found: dict[str, list[Seen]]) -> Iterator[None]:
+    handles = []
+    for name, norm in norms_of(model).items():
+
+        def note(module: Any, args: tuple[Any, ...], name: str = name) -> None:
+            found.setdefault(name, []).append(see(module, args[0]))
+
+        handles.append(norm.register_forward_pre_hook(note))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,143 @@
+"""Sharing what networks have in common changes what it takes, and not one bit of the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from primesvt.bench import Bench
+from primesvt.distance import Distance
+from primesvt.evaluation import DataEvaluator, Measurement
+from primesvt.importance import find_importance
+from primesvt.memory import parameter_bytes
+from primesvt.probes import ProbeTable, Reference
+from primesvt.recovery import Recovery
+from primesvt.together import Together, block_of
+
+from ..channels.firing import state_bytes
+from ..lively import FAMILIES, Lively, free, lively
+from .conftest import OwnNet
+
+
+def bench(one: Lively, kind: str) -> Bench:
+    table = ProbeTable()
+    table.reference = Reference(
+        context={},
+        measurement=Measurement(value=1.0),
+        parameter_bytes=parameter_bytes(one.model),
+    )
+    return Bench(
+        model=one.model,
+        graph=one.graph,
+        evaluate=lambda _: Measurement(value=1.0),
+        table=table,
+        importance=find_importance("activity"),
+        evidence=one.evidence,
+        recovery=Recovery(kind=kind, activity=one.activity),
+        distance=Distance(one.model, one.activity.calibration),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
+    one = lively(family)
+    at = bench(one, "refit")
+    groups = [g for g in free(one.graph) if g.size > 2]
+    around = {g.name: g.size - 1 for g in groups[1::2]}
+    wanted = [{**around, g.name: g.size // 2} for g in groups]
+    wanted += [{k: v for k, v in around.items() if k != g.name} for g in groups[1:4:2]]
+    seen = 0
+    for cuts, together, _ in at._together(wanted, around):
+        with together.calibrating():
+            answers = together(one.x)
+        for each, network, found in zip(cuts, together.networks, answers, strict=True):
+            alone = at.cut(each)
+            assert state_bytes(network) == state_bytes(alone)
+            with torch.no_grad():
+                assert torch.equal(found, alone(one.x))
+            seen += 1
+        assert max(together.starts) > 0
+    assert seen == len(wanted)
+
+
+def test_distances_are_those_measured_one_by_one() -> None:
+    one = lively("sdt_v2")
+    groups = free(one.graph)[:6]
+    wanted = [{}] + [{g.name: g.size // 2} for g in groups]
+    found = bench(one, "refit").distances(wanted)
+    assert found == [bench(one, "refit").distance(cuts) for cuts in wanted]
+    assert found[0] == 0 and any(found)
+
+
+def test_probes_are_those_measured_one_by_one(model, graph, digits) -> None:
+    def fresh() -> Bench:
+        evaluate = DataEvaluator(splits=digits, batch_size=32, device=torch.device("cpu"))
+        table = ProbeTable()
+        size = parameter_bytes(model)
+        table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
+        return Bench(
+            model=model,
+            graph=graph,
+            evaluate=evaluate,
+            table=table,
+            importance=find_importance("l2"),
+        )
+
+    groups = graph.prunable()
+    wanted = [{g.name: g.size // 2} for g in groups] + [{groups[0].name: groups[0].size // 2}]
+    together, alone = fresh(), fresh()
+    found = together.probes(wanted)
+    assert [p.cuts for p in found] == wanted
+    for probe, cuts in zip(found, wanted, strict=True):
+        one = alone.probe(cuts)
+        assert (probe.accuracy, probe.lost, probe.gained) == (one.accuracy, one.lost, one.gained)
+        assert probe.parameter_bytes == one.parameter_bytes
+    assert len(together.table) == len(groups)
+
+
+def test_the_common_network_is_left_alone() -> None:
+    one = lively("sdt_v2")
+    before = state_bytes(one.model)
+    bench(one, "refit").distances([{g.name: 1} for g in free(one.graph)[:4]])
+    assert state_bytes(one.model) == before
+
+
+def test_networks_without_blocks_run_alone() -> None:
+    torch.manual_seed(0)
+    nets = [OwnNet().eval(), OwnNet().eval()]
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        found = Together(networks=nets)(x)
+        again = Together(networks=nets)(x)  # neurons start afresh
+    assert all(map(torch.equal, found, again))
+    assert not torch.equal(*found)
+    assert block_of(nets[0])("conv") == 0
+
+
+def test_only_differing_blocks_are_run() -> None:
+    one = lively("sdt_v2")
+    calls: list[str] = []
+    handles = [
+        block.register_forward_hook(lambda *_, n=name: calls.append(n))
+        for name, block in one.model.blocks.named_children()
+    ]
+    names = [name for name, _ in one.model.blocks.named_children()]
+    pair = Together(networks=[one.model] * 3, common=one.model, starts=[2, 2, len(names)])
+    with torch.no_grad():
+        answers = pair(one.x)
+    for handle in handles:
+        handle.remove()
+    assert calls == [*names[:2], *names[2:] * 2, *names[2:]]
+    assert all(torch.equal(a, answers[0]) for a in answers)
+
+
+def test_flags_come_back() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).train()
+    pair = Together(networks=[net])
+    with pair.calibrating():
+        assert not net.training and not torch.is_grad_enabled()
+        pair(torch.zeros(2, 2))
+    assert net.training and net[1].training and torch.is_grad_enabled()
+    assert np.isfinite(net[0].running_mean.numpy()).all()
