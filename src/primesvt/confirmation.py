@@ -73,7 +73,7 @@ def divide(splits: Splits, limit: float) -> tuple[Splits, Dataset[Any] | None, s
 def sequence(alternatives: Sequence[Cuts], saved: Callable[[Cuts], int]) -> list[Cuts]:
     """From a mild network to the one found, in the order in which they are tested.
 
-    Those of the networks that passed whose saving is next to 50, 70, 80, 90, 95 and 100 % of the
+    Those of the networks whose saving is next to 50, 70, 80, 90, 95 and 100 % of the
     last one's. The order is fixed before an image of the confirmation is seen.
     """
     if not alternatives:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from primesvt.calibration.patches import patches
 from primesvt.channels import remove_channels
 from primesvt.recovery.refit import refit
 from primesvt.recovery.solve import DAMPING, regression
@@ -262,3 +263,52 @@ def test_only_readers_of_what_is_cut_change() -> None:
     refit(copied, one.activity, {"0": np.array([[0, 1, 2, 3]])})
     changed = {n for n, p in copied.named_parameters() if not torch.equal(p, net.get_parameter(n))}
     assert changed == {"2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_larger_kernel_gets_the_ridge_optimum_on_patches(stride: int) -> None:
+    """Zeros of the padding are inputs like others, so borders are right too."""
+    torch.manual_seed(8)
+    last = nn.Conv2d(5, 3, 3, stride, padding=1)
+    net = nn.Sequential(nn.Conv2d(2, 5, 1), nn.ReLU(), last).double().eval()
+    one = watched(net, torch.randn(12, 2, 6, 6, dtype=torch.float64), batch=4)
+    fitted = outputs(cut(one, {"0": [[0, 1, 3]]}, fit=True), one.x).numpy()
+
+    hidden = outputs(net[:2], one.x)
+    columns = nn.functional.unfold(hidden, 3, padding=1, stride=stride)
+    rows = columns.transpose(1, 2).flatten(0, 1).numpy()
+    left = np.isin(np.arange(45) // 9, [0, 1, 3])
+    weight = last.weight.detach().flatten(1).numpy()
+    center = rows - rows.mean(0)
+    penalty = DAMPING * np.square(center).mean() + 1e-12
+    stacked = np.vstack([center[:, left], np.sqrt(penalty * len(rows)) * np.eye(27)])
+    target = np.vstack([center[:, ~left] @ weight[:, ~left].T, np.zeros((27, 3))])
+    mixing = np.linalg.lstsq(stacked, target, rcond=None)[0]
+    wanted = rows[:, left] @ weight[:, left].T + last.bias.detach().numpy()
+    wanted += center[:, left] @ mixing + rows.mean(0)[~left] @ weight[:, ~left].T
+    found = fitted.reshape(12, 3, -1).transpose(0, 2, 1).reshape(-1, 3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_a_kernel_too_wide_for_patches_gets_a_mixing_of_channels(monkeypatch) -> None:
+    torch.manual_seed(9)
+    net = Mixed(nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(6, 5, 3, padding=1)).eval()
+    x = torch.randn(32, 4, 6, 6)
+    keep = {"first": [[0, 2, 3, 5]]}
+    told, errors = [], []
+    for largest in (6 * 9, 6 * 9 - 1):
+        monkeypatch.setattr("primesvt.calibration.patches.LARGEST", largest)
+        one = watched(net, x, batch=8)
+        told.append([reader.taps for reader in one.activity.readers["first"]])
+        errors.append(error(one, cut(one, keep, fit=True)))
+    assert told == [[9], [1]]
+    assert errors[0] < errors[1] < error(one, cut(one, keep, fit=False))
+
+
+def test_many_patches_are_taken_from_images_spread_over_the_batch(monkeypatch) -> None:
+    monkeypatch.setattr("primesvt.calibration.patches.ROWS", 80)
+    layer = nn.Conv2d(1, 1, 3, padding=1)
+    x = torch.arange(10.0)[:, None, None, None].expand(10, 1, 5, 5)
+    rows = patches(layer, x)
+    assert rows.shape == (75, 9)
+    assert sorted(set(rows[:, 4].tolist())) == [0.0, 4.0, 9.0]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from primesvt.calibration.inputs import Calibration, calibrating
 from primesvt.calibration.moments import Moments
 from primesvt.calibration.norms import Seen, seen_by
+from primesvt.calibration.patches import patches
 from primesvt.calibration.readers import Reader, readers_of
 from primesvt.calibration.wiring import Wiring, channel_axis, wire
 from primesvt.channels import ChannelGraph, ChannelGroup
@@ -78,6 +79,24 @@ class Activity:
 
         with calibrating(self.model):
             self._run({r.module for readers in self.readers.values() for r in readers}, take)
+        return found
+
+    def inputs(self, reader: Reader) -> Moments:
+        """Moments of what an output of a reader sees: its channels, at every tap."""
+        return self._moments[reader.module] if reader.taps == 1 else self._patches[reader.module]
+
+    @cached_property
+    def _patches(self) -> dict[str, Moments]:
+        found: dict[str, Moments] = {}
+
+        def take(name: str, layer: nn.Module, args: tuple[Any, ...], _out: Any) -> None:
+            assert isinstance(layer, nn.Conv2d)
+            rows = patches(layer, args[0])
+            found.setdefault(name, Moments(channels=rows.shape[1])).add(rows)
+
+        readers = [reader for own in self.readers.values() for reader in own]
+        with calibrating(self.model):
+            self._run({reader.module for reader in readers if reader.taps > 1}, take)
         return found
 
     @cached_property

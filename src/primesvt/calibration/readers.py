@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from primesvt.calibration.patches import taps_of
 from primesvt.calibration.wiring import LAYERS, Layer
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids, Member
@@ -25,12 +26,14 @@ class Reader:
         tensor: the name of its weight ``[out, in / groups, ...]``.
         groups: of a grouped convolution; 1 otherwise.
         ids: for every input channel ``position * size + channel`` of the group, or -1.
+        taps: places of the kernel at which an input is told apart; 1 for channels as a whole.
     """
 
     module: str
     tensor: str
     groups: int
     ids: Ids
+    taps: int = 1
 
     def layer(self, model: nn.Module) -> Layer:
         """The layer in a model of the widths that the graph was traced at."""
@@ -44,6 +47,13 @@ class Reader:
         rows = weight.shape[0] // self.groups
         blocks = weight.reshape(self.groups, rows, weight.shape[1], -1)
         return blocks.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+
+    def inputs(self, model: nn.Module) -> Tensor:
+        """Weights by what an output sees, taps apart: ``[in * taps, ...]``, float64."""
+        if self.taps == 1:
+            return self.columns(model)
+        weight = self.layer(model).weight.detach().double().cpu()
+        return weight.flatten(1).T.contiguous()
 
     def per_channel(self, values: Tensor, group: ChannelGroup) -> npt.NDArray[np.float64]:
         """Sum values ``[in]`` over the inputs of each of the group's channels."""
@@ -88,4 +98,6 @@ def _reader(
         if prod(group.fronts) != groups or len(ids) != group.size:
             return None  # channels of the convolution's groups stand in an order not known here
         ids = np.arange(group.positions * group.size, dtype=np.int64)
-    return Reader(module=member.module, tensor=member.tensor, groups=groups, ids=ids)
+    return Reader(
+        module=member.module, tensor=member.tensor, groups=groups, ids=ids, taps=taps_of(layer)
+    )

@@ -17,6 +17,7 @@ from primesvt.recovery.solve import damped
 __all__ = ["obs", "product"]
 
 BLOCKS = 128
+PATCH_BLOCKS = 32
 _TINY = 1e-12
 
 
@@ -25,9 +26,10 @@ def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
 
     Greedy optimal brain surgeon: again and again those channels go whose removal, after a least-
     squares update of all others, costs the readers least: ``||w_c||^2 / [C^-1]_cc`` with the damped
-    covariance ``C`` of what the reader sees. Weights and inverse are updated each time. One channel
-    goes at a time, of wide groups a ``BLOCKS``-th part of what is left. The score is the place in
-    that order, at every position (head) its own. Costs of several readers are added, each over its
+    covariance ``C`` of what the reader sees; in a larger kernel a channel is a block of it. Weights
+    and inverse are updated each time. One channel goes at a time, of wide groups a ``BLOCKS``-th
+    part of what is left, a ``PATCH_BLOCKS``-th in larger kernels. The score is the place in that
+    order, at every position (head) its own. Costs of several readers are added, each over its
     total. Where only a product reads the channels: ``product``.
 
     Source: Hassibi and Stork, "Second order derivatives for network pruning" (NIPS 1992), equations
@@ -38,9 +40,10 @@ def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
         return product(evidence, group)
     fronts = [_Front.of(evidence, reader) for reader in readers]
     order = np.full((group.positions, group.size), np.inf)
+    blocks = BLOCKS if all(reader.taps == 1 for reader in readers) else PATCH_BLOCKS
     gone = 0
     while gone < group.size:
-        block = max(1, (group.size - gone) // BLOCKS)
+        block = max(1, (group.size - gone) // blocks)
         cost = np.sum([front.cost(group) for front in fronts], axis=0)
         cost[np.isfinite(order)] = np.inf
         chosen = np.argsort(cost, axis=1, kind="stable")[:, :block]
@@ -78,31 +81,45 @@ class _Front:
     weights: Tensor
     inverse: Tensor
     scale: float
+    taps: int = 1
 
     @classmethod
     def of(cls, evidence: Evidence, reader: Reader) -> _Front:
-        covariance = evidence.seen.moments(reader.module).covariance
-        weights = _compact(reader.columns(evidence.model))
+        covariance = evidence.seen.inputs(reader).covariance
+        weights = _compact(reader.inputs(evidence.model))
         scale = float((weights * (covariance @ weights)).sum())
         return cls(
             ids=torch.from_numpy(reader.ids),
             weights=weights,
             inverse=torch.linalg.inv(damped(covariance, reader.groups)),
             scale=max(scale, _TINY),
+            taps=reader.taps,
         )
 
     def cost(self, group: ChannelGroup) -> Scores:
         """Of removing each channel next, as a share of the reader's output variance."""
-        each = self.weights.square().sum(1) / self.inverse.diagonal().clamp(min=_TINY) / self.scale
+        each = self._each() / self.scale
         total = torch.zeros(group.positions * group.size, dtype=torch.float64)
         own = self.ids >= 0
         total.index_add_(0, self.ids[own], each[own])
         return total.reshape(group.positions, group.size).numpy()
 
+    def _each(self) -> Tensor:
+        """``w^T [C^-1]_cc^-1 w`` of every input channel, its taps together."""
+        if self.taps == 1:
+            return self.weights.square().sum(1) / self.inverse.diagonal().clamp(min=_TINY)
+        blocks = self.inverse.unflatten(0, (-1, self.taps)).unflatten(2, (-1, self.taps))
+        own = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        own = own + _TINY * torch.eye(self.taps, dtype=own.dtype)
+        weights = self.weights.unflatten(0, (-1, self.taps))
+        total: Tensor = (weights * torch.linalg.solve(own, weights)).sum((1, 2))
+        return total
+
     def remove(self, channels: npt.NDArray[np.int64]) -> None:
         """Take out the inputs of some channels, and let the others compensate."""
         out = torch.isin(self.ids, torch.from_numpy(channels))
-        places, left = out.nonzero().flatten(), (~out).nonzero().flatten()
+        inputs = out.repeat_interleave(self.taps)
+        places, left = inputs.nonzero().flatten(), (~inputs).nonzero().flatten()
         columns = self.inverse[:, places]
         pivots = columns[places]
         pivots.diagonal().add_(_TINY)
@@ -111,7 +128,7 @@ class _Front:
         kept = columns[left]
         self.weights = self.weights[left] - kept @ update[:, :width]
         self.inverse = self.inverse[left][:, left] - kept @ update[:, width:][:, left]
-        self.ids = self.ids[left]
+        self.ids = self.ids[~out]
 
 
 def _compact(weights: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ REFINEMENTS = 3  # halvings between the first of them that passes and the one ab
 REACH = 2  # neighbouring widths that a round of exchange looks at, on either side
 LEAST_GAIN = 0.003  # of the parameter bytes, for another round
 APART = 3  # places between the widths whose curves are measured
-MILDER = (0.5, 0.7, 0.8, 0.9)  # savings of milder plans, as shares of the best one's
+MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the best one's
 
 
 class Tools(Protocol):
@@ -279,16 +279,19 @@ class _Search:
     def _milder(
         self, best: Candidate, curves: Mapping[str, list[Option]]
     ) -> list[Mapping[str, int]]:
-        """From mild plans to the best one: those that passed, and cheap ones that save less."""
-        found = [plan.cuts for plan in self.passed if plan.saved < best.saved]
-        knapsack, floor = self._knapsack(curves, {})
-        for share in MILDER:
-            kept = dict(zip(curves, knapsack.solve(share * best.saved - floor), strict=True))
-            found.append(self._cuts(kept))
-        saved = self.tools.bytes_saved
-        unique = {frozenset(cuts.items()): cuts for cuts in found if cuts != best.cuts}
-        milder = [cuts for cuts in unique.values() if 0 < saved(cuts) <= best.saved]
-        return [*sorted(milder, key=saved), best.cuts]
+        """From mild plans to the best one, which in every group removes at least what they do."""
+        inside = {
+            name: [
+                option for option in options if option.kept >= best.cuts.get(name, options[0].kept)
+            ]
+            for name, options in curves.items()
+        }
+        knapsack, floor = self._knapsack(inside, {})
+        shares = [share * best.saved - floor for share in MILDER]
+        found = [dict(zip(curves, knapsack.solve(share), strict=True)) for share in shares]
+        unique = {frozenset(kept.items()): self._cuts(kept) for kept in found}
+        milder = [cuts for cuts in unique.values() if cuts and cuts != best.cuts]
+        return [*sorted(milder, key=self.tools.bytes_saved), best.cuts]
 
     def _choices(self, cuts: Mapping[str, int]) -> tuple[Choice, ...]:
         """From the largest group to the smallest."""

@@ -62,7 +62,7 @@ class Walk:
         probe, verdict: the whole network after all cuts; ``None`` without any.
         targets: every layer with its benefit score, from the largest to the smallest, where the
             policy selects by one.
-        alternatives: networks that passed, as cuts, from the mildest to the one taken.
+        alternatives: networks, as cuts, from the mildest to the one taken: what to fall back on.
     """
 
     choices: tuple[Choice, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration import Activity
+from primesvt.calibration import Activity, Reader
 from primesvt.channels.graph import Ids
 from primesvt.channels.surgery import kept_along
 from primesvt.plan import NOTHING
@@ -95,15 +95,14 @@ class Recovery:
             return NOTHING
         parts = []
         if self.kind == "refit":
-            names = [self._named(r.module) for r in self.activity.readers[group]]
+            names = [self._named(r) for r in self.activity.readers[group]]
             parts += [f"least squares ({', '.join(names)})"] if names else []
         if self.activity.wiring.norms:
             parts.append("batch norm" if parts else "batch norm only")
         return ", ".join(parts) or NOTHING
 
-    def _named(self, reader: str) -> str:
-        """A reader; with a larger kernel only its channels are mixed."""
+    def _named(self, reader: Reader) -> str:
+        """A reader; of a grouped or very wide one only channels are mixed."""
         assert self.activity is not None
-        weight = self.activity.model.get_parameter(f"{reader}.weight")
-        spatial = weight.shape[2:].numel() > 1
-        return f"{reader}, channel mixing" if spatial else reader
+        spatial = reader.layer(self.activity.model).weight.shape[2:].numel() > 1
+        return f"{reader.module}, channel mixing" if spatial and reader.taps == 1 else reader.module

@@ -21,8 +21,9 @@ def refit(model: nn.Module, activity: Activity, cuts: Mapping[str, Ids]) -> None
     ``model`` still has all its channels: it is cut afterwards. Every removed input channel ``p`` of
     a reader is replaced by its best linear estimate ``sum_s B[p, s] x_s + c[p]`` from the surviving
     inputs, so ``W[:, s] += sum_p W[:, p] B[p, s]`` and ``b += sum_p W[:, p] c[p]``. This is the
-    exact least-squares solution for 1x1 convolutions and linear layers; a larger kernel gets the
-    same mixing of channels at each of its places. A constant that neither a bias nor a batch norm
+    exact least-squares solution for linear layers and convolutions: the inputs of a larger kernel
+    are channels at each of its places, on patches. Grouped and very wide ones get one mixing of
+    channels for all places. A constant that neither a bias nor a batch norm
     behind the reader can take up is not used: the regression then goes through the origin.
 
     Args:
@@ -52,37 +53,43 @@ def _kept(activity: Activity, name: str, reader: Reader, rows: Ids) -> Tensor:
 
 
 def _fold(model: nn.Module, activity: Activity, reader: Reader, mask: Tensor) -> None:
-    layer, moments = reader.layer(model), activity.moments(reader.module)
-    kept, gone = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+    layer, moments = reader.layer(model), activity.inputs(reader)
+    seen = mask.repeat_interleave(reader.taps)
+    kept, gone = seen.nonzero().flatten(), (~seen).nonzero().flatten()
     centred = layer.bias is not None or activity.wiring.norm_after(reader.module)
     second = moments.covariance if centred else moments.products / max(1, moments.count)
     mixing = regression(second, kept, gone, reader.groups)
-    _mix(layer, reader.groups, mixing, kept, gone)
+    _mix(layer, reader, mixing, kept, gone)
     if layer.bias is not None:
-        constant = torch.zeros(len(mask), dtype=torch.float64)
+        constant = torch.zeros(len(seen), dtype=torch.float64)
         constant[gone] = moments.mean[gone] - mixing @ moments.mean[kept]
-        layer.bias += _per_output(layer, reader.groups, constant).to(layer.bias)
+        layer.bias += _per_output(layer, reader, constant).to(layer.bias)
 
 
-def _mix(layer: nn.Module, groups: int, mixing: Tensor, kept: Tensor, gone: Tensor) -> None:
+def _mix(layer: nn.Module, reader: Reader, mixing: Tensor, kept: Tensor, gone: Tensor) -> None:
     """``W[:, kept] += W[:, gone] @ mixing``, in every group of a grouped convolution apart."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    width, rows = weight.shape[1], weight.shape[0] // groups
-    for number in range(groups):
+    assert isinstance(layer.weight, Tensor)
+    weight = layer.weight.flatten(1) if reader.taps > 1 else layer.weight
+    width, rows = weight.shape[1], weight.shape[0] // reader.groups
+    updated = weight.clone()
+    for number in range(reader.groups):
         inside = [(index // width == number).nonzero().flatten() for index in (kept, gone)]
         to, source = kept[inside[0]] - number * width, gone[inside[1]] - number * width
-        block = weight[number * rows : (number + 1) * rows]
+        block = updated[number * rows : (number + 1) * rows]
         part = mixing[inside[1]][:, inside[0]].to(weight.device)
         removed = block[:, source.to(weight.device)].double().reshape(rows, len(source), -1)
         update = torch.einsum("ops,pk->oks", removed, part).reshape(rows, len(to), *block.shape[2:])
         block[:, to.to(weight.device)] += update.to(weight.dtype)
+    layer.weight.copy_(updated.reshape(layer.weight.shape))
 
 
-def _per_output(layer: nn.Module, groups: int, constant: Tensor) -> Tensor:
-    """What constant inputs ``[in]`` add to every output, inside the image."""
+def _per_output(layer: nn.Module, reader: Reader, constant: Tensor) -> Tensor:
+    """What constant inputs ``[in * taps]`` add to every output; of channels, inside the image."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
+    constant = constant.to(weight.device)
+    if reader.taps > 1:
+        return weight.double().flatten(1) @ constant
     blocks = weight.double().flatten(2).sum(2) if weight.ndim > 2 else weight.double()
-    inputs = constant.to(weight.device).reshape(groups, -1)
-    return (blocks.reshape(groups, -1, blocks.shape[1]) @ inputs[:, :, None]).flatten()
+    inputs = constant.reshape(reader.groups, -1)
+    return (blocks.reshape(reader.groups, -1, blocks.shape[1]) @ inputs[:, :, None]).flatten()
