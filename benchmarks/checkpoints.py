@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from primesvt.bench import Bench
 from primesvt.calibration import Activity, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup, trace
 from primesvt.checkpoint import open_model
@@ -21,7 +22,6 @@ from primesvt.memory import parameter_bytes
 from primesvt.models import SpikingViT
 from primesvt.probes import Cuts, ProbeTable, Reference
 from primesvt.recovery import Recovery
-from primesvt.bench import Bench
 from primesvt.sensitivity import kept_count
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,8 @@ from primesvt.together import Together, block_of
 __all__ = ["Bench"]
 
 Evaluate = Callable[[nn.Module], Measurement]
-TOGETHER = 16  # networks measured together, at most: what a kill can cost
+TOGETHER = 16  # networks measured together, at most
+AT_RISK = 60.0  # seconds of measuring that a kill may cost, where networks are quick enough
 MEMORY = 2**30  # bytes that their parameters may take
 
 
@@ -75,6 +76,7 @@ class Bench:
         self._scores: dict[str, Scores] = {}
         self._block = block_of(model)
         self._last: _Common | None = None
+        self._pace: float | None = None  # seconds per network
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
@@ -153,9 +155,9 @@ class Bench:
         alone = len(wanted) < 2 or not isinstance(self.model, SpikingViT)
         around = around or {}
         order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
-        size = 1 if alone else max(1, min(TOGETHER, MEMORY // self.reference.parameter_bytes))
-        for first in range(0, len(order), size):
-            part, begin = order[first : first + size], time.monotonic()
+        while order:
+            size, begin = 1 if alone else self._at_once(), time.monotonic()
+            part, order = order[:size], order[size:]
             common = None if alone else self._common(around)
             starts = [self._start(cuts, around) for cuts in part]
             shared, raw = (common.network, common.raw) if common else (None, None)
@@ -167,6 +169,14 @@ class Bench:
                 together, [kept for _, kept in made], common.kept if common else None
             )
             yield part, replace(together, common=shared), begin
+            self._pace = (time.monotonic() - begin) / len(part)
+
+    def _at_once(self) -> int:
+        """Networks to measure together: as many as memory allows and a kill may cost."""
+        fitting = MEMORY // max(1, self.reference.parameter_bytes)
+        if self._pace is not None:
+            fitting = min(fitting, int(AT_RISK / max(self._pace, 1e-9)))
+        return max(1, min(TOGETHER, fitting))
 
     def _common(self, cuts: Cuts) -> _Common:
         """The network that others are measured around; the last one is kept."""

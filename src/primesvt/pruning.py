@@ -145,7 +145,7 @@ def prune(
         preset: ``paper`` or ``best``: a set of these choices (docs/method.md).
         include_streams: also prune residual streams.
         verify: check first, on a copy, that every group can be cut exactly.
-        seed: draws the sets out of ``data``.
+        seed: draws the sets out of ``data``, and the images set aside.
         batch_size: images per forward pass.
         workers: processes that load images.
         device: where to compute; where the model is, when not given.
@@ -194,7 +194,7 @@ def prune(
     place = resolve_device(device, original)
     earlier = stored_probes(from_run) if from_run is not None else None
     evaluate = _evaluator(original, data, score, place, seed, batch_size, workers)
-    evaluate, aside, divided = _set_aside(evaluate, settings, constraints, earlier)
+    evaluate, aside, divided = _set_aside(evaluate, settings, constraints, earlier, seed)
     asked = asdict(settings) | {"rates": settings.pruning_rates}
     arguments = {"seed": seed, **asked, "constraints": asdict(constraints)}
     recipe = arguments if recipe is None else recipe
@@ -246,15 +246,17 @@ def _set_aside(
     settings: Settings,
     constraints: Constraints,
     earlier: ProbeTable | None,
+    seed: int,
 ) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
-    """Half of the selection images for the confirmation, where that is asked for and possible.
+    """Selection images for the confirmation, where that is asked for and possible.
 
     Solving again from earlier probes keeps the images that those were made on.
     """
     wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
     if not isinstance(evaluate, DataEvaluator) or not wanted:
         return evaluate, None, ()
-    splits, aside, told = divide(evaluate.splits, constraints.max_accuracy_drop / 100)
+    limit = constraints.max_accuracy_drop / 100
+    splits, aside, told = divide(evaluate.splits, limit, seed=seed)
     smaller = replace(evaluate, splits=splits)
     if aside is not None and earlier is not None and earlier.reference is not None:
         before = earlier.reference.context.get("selection_set")

@@ -80,9 +80,10 @@ def block_of(model: nn.Module) -> Callable[[str], int]:
 
     Example:
         >>> from primesvt.models import create_model
-        >>> find = block_of(create_model("sdt_v2_digits"))
-        >>> find("blocks.down1.conv"), find("blocks.block4_0.mlp.fc1.conv"), find("head")
-        (0, 3, 4)
+        >>> model = create_model("sdt_v2_digits")
+        >>> find, last = block_of(model), len(model.blocks) - 1
+        >>> find("blocks.block4_0.mlp.fc1.conv") == last, find("head.fc") == last + 1
+        (True, True)
     """
     if not isinstance(model, SpikingViT):
         return lambda _: 0

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from primesvt.bench import TOGETHER
+
 CHILD = """
-import dataclasses, os, signal, sys
+import dataclasses, json, os, signal, sys
 import torch
 from torch.utils.data import Subset
 torch.set_num_threads(1)
@@ -20,7 +22,7 @@ from primesvt.data import load_data
 from primesvt.models import create_model
 
 folder, log, moment, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-left = count
+method, left = json.loads(sys.argv[5]), count
 
 def die_at(name):
     global left
@@ -29,10 +31,10 @@ def die_at(name):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-def outcomes(model, dataset, *, stage="evaluating", real=evaluation.outcomes, **options):
+def outcomes(together, *args, stage, real=evaluation._outcomes, **options):
     with open(log, "a") as file:
-        file.write(stage + chr(10))
-    found = real(model, dataset, stage=stage, **options)
+        file.write((stage + chr(10)) * len(together.networks))
+    found = real(together, *args, stage=stage, **options)
     die_at("measured")
     return found
 
@@ -49,7 +51,7 @@ def save_model(*args, real=pruning.save_model, **options):
     real(*args, **options)
     die_at("model")
 
-evaluation.outcomes, probes.ProbeTable._append, pruning.save_model = outcomes, append, save_model
+evaluation._outcomes, probes.ProbeTable._append, pruning.save_model = outcomes, append, save_model
 whole = load_data("digits")
 data = dataclasses.replace(
     whole, selection=Subset(whole.selection, range(40)), test=Subset(whole.test, range(20))
@@ -60,29 +62,32 @@ result = pruning.prune(
     constraints=Constraints(max_accuracy_drop=8, min_memory_saving=None),
     include=["*.block4_0.mlp.fc1", "*.conv2a.conv1", "*.conv1b.conv1"],
     rates=(0.3, 0.6, 0.9),
-    policy="prime",
-    importance="l2",
-    recovery="none",
-    confirm=False,
-    lossless=False,
-    gate="point",
     verify=False,
     out=folder,
+    **method,
 )
 print(result.verdict)
 """
 
-# The run has 1 unpruned network, 9 layer probes, then its walk: these moments come in this order.
-MOMENTS = [("line", 4), ("half a line", 3), ("measured", 5)]
+PAPER = {
+    "policy": "prime",
+    "importance": "l2",
+    "recovery": "none",
+    "confirm": False,
+    "lossless": False,
+    "gate": "point",
+}
+METHODS = {"paper": PAPER, "best": {"gate": "point"}}
+
+# First lines of several probes that are written together, then a network alone, then the end.
+MOMENTS = [("line", 4), ("half a line", 3), ("measured", 2)]
 ENDS = [("plan", 1), ("model", 1)]
 
 
-def child(folder, log, moment="never", count=1):
+def child(folder, log, method, moment="never", count=1):
+    words = [str(folder), str(log), moment, str(count), json.dumps(METHODS[method])]
     return subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), str(log), moment, str(count)],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False
     )
 
 
@@ -91,40 +96,45 @@ def rows(folder):
     return [json.loads(line) for line in lines]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def known_by(row):
+    return row["kind"] == "distance", tuple(sorted(row.get("cuts", {}).items()))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def whole(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    finished = child(folder, folder.parent / "log")
+    finished = child(folder, folder.parent / "log", request.param)
     assert finished.returncode == 0, finished.stderr
-    return folder
+    return folder, request.param
 
 
 def test_killed_again_and_again(whole, tmp_path):
+    whole, method = whole
     folder, log = tmp_path / "run", tmp_path / "log"
     log.touch()
     for moment in MOMENTS + ENDS:
-        killed = child(folder, log, *moment)
+        killed = child(folder, log, method, *moment)
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stdout, killed.stderr)
         assert not (folder / "metrics.json").exists()
-    finished = child(folder, log)
+    finished = child(folder, log, method)
     assert finished.returncode == 0, finished.stderr
 
     for name in ("plan.json", "metrics.json", "recipe.yaml", "model/config.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     weights = "model/model.safetensors"
     assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
-    made = [tuple(sorted(row.get("cuts", {}).items())) for row in rows(folder)]
-    assert made == [tuple(sorted(row.get("cuts", {}).items())) for row in rows(whole)]
-    assert len(set(made)) == len(made)
+    made, wanted = ([known_by(row) for row in rows(each)] for each in (folder, whole))
+    assert made == wanted and len(set(made)) == len(made)
     # Measured twice is only what a kill hit between the measurement and its line on disk.
     measured = log.read_text().splitlines().count("measuring")
-    in_flight = sum(moment in ("measured", "half a line") for moment, _ in MOMENTS)
-    assert measured == len(made) + in_flight
+    probes = sum(row["kind"] != "distance" for row in rows(folder))
+    assert probes <= measured <= probes + len(MOMENTS) * TOGETHER
 
 
 def test_a_finished_run_measures_nothing(whole, tmp_path):
+    folder, method = whole
     log = tmp_path / "log"
     log.touch()
-    again = child(whole, log)
+    again = child(folder, log, method)
     assert again.returncode == 0, again.stderr
     assert log.read_text() == ""

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from primesvt.bench import Bench
 from primesvt.channels import remove_channels
 from primesvt.evaluation import Measurement, outcomes
 from primesvt.importance import Evidence, keep
 from primesvt.importance.weights import l2
 from primesvt.memory import parameter_bytes
 from primesvt.probes import Probe, ProbeTable, Reference
-from primesvt.bench import Bench
 from primesvt.sensitivity import check_probed, check_rates, kept_count, probe_layers, widths
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"

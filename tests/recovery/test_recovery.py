@@ -113,9 +113,7 @@ TOLD = {
         "least squares (blocks.block3_0.mlp.fc2.conv), batch norm"
     ),
     ("sdt_v2", "blocks.block3_0.attn.q+k"): "batch norm only",
-    ("sdt_v2", "blocks.conv1b.conv1"): (
-        "least squares (blocks.conv1b.conv2.conv, channel mixing), batch norm"
-    ),
+    ("sdt_v2", "blocks.conv1b.conv1"): ("least squares (blocks.conv1b.conv2.conv), batch norm"),
     ("qkformer", "blocks.block1_0.attn.q"): "batch norm only",
 }
 
