@@ -24,7 +24,13 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from primesvt import Constraints, prune
 
-PAPER = {"policy": "prime", "importance": "l2", "recovery": "none", "gate": "point"}
+PAPER = {
+    "policy": "prime",
+    "importance": "l2",
+    "recovery": "none",
+    "gate": "point",
+    "lossless": False,
+}
 BEST = {"policy": "allocate", "importance": "obs", "recovery": "refit", "gate": "bound"}
 ROWS: dict[str, dict[str, Any]] = {
     "paper, reading A": {**PAPER, "reading": "A", "confirm": False},
@@ -33,6 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "paper A + bn": {**PAPER, "recovery": "bn", "confirm": False},
     "paper A + obs + refit": {**PAPER, "importance": "obs", "recovery": "refit", "confirm": False},
     "prime + obs + refit, bound": {**BEST, "policy": "prime"},
+    "allocate + l2, point": {**PAPER, "policy": "allocate", "confirm": False},
     "best": BEST,
     "best, activity": {**BEST, "importance": "activity"},
     "best, l2": {**BEST, "importance": "l2"},
@@ -40,6 +47,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "best, none": {**BEST, "recovery": "none"},
     "best, point": {**BEST, "gate": "point", "confirm": False},
     "paper's saving": {**BEST, "stop": 0.2668},
+    "paper's saving, prime + l2 + none": {**PAPER, "confirm": False, "stop": 0.2668},
+    "best, no lossless": {**BEST, "lossless": False},
+    **{f"best, images drawn by seed {seed}": {**BEST, "seed": seed} for seed in (1, 2, 3, 4)},
 }
 LIMIT = 3.0
 

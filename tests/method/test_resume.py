@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from primesvt.bench import TOGETHER
+from primesvt.cutter import TOGETHER
 
 CHILD = """
 import dataclasses, json, os, signal, sys

@@ -49,7 +49,7 @@ def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
     wanted = [{**around, g.name: g.size // 2} for g in groups]
     wanted += [{k: v for k, v in around.items() if k != g.name} for g in groups[1:4:2]]
     seen = 0
-    for cuts, together, _ in at._together(wanted, around):
+    for cuts, together in at.cutter.together(wanted, around):
         with together.calibrating():
             answers = together(one.x)
         for each, network, found in zip(cuts, together.networks, answers, strict=True):

@@ -1,0 +1,171 @@
+"""The cutter: copies of the unpruned network, cut and recovered as they will be in the end."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from primesvt.channels import ChannelGraph, remove_channels
+from primesvt.channels.graph import Ids
+from primesvt.importance import Evidence, Importance, Scores, keep
+from primesvt.memory import parameter_bytes
+from primesvt.models import SpikingViT
+from primesvt.probes import Cuts
+from primesvt.recovery import Recovery
+from primesvt.together import Together, block_of
+
+__all__ = ["AT_RISK", "TOGETHER", "Cutter"]
+
+TOGETHER = 16  # networks that are made together, at most
+AT_RISK = 60.0  # seconds of work that a kill may cost, where single networks are quick enough
+MEMORY = 2**30  # bytes that their parameters may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """A network that others are made around, and the same before its batch norms followed."""
+
+    cuts: Cuts
+    network: SpikingViT
+    raw: SpikingViT
+    kept: dict[str, Ids]
+
+
+class Cutter:
+    """Cuts the unpruned network in exactly the way that is later applied.
+
+    Channels are ranked once, on the unpruned network, so a cut is known by how many channels each
+    group keeps, and the order of cuts does not matter.
+
+    Args:
+        model: the unpruned network; never changed.
+        graph: its channel graph.
+        importance: ranks the channels of a group by the evidence.
+        evidence: what it may look at; the model and the graph alone, when not given.
+        recovery: what is done around every cut; nothing, when not given.
+
+    Example:
+        >>> import torch
+        >>> from primesvt.channels import trace
+        >>> from primesvt.importance import find_importance
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = trace(net, torch.zeros(1, 4))
+        >>> Cutter(model=net, graph=graph, importance=find_importance("l2")).cut({"0": 2})[2]
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        graph: ChannelGraph,
+        importance: Importance,
+        evidence: Evidence | None = None,
+        recovery: Recovery | None = None,
+    ) -> None:
+        self.model, self.graph = model, graph
+        self.recovery = recovery or Recovery(kind="none")
+        self._importance = importance
+        self._evidence = evidence or Evidence(model=model, graph=graph)
+        self._scores: dict[str, Scores] = {}
+        self._find_block = block_of(model)
+        self._last: _Common | None = None
+        self._pace: float | None = None  # seconds per network
+
+    def kept(self, group: str, count: int) -> Ids:
+        """The channels that a group keeps, ``[positions, count]``."""
+        if group not in self._scores:
+            self._scores[group] = self._importance(self._evidence, self.graph[group])
+        return keep(self._scores[group], count)
+
+    def cut(self, cuts: Cuts) -> nn.Module:
+        """A smaller copy of the network, recovered."""
+        smaller = self._raw(cuts)
+        if cuts:
+            self.recovery.after(Together(networks=[smaller]), [self._kept(cuts)])
+        return smaller
+
+    def together(
+        self, wanted: Sequence[Cuts], around: Cuts | None = None
+    ) -> Iterator[tuple[list[Cuts], Together]]:
+        """The networks of several cuts, some at a time, to be run before the next are asked for.
+
+        ``around`` are cuts from which all of them differ in few groups: they share the blocks in
+        front of the first difference with the network of those, and the work that these take.
+        """
+        around = around or {}
+        alone = len(wanted) < 2 or not isinstance(self.model, SpikingViT)
+        order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
+        while order:
+            begin, size = time.monotonic(), 1 if alone else self._at_once()
+            part, order = order[:size], order[size:]
+            yield part, self._made(part, None if alone else self._common(around))
+            self._pace = (time.monotonic() - begin) / len(part)
+
+    def _made(self, part: Sequence[Cuts], common: _Common | None) -> Together:
+        """Recovered networks."""
+        if common is None:
+            return Together(networks=[self.cut(cuts) for cuts in part])
+        starts = [self._start(cuts, common.cuts) for cuts in part]
+        networks = [self._later(c, common.network, s) for c, s in zip(part, starts, strict=True)]
+        together = Together(networks=networks, common=common.raw, starts=starts)
+        self.recovery.after(together, [self._kept(cuts) for cuts in part], common.kept)
+        return replace(together, common=common.network)
+
+    def _raw(self, cuts: Cuts) -> nn.Module:
+        """A smaller copy, its batch norms as they were."""
+        return self._smaller(copy.deepcopy(self.model), self._kept(cuts))
+
+    def _later(self, cuts: Cuts, common: SpikingViT, start: int) -> nn.Module:
+        """The same with the first blocks of another network, which it equals up to there."""
+        assert isinstance(self.model, SpikingViT)
+        places = {group: self._places(group) for group in cuts}
+        if any(low < start <= high for low, high in places.values()):
+            smaller = self._raw(cuts)  # a residual stream through both parts
+        else:
+            first = list(self.model.blocks)[:start]
+            shared = copy.deepcopy(self.model, {id(block): block for block in first})
+            rows = self._kept({g: count for g, count in cuts.items() if places[g][0] >= start})
+            smaller = self._smaller(shared, rows)
+        assert isinstance(smaller, SpikingViT)
+        for block in range(min(start, len(common.blocks))):
+            smaller.blocks[block] = common.blocks[block]
+        return smaller
+
+    def _smaller(self, model: nn.Module, kept: dict[str, Ids]) -> nn.Module:
+        self.recovery.before(model, kept)
+        remove_channels(model, self.graph, kept)
+        return model
+
+    def _kept(self, cuts: Cuts) -> dict[str, Ids]:
+        return {group: self.kept(group, count) for group, count in cuts.items()}
+
+    def _common(self, cuts: Cuts) -> _Common:
+        """The network that others are made around; the last one is remembered."""
+        if self._last is None or self._last.cuts != cuts:
+            raw, network = (self._raw(cuts), self.cut(cuts)) if cuts else (self.model, self.model)
+            assert isinstance(raw, SpikingViT) and isinstance(network, SpikingViT)
+            kept = self._kept(cuts)
+            self._last = _Common(cuts=dict(cuts), network=network, raw=raw, kept=kept)
+        return self._last
+
+    def _start(self, cuts: Cuts, around: Cuts) -> int:
+        """The first block in which two cut networks differ."""
+        differing = {group for group, _ in set(cuts.items()) ^ set(around.items())}
+        return min((self._places(group)[0] for group in differing), default=0)
+
+    def _places(self, group: str) -> tuple[int, int]:
+        """The first and the last block that hold members of a group."""
+        blocks = [self._find_block(member.module) for member in self.graph[group].members]
+        return min(blocks), max(blocks)
+
+    def _at_once(self) -> int:
+        """Networks to make together: as many as memory allows and a kill may cost."""
+        fitting = MEMORY // max(1, parameter_bytes(self.model))
+        if self._pace is not None:
+            fitting = min(fitting, int(AT_RISK / max(self._pace, 1e-9)))
+        return max(1, min(TOGETHER, fitting))
