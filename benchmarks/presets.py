@@ -30,6 +30,7 @@ PAPER = {
     "recovery": "none",
     "gate": "point",
     "lossless": False,
+    "exact": True,
 }
 BEST = {"policy": "allocate", "importance": "obs", "recovery": "refit", "gate": "bound"}
 ROWS: dict[str, dict[str, Any]] = {
@@ -46,6 +47,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "best, bn": {**BEST, "recovery": "bn"},
     "best, none": {**BEST, "recovery": "none"},
     "best, point": {**BEST, "gate": "point", "confirm": False},
+    "best, not confirmed": {**BEST, "confirm": False},
+    "best, exact": {**BEST, "exact": True},
     "paper's saving": {**BEST, "stop": 0.2668},
     "paper's saving, prime + l2 + none": {**PAPER, "confirm": False, "stop": 0.2668},
     "best, no lossless": {**BEST, "lossless": False},

@@ -21,6 +21,7 @@ from primesvt.importance import Evidence, find_importance, keep
 from primesvt.memory import parameter_bytes, parameter_count
 from primesvt.models import create_model, model_entry
 from primesvt.recovery import Recovery
+from primesvt.together import Together
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     row["seconds_refit"] = round(time.perf_counter() - begin, 1)
     begin = time.perf_counter()
     remove_channels(model, graph, kept)
-    recovery.after(model, kept)
+    recovery.after(Together(networks=[model]), [kept])
     row["seconds_cut_and_batch_norm"] = round(time.perf_counter() - begin, 1)
     row["saved"] = 1 - parameter_bytes(model) / before
     row["peak_bytes"] = peak_bytes()

@@ -16,6 +16,7 @@ from primesvt.evaluation import DataEvaluator, Measurement
 from primesvt.importance import Evidence, Importance
 from primesvt.memory import parameter_bytes
 from primesvt.probes import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
+from primesvt.racing import Race
 from primesvt.recovery import Recovery
 from primesvt.together import Together
 
@@ -36,6 +37,7 @@ class Bench:
         evidence: what it may look at; the model and the graph alone, when not given.
         recovery: what is done around every cut; nothing, when not given.
         distance: how far networks' answers are from the unpruned one's, where that is asked for.
+        race: rejects networks early that the gate would not let pass; none, when not given.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Bench:
         evidence: Evidence | None = None,
         recovery: Recovery | None = None,
         distance: Callable[[Together], list[float]] | None = None,
+        race: Race | None = None,
     ) -> None:
         assert table.reference is not None
         self.reference: Reference = table.reference
@@ -61,7 +64,7 @@ class Bench:
             evidence=evidence,
             recovery=self.recovery,
         )
-        self._distance = distance
+        self._distance, self._race = distance, race
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
@@ -71,24 +74,31 @@ class Bench:
         """A smaller copy of the network, recovered."""
         return self.cutter.cut(cuts)
 
-    def probe(self, cuts: Cuts) -> Probe:
+    def probe(self, cuts: Cuts, *, full: bool = False) -> Probe:
         """The stored probe of these cuts, or else a new one, stored before it is returned."""
-        return self.probes([cuts])[0]
+        return self.probes([cuts], full=full)[0]
 
-    def probes(self, wanted: Sequence[Cuts], *, around: Cuts | None = None) -> list[Probe]:
+    def probes(
+        self, wanted: Sequence[Cuts], *, around: Cuts | None = None, full: bool = False
+    ) -> list[Probe]:
         """Probes of several cuts; those that are not stored are measured together.
 
         ``around`` are cuts from which all of them differ in few groups: the blocks in front of a
-        difference are run once for all. That changes what it takes, and no bit of the result.
+        difference are run once for all. That changes what it takes, and no bit of the result. With
+        ``full`` none is rejected early.
         """
-        missing = [cuts for cuts in _different(wanted) if self.table.find(cuts) is None]
+        race = None if full else self._race
+        missing = [c for c in _different(wanted) if not _answers(self.table.find(c), race)]
         begin = time.monotonic()
         for part, together in self.cutter.together(missing, around):
-            found = self._measure(together)
+            found = self._measure(together, race)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             for cuts, network, measurement in zip(part, together.networks, found, strict=True):
                 left = parameter_bytes(network)
-                self.table.add(_compared(self.reference, measurement, cuts, left, seconds))
+                probe = _compared(self.reference, measurement, cuts, left, seconds)
+                if measurement.rejected and race is not None:
+                    probe = replace(probe, rejected=race.budget() / race.total)
+                self.table.add(probe)
         probes = [self.table.find(cuts) for cuts in wanted]
         return [probe for probe in probes if probe is not None]
 
@@ -122,10 +132,17 @@ class Bench:
         first = {group: _first(self.graph[group], count) for group, count in cuts.items()}
         return self.graph.freed(first).parameter_bytes
 
-    def _measure(self, together: Together) -> list[Measurement]:
+    def _measure(self, together: Together, race: Race | None) -> list[Measurement]:
         if isinstance(self.evaluate, DataEvaluator):
-            return self.evaluate.together(together)
+            return self.evaluate.together(together, race, self.reference.measurement.outcomes)
         return [self.evaluate(network) for network in together.networks]
+
+
+def _answers(probe: Probe | None, race: Race | None) -> bool:
+    """A stored probe says what is asked: measured in full, or rejected where no more is allowed."""
+    if probe is None or probe.rejected is None:
+        return probe is not None
+    return race is not None and race.budget() / race.total <= probe.rejected
 
 
 def _first(group: ChannelGroup, count: int) -> Ids:
@@ -144,6 +161,8 @@ def _compared(
     """Pair the outcomes with those of the unpruned network."""
     kind: Kind = "layer" if len(cuts) == 1 else "walk"
     before = reference.measurement.outcomes
+    if before is not None and after.rejected and after.outcomes is not None:
+        before = before[: len(after.outcomes)]
     probe = Probe(
         kind=kind,
         cuts=dict(cuts),

@@ -70,8 +70,8 @@ def divide(
             " them is judged on them too, and looks a little too good.",
         )
     order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)
-    rest = Subset(splits.selection, np.sort(order[:searched]).tolist())
-    aside = Subset(splits.selection, np.sort(order[searched:]).tolist())
+    rest = Subset(splits.selection, order[:searched].tolist())
+    aside = Subset(splits.selection, order[searched:].tolist())
     told = f"{len(aside):,} of {size:,} selection images confirm the plan and choose nothing."
     return replace(splits, selection=rest), aside, told
 

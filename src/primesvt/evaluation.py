@@ -18,6 +18,7 @@ from primesvt.calibration import calibrating
 from primesvt.data import Splits, check_labels
 from primesvt.fingerprint import data_digest
 from primesvt.models import reset
+from primesvt.racing import Race
 from primesvt.together import Together
 
 __all__ = [
@@ -44,10 +45,12 @@ class Measurement:
     """The score of one network: its mean, and the outcome of every sample where they are known.
 
     ``outcomes`` is boolean (right or wrong), or float, or ``None`` for a score that is one number.
+    ``rejected`` says that it left a race: the outcomes are those of the samples it had seen.
     """
 
     value: float
     outcomes: Outcomes | None = None
+    rejected: bool = False
 
 
 def outcomes(
@@ -106,21 +109,29 @@ def _outcomes(
     workers: int,
     progress: Progress | None,
     stage: str,
+    leaves: Callable[[int, npt.NDArray[np.bool_]], bool] = lambda *_: False,
 ) -> list[npt.NDArray[np.bool_]]:
-    """For every network which samples it gets right."""
+    """For every network which samples it gets right.
+
+    ``leaves`` is told of every network's outcomes on a batch, and says whether that is enough.
+    """
     total = len(cast(Sized, dataset))
     if total == 0:
         raise ValueError("the data set is empty; give at least one sample")
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers)
     found: list[list[npt.NDArray[np.bool_]]] = [[] for _ in together.networks]
-    done = 0
+    done, racing = 0, list(range(len(found)))
     with together.calibrating():
         for images, labels in loader:
-            for right, logits in zip(found, together(images.to(device)), strict=True):
-                right.append(_correct(logits, labels))
-            done += len(labels)
+            answers = together.only(racing)(images.to(device))
+            for number, logits in zip(racing, answers, strict=True):
+                found[number].append(_correct(logits, labels))
+            racing = [number for number in racing if not leaves(number, found[number][-1])]
+            done = total if not racing else done + len(labels)
             if progress is not None:
                 progress(stage, done, total)
+            if not racing:
+                break
     return [np.concatenate(right) for right in found]
 
 
@@ -191,8 +202,23 @@ class DataEvaluator:
         progress = None if self.progress is None else _once_long(self.progress)
         return self.on(self.splits.selection, model, progress=progress, stage="measuring")
 
-    def together(self, together: Together) -> list[Measurement]:
-        """Outcomes of several networks on the selection set."""
+    def together(
+        self, together: Together, race: Race | None = None, before: Outcomes | None = None
+    ) -> list[Measurement]:
+        """Outcomes of several networks on the selection set.
+
+        In a race against the outcomes ``before`` of the unpruned network, those that are rejected
+        leave it, and see no further image.
+        """
+        runners = [race.start() for _ in together.networks] if race is not None else []
+
+        def leaves(number: int, right: npt.NDArray[np.bool_]) -> bool:
+            if not runners or before is None:
+                return False
+            seen = runners[number].images
+            known = before[seen : seen + len(right)]
+            return runners[number].add(known.astype(np.int64) - right.astype(np.int64))
+
         found = _outcomes(
             together,
             self.splits.selection,
@@ -201,8 +227,13 @@ class DataEvaluator:
             workers=self.workers,
             progress=None if self.progress is None else _once_long(self.progress),
             stage="measuring",
+            leaves=leaves,
         )
-        return [Measurement(value=float(right.mean()), outcomes=right) for right in found]
+        early = [len(right) < len(cast(Sized, self.splits.selection)) for right in found]
+        return [
+            Measurement(value=float(right.mean()), outcomes=right, rejected=rejected)
+            for right, rejected in zip(found, early, strict=True)
+        ]
 
     def on(
         self,

@@ -28,7 +28,7 @@ from primesvt.probes import ProbeTable, Reference
 from primesvt.sensitivity import check_probed
 from primesvt.settings import Settings
 from primesvt.watching import first_samples, watch
-from primesvt.workbench import Method, bench_of, inputs_of, steps_of
+from primesvt.workbench import Method, bench_of, inputs_of, race_of, steps_of
 
 __all__ = ["Job"]
 
@@ -168,6 +168,8 @@ class Job:
     def solve(self, lean: Lean, candidates: Candidates) -> Solved:
         """Measure groups, choose widths, confirm them, and cut a copy as the plan says."""
         self._tell("calibrating")
+        assert self.table.reference is not None
+        gate = self._gate(self.table.reference)
         bench = bench_of(
             lean.model,
             lean.graph,
@@ -177,12 +179,13 @@ class Job:
             table=self.table,
             calibration=self.calibration,
             seed=self.seed,
+            race=race_of(self.settings, gate, self.evaluate),
         )
         walk = choose(
             bench,
             lean.groups,
             settings=self.settings,
-            gate=self._gate(bench.reference),
+            gate=gate,
             stop_at_bytes=self._stop_at(bench.reference),
             progress=self.progress,
         )
@@ -221,7 +224,7 @@ class Job:
         if cuts == walk.cuts:
             return walk, confirmation
         choices = networks.get(frozenset(cuts.items()), ())
-        probe = bench.probe(cuts) if cuts else None
+        probe = bench.probe(cuts, full=True) if cuts else None
         verdict = None if probe is None else self._gate(bench.reference).judge(probe)
         walk = replace(walk, choices=choices, probe=probe, verdict=verdict, accuracy_bound=True)
         return replace(walk, stopped=False), confirmation

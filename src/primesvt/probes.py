@@ -55,6 +55,8 @@ class Probe:
             ``None`` where outcomes are not right or wrong.
         deviation: standard deviation of the paired differences.
         seconds: what it took.
+        rejected: the largest drop allowed when it was rejected early (``primesvt.racing``): then
+            accuracy and counts are those of the ``samples`` that it had seen.
     """
 
     kind: Kind
@@ -67,6 +69,7 @@ class Probe:
     gained: int | None = None
     deviation: float | None = None
     seconds: float = 0.0
+    rejected: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

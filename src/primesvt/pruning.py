@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.artifact import load, save_model
 from primesvt.calibration import Calibration, calibration_of
@@ -95,6 +96,8 @@ def prune(
     gate: str = "bound",
     confirm: bool = True,
     lossless: bool = True,
+    exact: bool = False,
+    race_error: float = 0.05,
     reading: str = "A",
     order: str = "producer",
     target_threshold: float = 0.0,
@@ -136,6 +139,9 @@ def prune(
         lossless: remove first what changes no prediction: channels silent or constant on all
             calibration and selection inputs, parameters that no forward reads, a distillation head
             that the head can take in. Counted apart; savings and limits count from there.
+        exact: measure every network on all selection images. Otherwise those that show early that
+            the gate will refuse them see no more (``primesvt.racing``).
+        race_error: chance of rejecting early a network that would have passed.
         reading: ``A`` or ``B``, see docs/method.md.
         order: what makes a layer large: ``producer`` or ``group``.
         target_threshold: targets reach this fraction of the largest benefit score.
@@ -179,6 +185,8 @@ def prune(
         gate=gate,
         confirm=confirm,
         lossless=lossless,
+        exact=exact,
+        race_error=race_error,
         reading=reading,
         order=order,
         target_threshold=target_threshold,
@@ -233,8 +241,15 @@ def _evaluator(
     if score is not None:
         return ScoreEvaluator(score=score, device=device)
     assert data is not None
-    splits = _splits(data, model, seed)
+    splits = _in_random_order(_splits(data, model, seed), seed)
     return DataEvaluator(splits=splits, batch_size=batch_size, device=device, workers=workers)
+
+
+def _in_random_order(splits: Splits, seed: int) -> Splits:
+    """Selection images in one order drawn by the seed, which early decisions rest on."""
+    size = len(cast(Sized, splits.selection))
+    order = np.random.default_rng([seed, size]).permutation(size)
+    return replace(splits, selection=Subset(splits.selection, order.tolist()))
 
 
 def _again(run: str | Path | None) -> tuple[str, ...]:

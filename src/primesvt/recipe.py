@@ -95,6 +95,10 @@ class Method(_Section):
     """Confidence of that one-sided bound."""
     confirm: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: confirmed)")] = True
     """Confirm the plan on selection images set aside, where there are enough (gate bound)."""
+    exact: bool = False
+    """Measure every network on all selection images; none is rejected early."""
+    race_error: Annotated[float, Field(gt=0, le=0.5), tyro.conf.arg(metavar="FRACTION")] = 0.05
+    """Chance of rejecting early a network that would have passed."""
     rates: Annotated[tuple[float, ...] | None, unset("RATE ...")] = None
     """Pruning rates; 0.1 to 0.9 when not given, for allocate also 0.95 and 0.98."""
     target_threshold: Annotated[float, Field(ge=0, le=1), tyro.conf.arg(metavar="FRACTION")] = 0.0
@@ -162,6 +166,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": "point",
         "confirm": False,
         "lossless": False,
+        "exact": True,
         "target_threshold": 0.0,
         "order": "producer",
     },
@@ -172,6 +177,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": "bound",
         "confirm": True,
         "lossless": True,
+        "exact": False,
     },
 }
 

@@ -25,6 +25,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "target_threshold": 0.0,
         "confirm": False,
         "lossless": False,
+        "exact": True,
     },
     "best": {
         "policy": "allocate",
@@ -33,6 +34,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": "bound",
         "confirm": True,
         "lossless": True,
+        "exact": False,
     },
 }
 _CHOICES = {
@@ -67,6 +69,8 @@ class Settings:
     level: float = 0.95
     confirm: bool = True
     lossless: bool = True
+    exact: bool = False
+    race_error: float = 0.05
     rates: Sequence[float] | None = None
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -83,6 +87,10 @@ class Settings:
             raise ValueError(f"target_threshold is {self.target_threshold}, but must lie in 0 .. 1")
         if not 0.5 <= self.level < 1:
             raise ValueError(f"level is {self.level}, but must be at least 0.5 and below 1")
+        if not 0 < self.race_error <= 0.5:
+            raise ValueError(
+                f"race_error is {self.race_error}, but must be above 0 and at most 0.5"
+            )
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a list of globs, as in {name}=['*.mlp.*']")

@@ -64,6 +64,16 @@ class Together:
         reset(common)
         return [found[number] for number in range(len(self.networks))]
 
+    def only(self, numbers: Sequence[int]) -> Together:
+        """Some of the networks."""
+        if len(numbers) == len(self.networks):
+            return self
+        return Together(
+            networks=[self.networks[number] for number in numbers],
+            common=self.common,
+            starts=[self.starts[number] for number in numbers] if self.common is not None else (),
+        )
+
     @contextlib.contextmanager
     def calibrating(self) -> Iterator[None]:
         """Evaluation mode, without gradients, for all of them."""

@@ -17,12 +17,13 @@ from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
 from primesvt.plan import Step
-from primesvt.policies import Walk
+from primesvt.policies import Gate, Walk
 from primesvt.probes import ProbeTable
+from primesvt.racing import Race
 from primesvt.recovery import Recovery
 from primesvt.settings import Settings
 
-__all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "steps_of"]
+__all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "race_of", "steps_of"]
 
 DISTANCE_SAMPLES = 512
 
@@ -76,6 +77,7 @@ def bench_of(
     table: ProbeTable,
     calibration: Calibration | None,
     seed: int,
+    race: Race | None = None,
 ) -> Bench:
     """The bench of a run; statistics are gathered when first asked for."""
     activity = None
@@ -91,6 +93,21 @@ def bench_of(
         evidence=Evidence(model=model, graph=graph, activity=activity, seed=seed),
         recovery=Recovery(kind=method.recovery, activity=activity),
         distance=None if inputs is None else Distance(model, inputs),
+        race=race,
+    )
+
+
+def race_of(settings: Settings, gate: Gate, evaluate: Evaluator) -> Race | None:
+    """When probes may be rejected early; ``None`` where all are to see all images."""
+    found = gate.reference.measurement.outcomes
+    if settings.exact or not isinstance(evaluate, DataEvaluator) or found is None:
+        return None
+    return Race(
+        limit=gate.allowed,
+        total=len(found),
+        gate=gate.kind,
+        level=gate.level,
+        error=settings.race_error,
     )
 
 

@@ -56,13 +56,14 @@ class Gate:
             )
 
     def judge(self, probe: Probe) -> Verdict:
-        """Compare one network with the unpruned one."""
+        """Compare one network with the unpruned one; what was rejected early does not pass."""
         bound = self.bound(probe)
         drop = self.reference.accuracy - probe.accuracy
         if probe.samples is not None and probe.lost is not None and probe.gained is not None:
             drop = (probe.lost - probe.gained) / probe.samples
         decisive = drop if self.kind == "point" or bound is None else bound
-        return Verdict(passed=decisive <= self.allowed + _ROUNDING, drop=drop, bound=bound)
+        passed = probe.rejected is None and decisive <= self.allowed + _ROUNDING
+        return Verdict(passed=passed, drop=drop, bound=bound)
 
     def bound(self, probe: Probe) -> float | None:
         """One-sided upper confidence bound of the paired drop."""

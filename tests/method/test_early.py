@@ -1,0 +1,149 @@
+"""Networks that show early that the gate will refuse them: rejected, never accepted, by a race."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import ConcatDataset
+
+from primesvt import Constraints, prune
+from primesvt.bench import Bench
+from primesvt.evaluation import DataEvaluator
+from primesvt.importance import find_importance
+from primesvt.memory import parameter_bytes
+from primesvt.policies import Gate
+from primesvt.probes import ProbeTable, Reference
+from primesvt.racing import Race
+
+FC1 = "blocks.block4_0.mlp.fc1"
+
+
+@pytest.fixture
+def ruined(graph) -> dict[str, int]:
+    return {group.name: 1 for group in graph.prunable()}
+
+
+@pytest.fixture
+def some(ruined) -> list[dict[str, int]]:
+    return [ruined, {FC1: 159}, {**ruined, FC1: 3}, {FC1: 150}]
+
+
+@pytest.fixture
+def evaluate(digits) -> DataEvaluator:
+    return DataEvaluator(splits=digits, batch_size=12, device=torch.device("cpu"))
+
+
+def bench_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Bench:
+    table = ProbeTable() if table is None else table
+    if table.reference is None:
+        size = parameter_bytes(model)
+        table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
+    total = len(table.reference.measurement.outcomes)
+    return Bench(
+        model=model,
+        graph=graph,
+        evaluate=evaluate,
+        table=table,
+        importance=find_importance("l2"),
+        race=Race(limit=limit, total=total, gate="point") if race else None,
+    )
+
+
+def test_bad_networks_leave_and_the_others_see_all(model, graph, evaluate, some) -> None:
+    bench, full = (bench_of(model, graph, evaluate, race=race) for race in (True, False))
+    gate = Gate(kind="point", allowed=0.05, reference=bench.reference)
+    found, wanted = bench.probes(some), full.probes(some)
+    assert [probe.rejected is not None for probe in found] == [True, False, True, False]
+    for early, whole in zip(found, wanted, strict=True):
+        assert gate.judge(early).passed == gate.judge(whole).passed
+        if early.rejected is None:
+            assert (early.lost, early.gained, early.samples) == (whole.lost, whole.gained, 60)
+        else:
+            assert early.samples < 60 and early.samples % 12 == 0
+            assert early.rejected == pytest.approx(0.05)
+            assert early.parameter_bytes == whole.parameter_bytes
+
+
+def test_what_was_rejected_early_is_measured_again_where_more_is_allowed(
+    model, graph, evaluate, ruined, tmp_path
+) -> None:
+    path = tmp_path / "sensitivity.jsonl"
+    strict = bench_of(model, graph, evaluate, table=ProbeTable(path))
+    assert strict.probe(ruined).rejected is not None
+    again = ProbeTable(path)
+    assert again.find(ruined) == strict.probe(ruined)
+    stricter = bench_of(model, graph, evaluate, limit=0.01, table=again)
+    lines = path.read_text().count("\n")
+    assert stricter.probe(ruined).rejected is not None
+    assert path.read_text().count("\n") == lines
+    looser = bench_of(model, graph, evaluate, limit=0.999, table=again)
+    assert looser.probe(ruined).samples == 60
+    assert stricter.probe(ruined, full=True).rejected is None
+    assert ProbeTable(path).find(ruined).samples == 60
+
+
+def test_nothing_is_rejected_without_a_race(model, graph, evaluate, some) -> None:
+    bench = bench_of(model, graph, evaluate, race=False)
+    assert all(probe.rejected is None and probe.samples == 60 for probe in bench.probes(some))
+
+
+def test_networks_leave_one_by_one(model, graph, evaluate, some) -> None:
+    """Those that stay see what they would see alone."""
+    bench = bench_of(model, graph, evaluate)
+    seen: dict[int, int] = {}
+    for number, cuts in enumerate(some):
+        alone = bench_of(model, graph, evaluate).probe(cuts)
+        seen[number] = alone.samples
+    assert [probe.samples for probe in bench.probes(some)] == list(seen.values())
+
+
+def test_exact_and_raced_runs_choose_the_same_here(model, digits) -> None:
+    asked = {
+        "constraints": Constraints(max_accuracy_drop=5, min_memory_saving=None),
+        "include": ["blocks.conv*"],
+        "rates": (0.5, 0.9),
+        "gate": "point",
+        "lossless": False,
+        "verify": False,
+        "batch_size": 12,
+    }
+    early = 0
+    for policy in ("allocate", "prime"):
+        raced, exact = (
+            prune(model, data=digits, policy=policy, exact=exact, **asked)
+            for exact in (False, True)
+        )
+        assert raced.plan.groups == exact.plan.groups
+        early += sum(probe.rejected is not None for probe in raced.probes)
+        assert all(probe.rejected is None for probe in exact.probes)
+    assert early > 0
+
+
+def test_selection_images_come_in_a_seeded_order(model, digits) -> None:
+    whole = ConcatDataset([digits.selection])
+    labels = [int(label) for _, label in whole]
+    seen = []
+
+    def looked(seed: int) -> list[bool]:
+        result = prune(
+            model,
+            data=digits,
+            include=[FC1],
+            rates=(0.1,),
+            policy="prime",
+            importance="l2",
+            recovery="none",
+            lossless=False,
+            verify=False,
+            seed=seed,
+            constraints=Constraints(max_accuracy_drop=99, min_memory_saving=None),
+        )
+        reference = result.probes.reference
+        assert reference is not None and reference.measurement.outcomes is not None
+        return list(reference.measurement.outcomes)
+
+    seen = [looked(0), looked(0), looked(1)]
+    assert seen[0] == seen[1] and sum(seen[0]) == sum(seen[2])
+    assert len(labels) == len(seen[0])
+    assert np.asarray(seen[0]).any()
