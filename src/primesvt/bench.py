@@ -12,17 +12,19 @@ from torch import nn
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
 from primesvt.cutter import Cutter
-from primesvt.evaluation import DataEvaluator, Measurement
+from primesvt.evaluation import DataEvaluator
 from primesvt.importance import Evidence, Importance
 from primesvt.memory import parameter_bytes
 from primesvt.probes import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
 from primesvt.racing import Race
 from primesvt.recovery import Recovery
+from primesvt.scoring import Measurement
 from primesvt.together import Together
 
 __all__ = ["Bench"]
 
 Evaluate = Callable[[nn.Module], Measurement]
+Tell = Callable[[int, int], None]
 
 
 class Bench:
@@ -79,17 +81,23 @@ class Bench:
         return self.probes([cuts], full=full)[0]
 
     def probes(
-        self, wanted: Sequence[Cuts], *, around: Cuts | None = None, full: bool = False
+        self,
+        wanted: Sequence[Cuts],
+        *,
+        around: Cuts | None = None,
+        full: bool = False,
+        tell: Tell = lambda *_: None,
     ) -> list[Probe]:
         """Probes of several cuts; those that are not stored are measured together.
 
         ``around`` are cuts from which all of them differ in few groups: the blocks in front of a
         difference are run once for all. That changes what it takes, and no bit of the result. With
-        ``full`` none is rejected early.
+        ``full`` none is rejected early. ``tell`` hears how many of them are known.
         """
         race = None if full else self._race
         missing = [c for c in _different(wanted) if not _answers(self.table.find(c), race)]
-        begin = time.monotonic()
+        known, begin = len(wanted) - len(missing), time.monotonic()
+        tell(known, len(wanted))
         for part, together in self.cutter.together(missing, around):
             found = self._measure(together, race)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
@@ -99,6 +107,8 @@ class Bench:
                 if measurement.rejected and race is not None:
                     probe = replace(probe, rejected=race.budget() / race.total)
                 self.table.add(probe)
+            known += len(part)
+            tell(known, len(wanted))
         probes = [self.table.find(cuts) for cuts in wanted]
         return [probe for probe in probes if probe is not None]
 
@@ -109,14 +119,21 @@ class Bench:
         """
         return self.distances([cuts])[0]
 
-    def distances(self, wanted: Sequence[Cuts], *, around: Cuts | None = None) -> list[float]:
+    def distances(
+        self,
+        wanted: Sequence[Cuts],
+        *,
+        around: Cuts | None = None,
+        tell: Tell = lambda *_: None,
+    ) -> list[float]:
         """Distances of several cuts, as ``probes`` measures them."""
         if self._distance is None:
-            probes = self.probes([cuts for cuts in wanted if cuts], around=around)
+            probes = self.probes([cuts for cuts in wanted if cuts], around=around, tell=tell)
             drops = iter(max(0.0, self.reference.accuracy - probe.accuracy) for probe in probes)
             return [next(drops) if cuts else 0.0 for cuts in wanted]
         missing = [c for c in _different(wanted) if c and self.table.find_distance(c) is None]
-        begin = time.monotonic()
+        known, begin = len(wanted) - len(missing), time.monotonic()
+        tell(known, len(wanted))
         for part, together in self.cutter.together(missing, around):
             values = self._distance(together)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
@@ -124,6 +141,8 @@ class Bench:
                 self.table.add_distance(
                     DistanceProbe(cuts=dict(cuts), distance=value, seconds=round(seconds, 3))
                 )
+            known += len(part)
+            tell(known, len(wanted))
         found = [self.table.find_distance(cuts) for cuts in wanted]
         return [0.0 if probe is None else probe.distance for probe in found]
 

@@ -8,7 +8,7 @@ from primesvt.bench import Bench
 from primesvt.channels import ChannelGroup
 from primesvt.evaluation import Progress
 from primesvt.policies import Allocate, Gate, Prime, Walk
-from primesvt.sensitivity import grids_of, probe_layers
+from primesvt.sensitivity import find_edges, grids_of, probe_layers
 from primesvt.settings import Settings
 
 __all__ = ["choose"]
@@ -38,12 +38,25 @@ def choose(
         grids = grids_of(bench, groups, rates=rates, order=order)
         allocate = Allocate(gate=gate, stop_at_bytes=stop_at_bytes, progress=progress)
         return allocate.solve(grids, bench)
-    layers = probe_layers(bench, groups, rates=rates, order=order, progress=progress)
+    halving = not settings.whole_curves
+    layers = (
+        find_edges(
+            bench,
+            groups,
+            passes=lambda probe: gate.judge(probe).passed,
+            rates=rates,
+            order=order,
+            progress=progress,
+        )
+        if halving
+        else probe_layers(bench, groups, rates=rates, order=order, progress=progress)
+    )
     prime = Prime(
         gate=gate,
         reading=settings.reading,
         target_threshold=settings.target_threshold,
         stop_at_bytes=stop_at_bytes,
+        halving=halving,
         progress=progress,
     )
     return prime.walk(layers, bench.probe)

@@ -11,8 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from primesvt.data import Splits
-from primesvt.evaluation import Outcomes
 from primesvt.probes import Cuts
+from primesvt.scoring import Outcomes
 from primesvt.statistics import paired_drop_bound
 
 __all__ = ["Confirmation", "confirm", "divide", "images_needed", "sequence"]

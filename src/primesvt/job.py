@@ -17,7 +17,7 @@ from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
 from primesvt.confirmation import Confirmation, confirm, sequence
 from primesvt.constraints import Constraints
-from primesvt.evaluation import DataEvaluator, Evaluator, Measurement, Outcomes, Progress
+from primesvt.evaluation import DataEvaluator, Evaluator, Progress
 from primesvt.fingerprint import config_of, model_digest
 from primesvt.lossless import Lean, make_lean, strip
 from primesvt.memory import parameter_bytes
@@ -25,6 +25,7 @@ from primesvt.metrics import Metrics
 from primesvt.plan import Plan, describe_inputs
 from primesvt.policies import Gate, Walk, cuts_of
 from primesvt.probes import ProbeTable, Reference
+from primesvt.scoring import Measurement, Outcomes
 from primesvt.sensitivity import check_probed
 from primesvt.settings import Settings
 from primesvt.watching import first_samples, watch
@@ -148,6 +149,7 @@ class Job:
             if table is not None:
                 table.check(self.context())
         if self.earlier is not None and self.settings.policy == "prime":
+            # Halving asks for other rates under other limits: all of them have to be there.
             check_probed(self.earlier, lean.groups, self.settings.pruning_rates)
 
     def begin(self, reference: Reference, lean: Lean) -> None:

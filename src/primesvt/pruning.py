@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.artifact import load, save_model
-from primesvt.calibration import Calibration, calibration_of
 from primesvt.channels import Refusal
-from primesvt.channels.copies import state_tensors, unwrap
-from primesvt.confirmation import divide
+from primesvt.channels.copies import unwrap
 from primesvt.constraints import Constraints
-from primesvt.data import Splits, check_classes, load_data
-from primesvt.evaluation import (
-    DataEvaluator,
-    Evaluator,
-    Progress,
-    Score,
-    ScoreEvaluator,
-    resolve_device,
-)
+from primesvt.evaluation import Progress, resolve_device
 from primesvt.job import Job
 from primesvt.metrics import Metrics
-from primesvt.models import SpikingViT, reset
 from primesvt.plan import Plan
+from primesvt.preparing import (
+    Data,
+    calibration_for,
+    check_no_nan,
+    evaluator_for,
+    example_for,
+    set_aside,
+    working_copy,
+)
 from primesvt.probes import ProbeTable
 from primesvt.runfolder import RunFolder, stored_probes
+from primesvt.scoring import Score
 from primesvt.settings import Settings
-from primesvt.watching import first_samples
 
 __all__ = ["PruneResult", "prune"]
-
-CALIBRATION_BATCH = 64
-Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +90,7 @@ def prune(
     lossless: bool = True,
     exact: bool = False,
     race_error: float = 0.05,
+    full_curves: bool = False,
     reading: str = "A",
     order: str = "producer",
     target_threshold: float = 0.0,
@@ -139,9 +132,11 @@ def prune(
         lossless: remove first what changes no prediction: channels silent or constant on all
             calibration and selection inputs, parameters that no forward reads, a distillation head
             that the head can take in. Counted apart; savings and limits count from there.
-        exact: measure every network on all selection images. Otherwise those that show early that
-            the gate will refuse them see no more (``primesvt.racing``).
+        exact: measure every rate of every layer, and every network on all selection images.
+            Otherwise ``prime`` finds rates by halving, and networks that show early that the gate
+            will refuse them see no more images (``primesvt.racing``).
         race_error: chance of rejecting early a network that would have passed.
+        full_curves: of ``prime``: measure every rate of every layer.
         reading: ``A`` or ``B``, see docs/method.md.
         order: what makes a layer large: ``producer`` or ``group``.
         target_threshold: targets reach this fraction of the largest benefit score.
@@ -187,6 +182,7 @@ def prune(
         lossless=lossless,
         exact=exact,
         race_error=race_error,
+        full_curves=full_curves,
         reading=reading,
         order=order,
         target_threshold=target_threshold,
@@ -198,25 +194,26 @@ def prune(
         verify=verify,
     ).with_preset(preset)
     original = unwrap(model)
-    _check_no_nan(original)
+    check_no_nan(original)
     place = resolve_device(device, original)
     earlier = stored_probes(from_run) if from_run is not None else None
-    evaluate = _evaluator(original, data, score, place, seed, batch_size, workers)
-    evaluate, aside, divided = _set_aside(evaluate, settings, constraints, earlier, seed)
+    again = (f"Solved again from the probes of {from_run}.",) if from_run is not None else ()
+    evaluate = evaluator_for(original, data, score, place, seed, batch_size, workers)
+    evaluate, aside, divided = set_aside(evaluate, settings, constraints, earlier, seed)
     asked = asdict(settings) | {"rates": settings.pruning_rates}
     arguments = {"seed": seed, **asked, "constraints": asdict(constraints)}
     recipe = arguments if recipe is None else recipe
     folder = RunFolder(out, recipe) if out is not None else None
     job = Job(
-        model=_working_copy(original, place),
+        model=working_copy(original, place),
         evaluate=evaluate,
         constraints=constraints,
         settings=settings,
         table=folder.probes() if folder else ProbeTable(),
         earlier=earlier,
-        notes=(*divided, *_again(from_run)),
-        example=_example(example_input, calibration, evaluate),
-        calibration=_calibration(calibration, evaluate, place, batch_size),
+        notes=(*divided, *again),
+        example=example_for(example_input, calibration, evaluate),
+        calibration=calibration_for(calibration, evaluate, place, batch_size),
         aside=aside,
         seed=seed,
         progress=progress,
@@ -225,77 +222,6 @@ def prune(
     if folder is not None and done is not None:
         return _finished(folder, done, job, recipe)
     return _run(job, folder, recipe)
-
-
-def _evaluator(
-    model: nn.Module,
-    data: Data | None,
-    score: Score | None,
-    device: torch.device,
-    seed: int,
-    batch_size: int,
-    workers: int,
-) -> Evaluator:
-    if (data is None) == (score is None):
-        raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
-    if score is not None:
-        return ScoreEvaluator(score=score, device=device)
-    assert data is not None
-    splits = _in_random_order(_splits(data, model, seed), seed)
-    return DataEvaluator(splits=splits, batch_size=batch_size, device=device, workers=workers)
-
-
-def _in_random_order(splits: Splits, seed: int) -> Splits:
-    """Selection images in one order drawn by the seed, which early decisions rest on."""
-    size = len(cast(Sized, splits.selection))
-    order = np.random.default_rng([seed, size]).permutation(size)
-    return replace(splits, selection=Subset(splits.selection, order.tolist()))
-
-
-def _again(run: str | Path | None) -> tuple[str, ...]:
-    return (f"Solved again from the probes of {run}.",) if run is not None else ()
-
-
-def _set_aside(
-    evaluate: Evaluator,
-    settings: Settings,
-    constraints: Constraints,
-    earlier: ProbeTable | None,
-    seed: int,
-) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
-    """Selection images for the confirmation, where that is asked for and possible.
-
-    Solving again from earlier probes keeps the images that those were made on.
-    """
-    wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
-    if not isinstance(evaluate, DataEvaluator) or not wanted:
-        return evaluate, None, ()
-    limit = constraints.max_accuracy_drop / 100
-    splits, aside, told = divide(evaluate.splits, limit, seed=seed)
-    smaller = replace(evaluate, splits=splits)
-    if aside is not None and earlier is not None and earlier.reference is not None:
-        before = earlier.reference.context.get("selection_set")
-        if before == evaluate.context()["selection_set"]:
-            return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
-    return smaller, aside, (told,)
-
-
-def _calibration(
-    given: Iterable[Any] | Tensor | None,
-    evaluate: Evaluator,
-    device: torch.device,
-    batch_size: int,
-) -> Calibration | None:
-    """Inputs without labels, where any were given or come with the data."""
-    source: Any = given
-    if source is None and isinstance(evaluate, DataEvaluator):
-        source = evaluate.splits.calibration
-    if source is None:
-        return None
-    # Batch norms are estimated batch by batch: small batches would estimate badly.
-    size = max(batch_size, CALIBRATION_BATCH)
-    workers = evaluate.workers if isinstance(evaluate, DataEvaluator) else 0
-    return calibration_of(source, device=device, batch_size=size, workers=workers)
 
 
 def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> PruneResult:
@@ -346,55 +272,3 @@ def _finished(
     device = next((p.device for p in job.model.parameters()), torch.device("cpu"))
     smaller = load(folder.model, into=into).to(device)
     return PruneResult(model=smaller, plan=plan, metrics=metrics, recipe=recipe, probes=job.table)
-
-
-def _check_no_nan(model: nn.Module) -> None:
-    """Norms, probes and checks mean nothing beside a NaN."""
-    for name, tensor in state_tensors(model).items():
-        if bool(tensor.isnan().any()):
-            raise ValueError(
-                f"'{name}' holds NaN: give the weights of a training that did not diverge"
-            )
-
-
-def _working_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    reset(model)
-    return copy.deepcopy(model).to(device).eval()
-
-
-def _splits(data: Data, model: nn.Module, seed: int) -> Splits:
-    """The sets, prepared as the model wants its images."""
-    from primesvt.checkpoint import provenance_of
-
-    if isinstance(model, SpikingViT) and isinstance(data, str | Path):
-        made = provenance_of(model)
-        splits = load_data(
-            data,
-            data_config=made.data,
-            time_steps=model.time_steps,
-            seed=seed,
-            held_out=made.held_out,
-        )
-    else:
-        splits = load_data(data, seed=seed)
-    if isinstance(model, SpikingViT):
-        check_classes(splits, model.config.num_classes)
-    return splits
-
-
-def _example(
-    example_input: Any, calibration: Iterable[Any] | Tensor | None, evaluate: Evaluator
-) -> tuple[Any, ...]:
-    """Inputs to trace with; empty where only the score can show one."""
-    if example_input is not None:
-        return example_input if isinstance(example_input, tuple) else (example_input,)
-    source: Any = calibration
-    if source is None and isinstance(evaluate, DataEvaluator):
-        source = evaluate.splits.calibration
-    if source is None:
-        return ()
-    if isinstance(source, Dataset):
-        first = next(iter(DataLoader(source, batch_size=2)))
-    else:
-        first = source if isinstance(source, Tensor) else next(iter(source))
-    return first_samples((first[0] if isinstance(first, tuple | list) else first,))

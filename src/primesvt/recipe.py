@@ -96,7 +96,9 @@ class Method(_Section):
     confirm: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: confirmed)")] = True
     """Confirm the plan on selection images set aside, where there are enough (gate bound)."""
     exact: bool = False
-    """Measure every network on all selection images; none is rejected early."""
+    """Measure every rate of every layer (of prime), and every network on all selection images."""
+    full_curves: bool = False
+    """Of prime: measure every rate of every layer, for plots and for --from."""
     race_error: Annotated[float, Field(gt=0, le=0.5), tyro.conf.arg(metavar="FRACTION")] = 0.05
     """Chance of rejecting early a network that would have passed."""
     rates: Annotated[tuple[float, ...] | None, unset("RATE ...")] = None

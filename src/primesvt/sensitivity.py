@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 from primesvt.bench import Bench
 from primesvt.channels import ChannelGroup
@@ -21,6 +22,7 @@ __all__ = [
     "Point",
     "check_probed",
     "check_rates",
+    "find_edges",
     "grids_of",
     "kept_count",
     "probe_layers",
@@ -35,11 +37,14 @@ FAR_RATES = (*RATES, 0.95, 0.98)
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One pruning rate of a layer: the channels it keeps per position, and how the network did."""
+    """One pruning rate of a layer: the channels it keeps per position, and how the network did.
+
+    ``probe`` is ``None`` for a rate that was not measured because a higher one is tolerated.
+    """
 
     rate: float
     kept: int
-    probe: Probe
+    probe: Probe | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,27 +156,69 @@ def probe_layers(
     Rates that give equal widths share one probe. ``order`` says which parameters make a layer
     large: of the producing layers (``producer``), or of all members (``group``).
     """
-    wanted = {group.name: widths(group.size, rates) for group in groups}
-    total, done = sum(map(len, wanted.values())), 0
-    layers = []
-    for group in groups:
-        points = []
-        for kept, rate in wanted[group.name].items():
-            points.append(Point(rate=rate, kept=kept, probe=bench.probe({group.name: kept})))
-            done += 1
-            if progress is not None:
-                progress("probing", done, total)
-        parameters = group_parameters(bench.model, bench.graph, group, members=order == "group")
-        layers.append(
-            Layer(
-                group=group.name,
-                positions=group.positions,
-                size=group.size,
-                parameters=parameters,
-                points=tuple(points),
-            )
+    grids = grids_of(bench, groups, rates=rates, order=order)
+    wanted = [{grid.group: kept} for grid in grids for kept in grid.widths]
+    tell = partial(progress, "probing") if progress is not None else lambda *_: None
+    probes = iter(bench.probes(wanted, tell=tell))
+    return tuple(
+        Layer(
+            group=grid.group,
+            positions=grid.positions,
+            size=grid.size,
+            parameters=grid.parameters,
+            points=tuple(
+                Point(rate=rate, kept=kept, probe=next(probes))
+                for kept, rate in grid.widths.items()
+            ),
         )
-    return tuple(layers)
+        for grid in grids
+    )
+
+
+def find_edges(
+    bench: Bench,
+    groups: Sequence[ChannelGroup],
+    *,
+    passes: Callable[[Probe], bool],
+    rates: Sequence[float] = RATES,
+    order: str = "producer",
+    progress: Progress | None = None,
+) -> tuple[Layer, ...]:
+    """The highest rate of every group alone that passes, by halving: accuracy falls with the rate.
+
+    All groups are probed side by side, one rate each in a round. Rates below one that passes count
+    as passing and are not measured; of those that do not pass, the layer keeps what was measured.
+    """
+    grids = grids_of(bench, groups, rates=rates, order=order)
+    between = {grid.group: (0, len(grid.widths)) for grid in grids}
+    total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
+    while any(low < high for low, high in between.values()):
+        asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
+        middle = {grid.group: sum(between[grid.group]) // 2 for grid in asked}
+        cuts = [{grid.group: list(grid.widths)[middle[grid.group]]} for grid in asked]
+        for grid, probe in zip(asked, bench.probes(cuts), strict=True):
+            low, high = between[grid.group]
+            place = middle[grid.group]
+            between[grid.group] = (place + 1, high) if passes(probe) else (low, place)
+        done += len(asked)
+        if progress is not None:
+            progress("probing", done, max(done, total))
+    return tuple(_up_to(bench, grid, between[grid.group][0]) for grid in grids)
+
+
+def _up_to(bench: Bench, grid: Grid, edge: int) -> Layer:
+    """A layer with all rates up to an edge, and those beyond it that were measured."""
+    points = [
+        Point(rate=rate, kept=kept, probe=bench.table.find({grid.group: kept}))
+        for kept, rate in grid.widths.items()
+    ]
+    return Layer(
+        group=grid.group,
+        positions=grid.positions,
+        size=grid.size,
+        parameters=grid.parameters,
+        points=tuple(p for n, p in enumerate(points) if n < edge or p.probe is not None),
+    )
 
 
 def check_probed(
@@ -185,5 +232,6 @@ def check_probed(
             if table.find({group.name: kept}) is None:
                 raise ValueError(
                     f"{table.name} has no probe of {group.name} at rate {rate:g}, and solving "
-                    "again makes no new one; let that run finish, or ask for its groups and rates"
+                    "again makes no new one; let that run finish, ask for its groups and rates, "
+                    "or run it with full_curves"
                 )

@@ -71,6 +71,7 @@ class Settings:
     lossless: bool = True
     exact: bool = False
     race_error: float = 0.05
+    full_curves: bool = False
     rates: Sequence[float] | None = None
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -97,6 +98,12 @@ class Settings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.rates is not None:
             object.__setattr__(self, "rates", check_rates(self.rates))
+
+    @property
+    def whole_curves(self) -> bool:
+        """Every rate of every layer has to be measured, not just the highest that passes."""
+        compares = self.reading == "B" or self.target_threshold > 0
+        return self.exact or self.full_curves or compares
 
     @property
     def pruning_rates(self) -> tuple[float, ...]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.evaluation import Measurement
 from primesvt.policies import Allocate, Gate
 from primesvt.probes import Probe, Reference
+from primesvt.scoring import Measurement
 from primesvt.sensitivity import Grid, widths
 
 from ..families.drawn import SEEDS, examples
@@ -50,8 +50,13 @@ class World:
         pairs = sum(a * b for a, b in itertools.combinations(alone, 2))
         return sum(alone) + self.twist * pairs
 
-    def distances(self, wanted, *, around=None):
-        return [self.distance(cuts) for cuts in wanted]
+    def distances(self, wanted, *, around=None, tell=lambda *_: None):
+        found = []
+        for number, cuts in enumerate(wanted):
+            tell(number, len(wanted))
+            found.append(self.distance(cuts))
+        tell(len(wanted), len(wanted))
+        return found
 
     def distance(self, cuts):
         self.measured.append(dict(cuts))
@@ -196,7 +201,9 @@ def test_progress_is_told() -> None:
     told = []
     one = world(2)
     one.solve(0.02, progress=lambda *args: told.append(args))
-    assert told[0] == ("curves", 0, 12) and told[1] == ("curves", 12, 12)
+    curves = [row for row in told if row[0] == "curves"]
+    assert curves == [("curves", number, 13) for number in range(14)]
+    assert told[len(curves)][0] == "exchange 1"
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(0.05, 10), (0.1, 9), (0.55, 5), (0.9, 1), (1.0, 1)])

@@ -136,16 +136,16 @@ def test_a_score_that_shows_no_input_falls_back_and_says_so(model, small):
 def test_confirmation_is_on_record_where_there_are_images(model, digits):
     whole = dataclasses.replace(
         digits,
-        selection=Subset(digits.train, range(240)),
+        selection=Subset(digits.train, range(280)),
         calibration=Subset(digits.calibration, range(64)),
     )
     limits = Constraints(max_accuracy_drop=30, min_memory_saving=None)
     asked = QUICK | {"include": SOME[:1], "gate": "bound", "batch_size": 120}
     result = prune(model, data=whole, constraints=limits, **asked)
     told = result.metrics.confirmation
-    assert told is not None and told["images"] == 120
+    assert told is not None and told["images"] == 168
     assert told["bound"] <= 0.3
-    assert any("120 of 240 selection images confirm" in note for note in result.metrics.notes)
+    assert any("168 of 280 selection images confirm" in note for note in result.metrics.notes)
     none = prune(model, data=whole, constraints=limits, confirm=False, **asked)
     assert none.metrics.confirmation is None
 

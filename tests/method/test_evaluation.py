@@ -9,13 +9,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from primesvt import evaluation
-from primesvt.evaluation import (
-    DataEvaluator,
-    ScoreEvaluator,
-    measured,
-    outcomes,
-    resolve_device,
-)
+from primesvt.evaluation import DataEvaluator, outcomes, resolve_device
+from primesvt.scoring import ScoreEvaluator, measured
 
 
 def test_outcomes_against_a_plain_loop(model, digits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primesvt.evaluation import Measurement
 from primesvt.policies import Gate, Prime
 from primesvt.probes import Probe, Reference
+from primesvt.scoring import Measurement
 from primesvt.sensitivity import Layer, Point
 
 TOTAL = 1000
@@ -204,3 +205,41 @@ def test_reading_a_is_greedy_and_within_the_limit(drops, allowed):
             spent += rates[k]
             expected[name] = 10 - k
     assert walk.cuts == expected
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.lists(st.integers(0, 40), min_size=9, max_size=9).map(sorted), min_size=1, max_size=4
+    ),
+    st.integers(0, 60),
+)
+def test_halving_takes_the_same_walk_with_fewer_networks(drops, allowed):
+    """Where accuracy falls with the rate; a layer of nine rates needs at most four networks."""
+    costs = {f"l{i}": dict(zip(range(1, 10), row, strict=True)) for i, row in enumerate(drops)}
+    savings = {name: 50 - 10 * i for i, name in enumerate(costs)}
+    reference, layers, measure, measured = world(costs, savings)
+    one_by_one = policy(reference, allowed / 1000).walk(layers, measure)
+    measured.clear()
+    halved = policy(reference, allowed / 1000, halving=True).walk(layers, measure)
+    assert halved.cuts == one_by_one.cuts
+    assert halved.accuracy_bound == one_by_one.accuracy_bound
+    assert len(measured) <= 5 * len(layers)
+
+
+def test_rates_that_were_not_measured_count_as_tolerated():
+    reference, layers, measure, _ = world(COSTS, SAVINGS)
+    sparse = [
+        dataclasses.replace(
+            layer,
+            points=(
+                *(dataclasses.replace(p, probe=None) for p in layer.points[:-1]),
+                layer.points[-1],
+            ),
+        )
+        for layer in layers
+        if layer.group != "brittle"
+    ]
+    walk = policy(reference, 0.012, halving=True).walk(sparse, measure)
+    full = [layer for layer in layers if layer.group != "brittle"]
+    assert walk.cuts == policy(reference, 0.012).walk(full, measure).cuts

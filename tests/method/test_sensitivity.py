@@ -15,12 +15,21 @@ from hypothesis import strategies as st
 
 from primesvt.bench import Bench
 from primesvt.channels import remove_channels
-from primesvt.evaluation import Measurement, outcomes
+from primesvt.evaluation import outcomes
 from primesvt.importance import Evidence, keep
 from primesvt.importance.weights import l2
 from primesvt.memory import parameter_bytes
+from primesvt.policies import Gate
 from primesvt.probes import Probe, ProbeTable, Reference
-from primesvt.sensitivity import check_probed, check_rates, kept_count, probe_layers, widths
+from primesvt.scoring import Measurement
+from primesvt.sensitivity import (
+    check_probed,
+    check_rates,
+    find_edges,
+    kept_count,
+    probe_layers,
+    widths,
+)
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
 
@@ -186,3 +195,32 @@ def test_outcomes_that_are_no_verdicts_get_a_spread(model, graph):
     probe = bench_for(model, graph, evaluate).probe({FC1: 3})
     assert probe.lost is None
     assert probe.deviation == pytest.approx(np.std([0.1, 0.0, 0.4], ddof=1))
+
+
+def test_edges_are_found_by_halving(model, graph, digits):
+    """Against all probes: nothing above an edge that was looked at passes, and few are made."""
+    evaluate, calls = counting(digits.selection)
+    rates = [k / 10 for k in range(1, 10)]
+    groups = [graph[FC1], graph[QK], graph["blocks.conv1b.conv1"]]
+    bench = bench_for(model, graph, evaluate)
+    gate = Gate(kind="point", allowed=0.05, reference=bench.reference)
+    calls.clear()
+    told = []
+    layers = find_edges(
+        bench,
+        groups,
+        passes=lambda probe: gate.judge(probe).passed,
+        rates=rates,
+        progress=lambda *row: told.append(row),
+    )
+    assert len(calls) == len(bench.table) <= 4 * len(groups)
+    assert told[-1][1] == len(calls)
+    for layer, whole in zip(layers, probe_layers(bench, groups, rates=rates), strict=True):
+        passed = [gate.judge(point.probe).passed for point in whole.points]
+        known = [p.probe is not None and gate.judge(p.probe).passed for p in layer.points]
+        edge = max((n for n, p in enumerate(known) if p), default=-1)
+        assert passed[edge] or edge == -1
+        assert edge + 1 == len(passed) or not passed[edge + 1]
+        assert [p.rate for p in layer.points[: edge + 1]] == rates[: edge + 1][-len(known) :]
+        refused = [p for p in layer.points[edge + 1 :] if p.probe is not None]
+        assert len(refused) == len(layer.points) - edge - 1

@@ -9,11 +9,12 @@ from torch import nn
 
 from primesvt.bench import Bench
 from primesvt.distance import Distance
-from primesvt.evaluation import DataEvaluator, Measurement
+from primesvt.evaluation import DataEvaluator
 from primesvt.importance import find_importance
 from primesvt.memory import parameter_bytes
 from primesvt.probes import ProbeTable, Reference
 from primesvt.recovery import Recovery
+from primesvt.scoring import Measurement
 from primesvt.together import Together, block_of
 
 from ..channels.firing import state_bytes

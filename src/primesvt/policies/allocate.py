@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -28,10 +29,16 @@ MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the
 class Tools(Protocol):
     """What a policy can have measured; cuts are channels kept per group."""
 
-    def distances(self, wanted: Sequence[Cuts], *, around: Cuts | None = None) -> list[float]:
+    def distances(
+        self,
+        wanted: Sequence[Cuts],
+        *,
+        around: Cuts | None = None,
+        tell: Callable[[int, int], None] = lambda *_: None,
+    ) -> list[float]:
         """Distance of each cut network's answers from the unpruned one's.
 
-        ``around`` are cuts that most of them share.
+        ``around`` are cuts that most of them share; ``tell`` hears how many are known.
         """
         ...
 
@@ -153,8 +160,8 @@ class _Search:
         saved = self.tools.bytes_saved(base)
         looked = {g.group: near(g, base.get(g.group, g.size)) for g in self.grids}
         wanted = [_narrowed(base, grid, kept) for grid in self.grids for kept in looked[grid.group]]
-        self.tell(stage, 0, len(wanted))
-        costs = iter(self.tools.distances([base, *wanted], around=base))
+        tell = partial(self.tell, stage)
+        costs = iter(self.tools.distances([base, *wanted], around=base, tell=tell))
         center = next(costs)
         found = {}
         for grid in self.grids:
@@ -169,7 +176,6 @@ class _Search:
                 if min(known) <= kept <= max(known)
             ]
             found[grid.group] = _falling([_from(options[0], option) for option in options])
-        self.tell(stage, len(wanted), len(wanted))
         return found
 
     def climb(

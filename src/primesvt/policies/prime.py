@@ -28,6 +28,7 @@ class Prime:
             network passes; ``B`` takes its rate of best benefit if that passes.
         target_threshold: targets reach this fraction of the largest benefit; 0 deselects none.
         stop_at_bytes: end as soon as so few parameter bytes are left.
+        halving: find the first rate that passes by halving, not one by one (reading A).
 
     Source: PrimeSVT (arXiv 2606.03428), abstract: sort by size, target layers by robustness under
     different pruning rates, compress from large to small within the limits.
@@ -37,6 +38,7 @@ class Prime:
     reading: str = "A"
     target_threshold: float = 0.0
     stop_at_bytes: int | None = None
+    halving: bool = False
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,9 @@ class Prime:
         )
 
     def _target(self, layer: Layer) -> Target:
-        tolerated = tuple(p for p in layer.points if self.gate.judge(p.probe).passed)
+        tolerated = tuple(
+            p for p in layer.points if p.probe is None or self.gate.judge(p.probe).passed
+        )
         best = max(tolerated, key=lambda p: (_benefit(p.probe), p.rate), default=None)
         return Target(
             layer=layer,
@@ -116,24 +120,30 @@ class Prime:
     def _visit(
         self, target: Target, cuts: dict[str, int], measure: Measure
     ) -> tuple[Choice | None, int]:
-        """The first candidate whose network passes, and how many were refused before it."""
+        """The highest rate whose network passes, and how many were refused."""
         assert target.best is not None
         points = target.tolerated[::-1] if self.reading == "A" else (target.best,)
-        for refused, point in enumerate(points):
-            probe = measure({**cuts, target.layer.group: point.kept})
+        layer, refused = target.layer, 0
+        best: Choice | None = None
+        while points:
+            place = len(points) // 2 if self.halving and refused else 0
+            point = points[place]
+            probe = measure({**cuts, layer.group: point.kept})
             verdict = self.gate.judge(probe)
-            if verdict.passed:
-                layer = target.layer
-                return Choice(
-                    group=layer.group,
-                    positions=layer.positions,
-                    size=layer.size,
-                    rate=point.rate,
-                    kept=point.kept,
-                    probe=probe,
-                    verdict=verdict,
-                ), refused
-        return None, len(points)
+            if not verdict.passed:
+                refused, points = refused + 1, points[place + 1 :]
+                continue
+            best = Choice(
+                group=layer.group,
+                positions=layer.positions,
+                size=layer.size,
+                rate=point.rate,
+                kept=point.kept,
+                probe=probe,
+                verdict=verdict,
+            )
+            points = points[:place]
+        return best, refused
 
     def _enough(self, choice: Choice) -> bool:
         assert choice.probe is not None
@@ -147,6 +157,6 @@ def _why_not(layer: Layer) -> str:
     return "no probed rate is within the accuracy limit"
 
 
-def _benefit(probe: Probe) -> float:
-    """B = accuracy x memory saving."""
-    return probe.accuracy * probe.saving
+def _benefit(probe: Probe | None) -> float:
+    """B = accuracy x memory saving; 0 where a rate was not measured."""
+    return probe.accuracy * probe.saving if probe is not None else 0.0

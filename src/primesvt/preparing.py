@@ -1,0 +1,158 @@
+"""Inputs as users give them, made ready for a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from primesvt.calibration import Calibration, calibration_of
+from primesvt.channels.copies import state_tensors
+from primesvt.confirmation import divide
+from primesvt.constraints import Constraints
+from primesvt.data import Splits, check_classes, load_data
+from primesvt.evaluation import DataEvaluator, Evaluator
+from primesvt.models import SpikingViT, reset
+from primesvt.probes import ProbeTable
+from primesvt.scoring import Score, ScoreEvaluator
+from primesvt.settings import Settings
+from primesvt.watching import first_samples
+
+__all__ = [
+    "Data",
+    "calibration_for",
+    "check_no_nan",
+    "evaluator_for",
+    "example_for",
+    "set_aside",
+    "working_copy",
+]
+
+CALIBRATION_BATCH = 64
+Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
+
+
+def evaluator_for(
+    model: nn.Module,
+    data: Data | None,
+    score: Score | None,
+    device: torch.device,
+    seed: int,
+    batch_size: int,
+    workers: int,
+) -> Evaluator:
+    if (data is None) == (score is None):
+        raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
+    if score is not None:
+        return ScoreEvaluator(score=score, device=device)
+    assert data is not None
+    splits = _in_random_order(_splits(data, model, seed), seed)
+    return DataEvaluator(splits=splits, batch_size=batch_size, device=device, workers=workers)
+
+
+def set_aside(
+    evaluate: Evaluator,
+    settings: Settings,
+    constraints: Constraints,
+    earlier: ProbeTable | None,
+    seed: int,
+) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
+    """Selection images for the confirmation, where that is asked for and possible.
+
+    Solving again from earlier probes keeps the images that those were made on.
+    """
+    wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
+    if not isinstance(evaluate, DataEvaluator) or not wanted:
+        return evaluate, None, ()
+    limit = constraints.max_accuracy_drop / 100
+    splits, aside, told = divide(evaluate.splits, limit, seed=seed)
+    smaller = replace(evaluate, splits=splits)
+    if aside is not None and earlier is not None and earlier.reference is not None:
+        before = earlier.reference.context.get("selection_set")
+        if before == evaluate.context()["selection_set"]:
+            return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
+    return smaller, aside, (told,)
+
+
+def calibration_for(
+    given: Iterable[Any] | Tensor | None,
+    evaluate: Evaluator,
+    device: torch.device,
+    batch_size: int,
+) -> Calibration | None:
+    """Inputs without labels, where any were given or come with the data."""
+    source: Any = given
+    if source is None and isinstance(evaluate, DataEvaluator):
+        source = evaluate.splits.calibration
+    if source is None:
+        return None
+    # Batch norms are estimated batch by batch: small batches would estimate badly.
+    size = max(batch_size, CALIBRATION_BATCH)
+    workers = evaluate.workers if isinstance(evaluate, DataEvaluator) else 0
+    return calibration_of(source, device=device, batch_size=size, workers=workers)
+
+
+def example_for(
+    example_input: Any, calibration: Iterable[Any] | Tensor | None, evaluate: Evaluator
+) -> tuple[Any, ...]:
+    """Inputs to trace with; empty where only the score can show one."""
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    source: Any = calibration
+    if source is None and isinstance(evaluate, DataEvaluator):
+        source = evaluate.splits.calibration
+    if source is None:
+        return ()
+    if isinstance(source, Dataset):
+        first = next(iter(DataLoader(source, batch_size=2)))
+    else:
+        first = source if isinstance(source, Tensor) else next(iter(source))
+    return first_samples((first[0] if isinstance(first, tuple | list) else first,))
+
+
+def check_no_nan(model: nn.Module) -> None:
+    """Norms, probes and checks mean nothing beside a NaN."""
+    for name, tensor in state_tensors(model).items():
+        if bool(tensor.isnan().any()):
+            raise ValueError(
+                f"'{name}' holds NaN: give the weights of a training that did not diverge"
+            )
+
+
+def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    reset(model)
+    return copy.deepcopy(model).to(device).eval()
+
+
+def _splits(data: Data, model: nn.Module, seed: int) -> Splits:
+    """The sets, prepared as the model wants its images."""
+    from primesvt.checkpoint import provenance_of
+
+    if isinstance(model, SpikingViT) and isinstance(data, str | Path):
+        made = provenance_of(model)
+        splits = load_data(
+            data,
+            data_config=made.data,
+            time_steps=model.time_steps,
+            seed=seed,
+            held_out=made.held_out,
+        )
+    else:
+        splits = load_data(data, seed=seed)
+    if isinstance(model, SpikingViT):
+        check_classes(splits, model.config.num_classes)
+    return splits
+
+
+def _in_random_order(splits: Splits, seed: int) -> Splits:
+    """Selection images in one order drawn by the seed, which early decisions rest on."""
+    size = len(cast(Sized, splits.selection))
+    order = np.random.default_rng([seed, size]).permutation(size)
+    return replace(splits, selection=Subset(splits.selection, order.tolist()))
