@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset
+import torch
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from primesvt.bench import Bench
 from primesvt.calibration import Activity, calibration_of
@@ -102,10 +103,15 @@ class Case:
             recovery=Recovery(kind=recovery, activity=self.activity),
         )
 
+    @cached_property
+    def test_images(self) -> TensorDataset:
+        """The test set, decoded once."""
+        images, labels = zip(*DataLoader(self.splits.test, batch_size=500), strict=True)  # type: ignore[arg-type]
+        return TensorDataset(torch.cat(images), torch.cat(labels))
+
     def test(self, network: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which test images a network gets right."""
-        assert self.splits.test is not None
-        return outcomes(network, self.splits.test, batch_size=self.batch_size)
+        return outcomes(network, self.test_images, batch_size=self.batch_size)
 
 
 def uniform(bench: Bench, groups: tuple[ChannelGroup, ...], saving: float) -> Cuts:

@@ -48,6 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "best, none": {**BEST, "recovery": "none"},
     "best, point": {**BEST, "gate": "point", "confirm": False},
     "best, not confirmed": {**BEST, "confirm": False},
+    "best, streams": {**BEST, "include_streams": True},
     "best, exact": {**BEST, "exact": True},
     "paper's saving": {**BEST, "stop": 0.2668},
     "paper's saving, prime + l2 + none": {**PAPER, "confirm": False, "stop": 0.2668},
