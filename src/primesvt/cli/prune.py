@@ -30,10 +30,11 @@ class Prune:
     """Prune a model within your limits.
 
     how it works:
-      Probes every layer under several pruning rates, then walks from the largest
-      layer to the smallest and gives each the highest rate that keeps the whole
-      network within the limits (docs/method.md). Stop it whenever you like: the
-      same command goes on where it was, and repeats no probe.
+      Measures what every layer's channels are worth, and finds the rates of all
+      layers together that save most within the limits; what is left makes up for
+      what went, without training (docs/beyond.md). --preset paper is the published
+      walk instead, from the largest layer to the smallest (docs/method.md). Stop
+      it whenever you like: the same command goes on, and repeats no probe.
 
     what you get:
       OUT holds the smaller model, the plan, every probe, the figures before and
@@ -44,7 +45,7 @@ class Prune:
       primesvt prune sdt_v2_digits --max-accuracy-drop 3 --min-memory-saving 0.25
       primesvt prune sdt_v2_digits --exclude '*.attn.*' --gate bound
       primesvt prune sdt_v2_digits --max-accuracy-drop 1 \\
-          --from runs/sdt_v2_digits --out runs/stricter     (makes no new probe)
+          --from runs/sdt_v2_digits --out runs/stricter     (its probes again)
       primesvt prune 15M.pth --data imagenet --device cuda --batch-size 256
       primesvt prune --recipe runs/sdt_v2_digits/recipe.yaml --seed 1 --out again
     """
