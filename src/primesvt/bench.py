@@ -40,6 +40,7 @@ class Bench:
         recovery: what is done around every cut; nothing, when not given.
         distance: how far networks' answers are from the unpruned one's, where that is asked for.
         race: rejects networks early that the gate would not let pass; none, when not given.
+        memory: bytes that networks measured together may take.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Bench:
         recovery: Recovery | None = None,
         distance: Callable[[Together], list[float]] | None = None,
         race: Race | None = None,
+        memory: int = 2 * 10**9,
     ) -> None:
         assert table.reference is not None
         self.reference: Reference = table.reference
@@ -65,6 +67,7 @@ class Bench:
             importance=importance,
             evidence=evidence,
             recovery=self.recovery,
+            memory=memory,
         )
         self._distance, self._race = distance, race
 

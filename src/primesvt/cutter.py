@@ -12,7 +12,7 @@ from torch import nn
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.graph import Ids
 from primesvt.importance import Evidence, Importance, Scores, keep
-from primesvt.memory import parameter_bytes
+from primesvt.memory import buffer_bytes, parameter_bytes
 from primesvt.models import SpikingViT
 from primesvt.probes import Cuts
 from primesvt.recovery import Recovery
@@ -22,7 +22,7 @@ __all__ = ["AT_RISK", "TOGETHER", "Cutter"]
 
 TOGETHER = 16  # networks that are made together, at most
 AT_RISK = 60.0  # seconds of work that a kill may cost, where single networks are quick enough
-MEMORY = 2**30  # bytes that their parameters may take
+OTHERS = 3  # networks beside them: the unpruned one, and the common one twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class Cutter:
         importance: ranks the channels of a group by the evidence.
         evidence: what it may look at; the model and the graph alone, when not given.
         recovery: what is done around every cut; nothing, when not given.
+        memory: bytes that networks made together may take, those that they are made from included.
+
+    Raises:
+        ValueError: not even one network fits into the memory.
 
     Example:
         >>> import torch
@@ -66,8 +70,16 @@ class Cutter:
         importance: Importance,
         evidence: Evidence | None = None,
         recovery: Recovery | None = None,
+        memory: int = 2 * 10**9,
     ) -> None:
         self.model, self.graph = model, graph
+        each = max(1, parameter_bytes(model) + buffer_bytes(model))
+        self._fitting = memory // each - OTHERS
+        if self._fitting < 1:
+            raise ValueError(
+                f"{memory:,} bytes are left for networks, but four of {each:,} bytes each are held"
+                " at a time; raise the memory limit, or lower the batch size"
+            )
         self.recovery = recovery or Recovery(kind="none")
         self._importance = importance
         self._evidence = evidence or Evidence(model=model, graph=graph)
@@ -165,7 +177,7 @@ class Cutter:
 
     def _at_once(self) -> int:
         """Networks to make together: as many as memory allows and a kill may cost."""
-        fitting = MEMORY // max(1, parameter_bytes(self.model))
+        fitting = self._fitting
         if self._pace is not None:
             fitting = min(fitting, int(AT_RISK / max(self._pace, 1e-9)))
         return max(1, min(TOGETHER, fitting))

@@ -29,7 +29,7 @@ from primesvt.scoring import Measurement, Outcomes
 from primesvt.sensitivity import check_probed
 from primesvt.settings import Settings
 from primesvt.watching import first_samples, watch
-from primesvt.workbench import Method, bench_of, inputs_of, race_of, steps_of
+from primesvt.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of, steps_of
 
 __all__ = ["Job"]
 
@@ -50,6 +50,7 @@ class Job:
             given.
         aside: selection images that no probe sees, to confirm the plan on.
         seed: of draws.
+        memory_limit: bytes that networks measured together may take, with one batch.
         progress: called as ``progress(stage, done, total)``.
         notes: what to say beside the figures.
     """
@@ -64,6 +65,7 @@ class Job:
     calibration: Calibration | None = None
     aside: Dataset[Any] | None = None
     seed: int = 0
+    memory_limit: int | None = None
     progress: Progress | None = None
     notes: tuple[str, ...] = ()
     _context: dict[str, Any] = field(default_factory=dict, init=False)
@@ -182,6 +184,9 @@ class Job:
             calibration=self.calibration,
             seed=self.seed,
             race=race_of(self.settings, gate, self.evaluate),
+            memory=memory_for_networks(
+                lean.model, self.example, self.evaluate, limit=self.memory_limit
+            ),
         )
         walk = choose(
             bench,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from primesvt.calibration import Calibration, calibration_of
 from primesvt.channels.copies import state_tensors
 from primesvt.confirmation import divide
-from primesvt.constraints import Constraints
+from primesvt.constraints import Constraints, parse_bytes
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.models import SpikingViT, reset
@@ -31,6 +31,7 @@ __all__ = [
     "check_no_nan",
     "evaluator_for",
     "example_for",
+    "memory_bytes",
     "set_aside",
     "working_copy",
 ]
@@ -97,6 +98,14 @@ def calibration_for(
     size = max(batch_size, CALIBRATION_BATCH)
     workers = evaluate.workers if isinstance(evaluate, DataEvaluator) else 0
     return calibration_of(source, device=device, batch_size=size, workers=workers)
+
+
+def memory_bytes(limit: str | int | None) -> int | None:
+    """A memory limit in bytes; ``ValueError`` for what is no size, or none at all."""
+    found = parse_bytes(limit, name="memory_limit") if isinstance(limit, str) else limit
+    if found is not None and found <= 0:
+        raise ValueError(f"memory_limit is {limit}, but must be above 0, such as '4GB'")
+    return found
 
 
 def example_for(

@@ -17,7 +17,7 @@ from primesvt.scoring import Measurement, Outcomes
 
 __all__ = ["Cuts", "DistanceProbe", "Probe", "ProbeTable", "Reference"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had batch norms re-estimated in another way
 Cuts = Mapping[str, int]
 Kind = Literal["layer", "walk"]
 

@@ -24,6 +24,7 @@ from primesvt.preparing import (
     check_no_nan,
     evaluator_for,
     example_for,
+    memory_bytes,
     set_aside,
     working_copy,
 )
@@ -102,6 +103,7 @@ def prune(
     seed: int = 0,
     batch_size: int = 64,
     workers: int = 0,
+    memory_limit: str | int | None = None,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     from_run: str | Path | None = None,
@@ -149,6 +151,8 @@ def prune(
         seed: draws the sets out of ``data``, and the images set aside.
         batch_size: images per forward pass.
         workers: processes that load images.
+        memory_limit: what networks measured together may take, with the activations of one batch:
+            bytes, or a size such as ``"4GB"``; when not given, 2 GB for the networks.
         device: where to compute; where the model is, when not given.
         out: run folder; a run that was stopped there goes on, one that has ended is returned.
         from_run: run folder whose layer probes are used again: none is made new.
@@ -216,6 +220,7 @@ def prune(
         calibration=calibration_for(calibration, evaluate, place, batch_size),
         aside=aside,
         seed=seed,
+        memory_limit=memory_bytes(memory_limit),
         progress=progress,
     )
     done = folder.metrics() if folder else None

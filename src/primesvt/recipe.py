@@ -118,6 +118,8 @@ class RunOptions(_Section):
     """Images per forward pass."""
     workers: Annotated[int, Field(ge=0), tyro.conf.arg(metavar="N")] = 0
     """Processes that decode images; 0 decodes in this one."""
+    memory_limit: Annotated[str | None, unset("SIZE")] = None
+    """What networks measured together may take, with the activations of one batch (4GB)."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of every split and draw."""
     selection_from_train: bool = False

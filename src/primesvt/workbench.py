@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -16,6 +16,7 @@ from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
+from primesvt.memory import batch_of, peak_activation_bytes
 from primesvt.plan import Step
 from primesvt.policies import Gate, Walk
 from primesvt.probes import ProbeTable
@@ -23,9 +24,19 @@ from primesvt.racing import Race
 from primesvt.recovery import Recovery
 from primesvt.settings import Settings
 
-__all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "race_of", "steps_of"]
+__all__ = [
+    "DISTANCE_SAMPLES",
+    "NETWORKS",
+    "Method",
+    "bench_of",
+    "inputs_of",
+    "memory_for_networks",
+    "race_of",
+    "steps_of",
+]
 
 DISTANCE_SAMPLES = 512
+NETWORKS = 2 * 10**9  # bytes that networks measured together may take where no limit is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +89,7 @@ def bench_of(
     calibration: Calibration | None,
     seed: int,
     race: Race | None = None,
+    memory: int = NETWORKS,
 ) -> Bench:
     """The bench of a run; statistics are gathered when first asked for."""
     activity = None
@@ -94,7 +106,26 @@ def bench_of(
         recovery=Recovery(kind=method.recovery, activity=activity),
         distance=None if inputs is None else Distance(model, inputs),
         race=race,
+        memory=memory,
     )
+
+
+def memory_for_networks(
+    model: nn.Module, example: tuple[Any, ...], evaluate: Evaluator, *, limit: int | None
+) -> int:
+    """Bytes for networks measured together: what a limit leaves beside one batch of activations.
+
+    Raises ``ValueError`` where a batch alone takes more.
+    """
+    if limit is None or not isinstance(evaluate, DataEvaluator):
+        return NETWORKS if limit is None else limit
+    batch = evaluate.batch_size * peak_activation_bytes(model, example) // batch_of(example)
+    if batch >= limit:
+        raise ValueError(
+            f"one batch of {evaluate.batch_size} takes {batch:,} bytes of activations, but"
+            f" memory_limit is {limit:,}; lower batch_size, or raise the limit"
+        )
+    return limit - batch
 
 
 def race_of(settings: Settings, gate: Gate, evaluate: Evaluator) -> Race | None:

@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from primesvt import prune
 from primesvt.bench import Bench
+from primesvt.cutter import Cutter
 from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator
 from primesvt.importance import find_importance
-from primesvt.memory import parameter_bytes
+from primesvt.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
 from primesvt.probes import ProbeTable, Reference
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement
 from primesvt.together import Together, block_of
+from primesvt.workbench import NETWORKS, memory_for_networks
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, Lively, free, lively
@@ -142,3 +145,36 @@ def test_flags_come_back() -> None:
         pair(torch.zeros(2, 2))
     assert net.training and net[1].training and torch.is_grad_enabled()
     assert np.isfinite(net[0].running_mean.numpy()).all()
+
+
+def test_a_memory_limit_says_how_many_networks_are_held(model, graph) -> None:
+    each = parameter_bytes(model) + buffer_bytes(model)
+    groups = graph.prunable()
+    wanted = [{g.name: g.size - 1} for g in groups]
+    for spare in (1, 4):
+        cutter = Cutter(
+            model=model,
+            graph=graph,
+            importance=find_importance("l2"),
+            memory=(3 + spare) * each + each // 2,
+        )
+        parts = [len(part) for part, _ in cutter.together(wanted)]
+        assert max(parts) == spare and sum(parts) == len(wanted)
+    with pytest.raises(ValueError, match="raise the memory limit, or lower the batch size"):
+        Cutter(model=model, graph=graph, importance=find_importance("l2"), memory=4 * each - 1)
+
+
+def test_a_memory_limit_counts_one_batch(model, digits) -> None:
+    evaluate = DataEvaluator(splits=digits, batch_size=20, device=torch.device("cpu"))
+    example = (torch.rand(2, 1, 8, 8),)
+    batch = 20 * peak_activation_bytes(model, example) // 2
+    left = memory_for_networks(model, example, evaluate, limit=batch + 1000)
+    assert left == 1000
+    assert memory_for_networks(model, example, evaluate, limit=None) == NETWORKS
+    with pytest.raises(ValueError, match=f"one batch of 20 takes {batch:,} bytes .* lower batch_s"):
+        memory_for_networks(model, example, evaluate, limit=batch)
+    for wrong, told in (("much", "no size"), (0, "above 0"), ("-1MB", "no size")):
+        with pytest.raises(ValueError, match=told):
+            prune(model, data=digits, memory_limit=wrong)
+    with pytest.raises(ValueError, match="lower batch_size"):
+        prune(model, data=digits, memory_limit="10kB", verify=False, lossless=False)
