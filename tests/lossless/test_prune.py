@@ -35,6 +35,7 @@ def forced(trained):
 
 def run(model, data, **options):
     asked = {"constraints": FREE, "include": [FC1, CONV], "rates": (0.3, 0.6), "gate": "point"}
+    asked["exact"] = True
     asked |= {"policy": "prime", "importance": "l2", "recovery": "none", "verify": False}
     return prune(model, data=data, **(asked | options))
 

@@ -30,6 +30,7 @@ PAPER = {
     "recovery": "none",
     "confirm": False,
     "lossless": False,
+    "exact": True,
 }
 
 
