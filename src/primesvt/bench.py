@@ -108,8 +108,10 @@ class Bench:
                 left = parameter_bytes(network)
                 probe = _compared(self.reference, measurement, cuts, left, seconds)
                 if measurement.rejected and race is not None:
-                    probe = replace(probe, rejected=race.budget() / race.total)
+                    allowed = race.budget(probe.gained or 0) / race.total
+                    probe = replace(probe, rejected=allowed, race_error=race.error)
                 self.table.add(probe)
+            del together, network  # the next ones are made before these names are bound again
             known += len(part)
             tell(known, len(wanted))
         probes = [self.table.find(cuts) for cuts in wanted]
@@ -131,19 +133,22 @@ class Bench:
     ) -> list[float]:
         """Distances of several cuts, as ``probes`` measures them."""
         if self._distance is None:
-            probes = self.probes([cuts for cuts in wanted if cuts], around=around, tell=tell)
+            probes = self.probes(
+                [cuts for cuts in wanted if cuts], around=around, tell=tell, full=True
+            )
             drops = iter(max(0.0, self.reference.accuracy - probe.accuracy) for probe in probes)
             return [next(drops) if cuts else 0.0 for cuts in wanted]
         missing = [c for c in _different(wanted) if c and self.table.find_distance(c) is None]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
-        for part, together in self.cutter.together(missing, around):
+        for part, together in self.cutter.together(missing, around, "distance"):
             values = self._distance(together)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             for cuts, value in zip(part, values, strict=True):
                 self.table.add_distance(
                     DistanceProbe(cuts=dict(cuts), distance=value, seconds=round(seconds, 3))
                 )
+            del together
             known += len(part)
             tell(known, len(wanted))
         found = [self.table.find_distance(cuts) for cuts in wanted]
@@ -164,7 +169,9 @@ def _answers(probe: Probe | None, race: Race | None) -> bool:
     """A stored probe says what is asked: measured in full, or rejected where no more is allowed."""
     if probe is None or probe.rejected is None:
         return probe is not None
-    return race is not None and race.budget() / race.total <= probe.rejected
+    if race is None or race.error < (probe.race_error or 0.0):
+        return False
+    return race.budget(probe.gained or 0) / race.total <= probe.rejected
 
 
 def _first(group: ChannelGroup, count: int) -> Ids:

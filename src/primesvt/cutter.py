@@ -86,7 +86,7 @@ class Cutter:
         self._scores: dict[str, Scores] = {}
         self._find_block = block_of(model)
         self._last: _Common | None = None
-        self._pace: float | None = None  # seconds per network
+        self._pace: dict[str, float] = {}  # seconds per network, by what is measured
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
@@ -102,21 +102,22 @@ class Cutter:
         return smaller
 
     def together(
-        self, wanted: Sequence[Cuts], around: Cuts | None = None
+        self, wanted: Sequence[Cuts], around: Cuts | None = None, purpose: str = ""
     ) -> Iterator[tuple[list[Cuts], Together]]:
         """The networks of several cuts, some at a time, to be run before the next are asked for.
 
         ``around`` are cuts from which all of them differ in few groups: they share the blocks in
         front of the first difference with the network of those, and the work that these take.
+        ``purpose`` tells measurements of different length apart.
         """
         around = around or {}
-        alone = len(wanted) < 2 or not isinstance(self.model, SpikingViT)
+        alone = len(wanted) < 2 or not _plain(self.model)
         order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
         while order:
-            begin, size = time.monotonic(), 1 if alone else self._at_once()
+            begin, size = time.monotonic(), 1 if alone else self._at_once(purpose)
             part, order = order[:size], order[size:]
             yield part, self._made(part, None if alone else self._common(around))
-            self._pace = (time.monotonic() - begin) / len(part)
+            self._pace[purpose] = (time.monotonic() - begin) / len(part)
 
     def _made(self, part: Sequence[Cuts], common: _Common | None) -> Together:
         """Recovered networks."""
@@ -175,9 +176,16 @@ class Cutter:
         blocks = [self._find_block(member.module) for member in self.graph[group].members]
         return min(blocks), max(blocks)
 
-    def _at_once(self) -> int:
+    def _at_once(self, purpose: str) -> int:
         """Networks to make together: as many as memory allows and a kill may cost."""
-        fitting = self._fitting
-        if self._pace is not None:
-            fitting = min(fitting, int(AT_RISK / max(self._pace, 1e-9)))
-        return max(1, min(TOGETHER, fitting))
+        if purpose not in self._pace:
+            return 1
+        quick = int(AT_RISK / max(self._pace[purpose], 1e-9))
+        return max(1, min(TOGETHER, self._fitting, quick))
+
+
+def _plain(model: nn.Module) -> bool:
+    """A model whose forward is its blocks in a row, and that nobody listens to."""
+    if not isinstance(model, SpikingViT) or type(model).forward is not SpikingViT.forward:
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in (model, model.blocks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "outcomes",
     "resolve_device",
+    "telling",
 ]
 
 Progress = Callable[[str, int, int], None]
@@ -221,6 +222,13 @@ class DataEvaluator:
         """The batches, where the images of a batch influence each other."""
         sets = {"selection": self.splits.selection, "test": self.splits.test}
         return batch_note(model, self.batch_size, **sets)
+
+
+def telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
+    """The evaluator that reports on a long first measurement; probes report as a whole."""
+    if isinstance(evaluate, DataEvaluator):
+        return replace(evaluate, progress=progress)
+    return evaluate
 
 
 def resolve_device(

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from primesvt.models import SpikingViT
 from primesvt.models.families import FAMILIES
@@ -64,10 +64,13 @@ def data_digest(dataset: Dataset[Any]) -> str:
     """
     size = len(cast(Sized, dataset))
     digest = hashlib.sha256(_text({"size": size}))
-    for name in ("labels", "indices"):
-        listed = getattr(dataset, name, None)
-        if listed is not None:
-            digest.update(np.ascontiguousarray(np.asarray(listed)).tobytes())
+    inner: Any = dataset
+    while inner is not None:  # a subset hides the labels and the choice of what it is taken from
+        for name in ("labels", "indices"):
+            listed = getattr(inner, name, None)
+            if listed is not None:
+                digest.update(np.ascontiguousarray(np.asarray(listed)).tobytes())
+        inner = inner.dataset if isinstance(inner, Subset) else None
     for index in sorted({round(k * (size - 1) / (_LOOKS - 1)) for k in range(_LOOKS)}):
         _add_sample(digest, dataset[index])
     image, again = dataset[0][0], dataset[0][0]

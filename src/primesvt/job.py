@@ -17,7 +17,7 @@ from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
 from primesvt.confirmation import Confirmation, confirm, sequence
 from primesvt.constraints import Constraints
-from primesvt.evaluation import DataEvaluator, Evaluator, Progress
+from primesvt.evaluation import DataEvaluator, Evaluator, Progress, telling
 from primesvt.fingerprint import config_of, model_digest
 from primesvt.lossless import Lean, make_lean, strip
 from primesvt.memory import parameter_bytes
@@ -142,6 +142,9 @@ class Job:
             self._tell("looking for silent channels")
             lean = make_lean(self.model, start, graph, candidates.groups, sources)
         self._check(lean)
+        self._memory(
+            lean.model
+        )  # a limit that nothing fits into is told before anything is written
         return lean, candidates
 
     def _check(self, lean: Lean) -> None:
@@ -184,9 +187,7 @@ class Job:
             calibration=self.calibration,
             seed=self.seed,
             race=race_of(self.settings, gate, self.evaluate),
-            memory=memory_for_networks(
-                lean.model, self.example, self.evaluate, limit=self.memory_limit
-            ),
+            memory=self._memory(lean.model),
         )
         walk = choose(
             bench,
@@ -255,7 +256,7 @@ class Job:
 
     def _watch(self) -> Measurement:
         """Measure the unpruned network, and note the inputs that it is given."""
-        watched = watch(self.model, _telling(self.evaluate, self.progress))
+        watched = watch(self.model, telling(self.evaluate, self.progress))
         if not self.example and not watched.batches:
             raise ValueError(
                 "score never called the model with an input, so nothing can be traced; "
@@ -264,6 +265,9 @@ class Job:
         self.example = self.example or first_samples(watched.batches[0])
         self.calibration = self.calibration or watched.calibration(self.model)
         return watched.measurement
+
+    def _memory(self, model: nn.Module) -> int:
+        return memory_for_networks(model, self.example, self.evaluate, limit=self.memory_limit)
 
     def _gate(self, reference: Reference) -> Gate:
         points = self.evaluate.points
@@ -294,10 +298,3 @@ class Job:
     def _tell(self, stage: str) -> None:
         if self.progress is not None:
             self.progress(stage, 0, 0)
-
-
-def _telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
-    """The evaluator that reports on a long first measurement; probes report as a whole."""
-    if isinstance(evaluate, DataEvaluator):
-        return replace(evaluate, progress=progress)
-    return evaluate

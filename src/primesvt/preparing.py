@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from primesvt.calibration import Calibration, calibration_of
+from primesvt.calibration import CALIBRATION_BATCH, Calibration, calibration_of
 from primesvt.channels.copies import state_tensors
-from primesvt.confirmation import divide
+from primesvt.confirmation import divide, halves
 from primesvt.constraints import Constraints, parse_bytes
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.models import SpikingViT, reset
-from primesvt.probes import ProbeTable
+from primesvt.probes import ProbeTable, Reference
 from primesvt.scoring import Score, ScoreEvaluator
 from primesvt.settings import Settings
 from primesvt.watching import first_samples
@@ -36,7 +37,6 @@ __all__ = [
     "working_copy",
 ]
 
-CALIBRATION_BATCH = 64
 Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
 
 
@@ -70,16 +70,30 @@ def set_aside(
     Solving again from earlier probes keeps the images that those were made on.
     """
     wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
-    if not isinstance(evaluate, DataEvaluator) or not wanted:
+    if not isinstance(evaluate, DataEvaluator):
+        return evaluate, None, ()
+    if earlier is not None and earlier.reference is not None:
+        return _as_before(evaluate, earlier.reference, wanted=wanted, seed=seed)
+    if not wanted:
         return evaluate, None, ()
     limit = constraints.max_accuracy_drop / 100
     splits, aside, told = divide(evaluate.splits, limit, seed=seed)
-    smaller = replace(evaluate, splits=splits)
-    if aside is not None and earlier is not None and earlier.reference is not None:
-        before = earlier.reference.context.get("selection_set")
-        if before == evaluate.context()["selection_set"]:
-            return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
-    return smaller, aside, (told,)
+    return replace(evaluate, splits=splits), aside, (told,)
+
+
+def _as_before(
+    evaluate: DataEvaluator, earlier: Reference, *, wanted: bool, seed: int
+) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
+    """The images that the earlier probes were made on: all of them, or the part for searching."""
+    before = earlier.context.get("selection_set")
+    rest, aside = halves(evaluate.splits, seed=seed)
+    searching = replace(evaluate, splits=rest)
+    if before == searching.context()["selection_set"]:
+        told = "The earlier probes left images aside, which confirm the plan and choose nothing."
+        return searching, aside if wanted else None, (told,) if wanted else ()
+    if wanted:
+        return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
+    return evaluate, None, ()
 
 
 def calibration_for(
@@ -100,12 +114,14 @@ def calibration_for(
     return calibration_of(source, device=device, batch_size=size, workers=workers)
 
 
-def memory_bytes(limit: str | int | None) -> int | None:
+def memory_bytes(limit: str | float | None) -> int | None:
     """A memory limit in bytes; ``ValueError`` for what is no size, or none at all."""
     found = parse_bytes(limit, name="memory_limit") if isinstance(limit, str) else limit
-    if found is not None and found <= 0:
+    if found is None:
+        return None
+    if not 0 < found < math.inf:
         raise ValueError(f"memory_limit is {limit}, but must be above 0, such as '4GB'")
-    return found
+    return int(found)
 
 
 def example_for(

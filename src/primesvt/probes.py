@@ -57,6 +57,7 @@ class Probe:
         seconds: what it took.
         rejected: the largest drop allowed when it was rejected early (``primesvt.racing``): then
             accuracy and counts are those of the ``samples`` that it had seen.
+        race_error: the chance of rejecting it wrongly, at most.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Probe:
     deviation: float | None = None
     seconds: float = 0.0
     rejected: float | None = None
+    race_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,10 @@ class DistanceProbe:
 
 
 Key = frozenset[tuple[str, int]]
+
+
+class OldFormatError(ValueError):
+    """Probes that were made by an older version, in a way that cannot be compared."""
 
 
 class ProbeTable:
@@ -185,13 +191,27 @@ class ProbeTable:
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                self._take_line(json.loads(line))
+                row = json.loads(line)
+                self._check_order(row)
+                self._take_line(row)
+            except OldFormatError:
+                raise
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"line {number} of {path} is no probe; delete the line, or the run folder"
                 ) from error
         if len(whole) < len(content) and self.path is not None:
             os.truncate(path, len(whole))
+
+    def _check_order(self, row: Mapping[str, Any]) -> None:
+        """What probes depend on comes before them."""
+        if row["kind"] == "reference" and row["format"] != FORMAT:
+            raise OldFormatError(
+                f"{self.name} holds probes of format {row['format']}, measured in another way than"
+                f" those of format {FORMAT}; choose another run folder"
+            )
+        if row["kind"] != "reference" and self.reference is None:
+            raise ValueError("a probe of an unknown network")
 
     def _take_line(self, row: dict[str, Any]) -> None:
         kind = row.pop("kind")
@@ -238,8 +258,6 @@ def _packed(found: Outcomes | None) -> dict[str, Any]:
 
 
 def _read_reference(row: Mapping[str, Any]) -> Reference:
-    if row["format"] != FORMAT:
-        raise ValueError(f"format {row['format']}")
     found: Outcomes | None = None
     if "right" in row:
         bits = np.frombuffer(base64.b64decode(row["right"]), dtype=np.uint8)

@@ -181,7 +181,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": "bound",
         "confirm": True,
         "lossless": True,
-        "exact": False,
     },
 }
 

@@ -92,7 +92,7 @@ class RunFolder:
             there = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"cannot read {path}; choose another run folder") from error
-        difference = _difference(there, self.recipe)
+        difference = _difference(_without_limits(there), _without_limits(self.recipe))
         if difference:
             raise ValueError(
                 f"{self.path} holds a run of another recipe: {difference}; choose another run "
@@ -114,6 +114,14 @@ def stored_probes(run: str | Path) -> ProbeTable:
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from the file: tuples are lists there."""
     return dict(json.loads(json.dumps(recipe, default=str)))
+
+
+def _without_limits(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what changes no result: the memory that a run may take."""
+    run = recipe.get("run")
+    if not isinstance(run, Mapping):
+        return dict(recipe)
+    return {**recipe, "run": {k: v for k, v in run.items() if k != "memory_limit"}}
 
 
 def _difference(there: Any, here: Any, path: str = "") -> str:

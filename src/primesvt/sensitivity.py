@@ -192,6 +192,7 @@ def find_edges(
     grids = grids_of(bench, groups, rates=rates, order=order)
     between = {grid.group: (0, len(grid.widths)) for grid in grids}
     total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
+    seen: dict[tuple[str, int], Probe] = {}
     while any(low < high for low, high in between.values()):
         asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
         middle = {grid.group: sum(between[grid.group]) // 2 for grid in asked}
@@ -199,17 +200,18 @@ def find_edges(
         for grid, probe in zip(asked, bench.probes(cuts), strict=True):
             low, high = between[grid.group]
             place = middle[grid.group]
+            seen[grid.group, list(grid.widths)[place]] = probe
             between[grid.group] = (place + 1, high) if passes(probe) else (low, place)
         done += len(asked)
         if progress is not None:
             progress("probing", done, max(done, total))
-    return tuple(_up_to(bench, grid, between[grid.group][0]) for grid in grids)
+    return tuple(_up_to(grid, between[grid.group][0], seen) for grid in grids)
 
 
-def _up_to(bench: Bench, grid: Grid, edge: int) -> Layer:
+def _up_to(grid: Grid, edge: int, seen: Mapping[tuple[str, int], Probe]) -> Layer:
     """A layer with all rates up to an edge, and those beyond it that were measured."""
     points = [
-        Point(rate=rate, kept=kept, probe=bench.table.find({grid.group: kept}))
+        Point(rate=rate, kept=kept, probe=seen.get((grid.group, kept)))
         for kept, rate in grid.widths.items()
     ]
     return Layer(

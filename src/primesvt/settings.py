@@ -34,7 +34,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": "bound",
         "confirm": True,
         "lossless": True,
-        "exact": False,
     },
 }
 _CHOICES = {
@@ -91,6 +90,10 @@ class Settings:
         if not 0 < self.race_error <= 0.5:
             raise ValueError(
                 f"race_error is {self.race_error}, but must be above 0 and at most 0.5"
+            )
+        if self.full_curves and self.policy != "prime":
+            raise ValueError(
+                f"full_curves belongs to policy 'prime', not {self.policy!r}; leave one of them out"
             )
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):

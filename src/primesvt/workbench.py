@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from primesvt.bench import Bench
-from primesvt.calibration import Activity, Calibration, calibration_of
+from primesvt.calibration import CALIBRATION_BATCH, Activity, Calibration, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator, Evaluator
@@ -115,15 +115,19 @@ def memory_for_networks(
 ) -> int:
     """Bytes for networks measured together: what a limit leaves beside one batch of activations.
 
+    The batch is the larger one of measuring and recovering. Statistics are not counted.
+
     Raises ``ValueError`` where a batch alone takes more.
     """
     if limit is None or not isinstance(evaluate, DataEvaluator):
         return NETWORKS if limit is None else limit
-    batch = evaluate.batch_size * peak_activation_bytes(model, example) // batch_of(example)
+    size = max(evaluate.batch_size, CALIBRATION_BATCH)
+    batch = size * peak_activation_bytes(model, example) // batch_of(example)
     if batch >= limit:
+        fix = "lower batch_size, or raise" if size > CALIBRATION_BATCH else "raise"
         raise ValueError(
-            f"one batch of {evaluate.batch_size} takes {batch:,} bytes of activations, but"
-            f" memory_limit is {limit:,}; lower batch_size, or raise the limit"
+            f"one batch of {size} takes {batch:,} bytes of activations, but memory_limit is"
+            f" {limit:,}; {fix} the limit"
         )
     return limit - batch
 

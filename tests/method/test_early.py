@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
+
 import pytest
 import torch
-from torch.utils.data import ConcatDataset
 
 from primesvt import Constraints, prune
-from primesvt.bench import Bench
+from primesvt.bench import Bench, _answers
 from primesvt.evaluation import DataEvaluator
 from primesvt.importance import find_importance
 from primesvt.memory import parameter_bytes
 from primesvt.policies import Gate
+from primesvt.preparing import evaluator_for
 from primesvt.probes import ProbeTable, Reference
 from primesvt.racing import Race
 
@@ -120,30 +121,38 @@ def test_exact_and_raced_runs_choose_the_same_here(model, digits) -> None:
     assert early > 0
 
 
-def test_selection_images_come_in_a_seeded_order(model, digits) -> None:
-    whole = ConcatDataset([digits.selection])
-    labels = [int(label) for _, label in whole]
-    seen = []
+def test_selection_images_come_in_an_order_of_the_seed(model, digits) -> None:
+    def order(seed: int) -> list[int]:
+        made = evaluator_for(model, digits, None, torch.device("cpu"), seed, 8, 0)
+        assert isinstance(made, DataEvaluator)
+        return [made.splits.selection.indices[n] for n in range(60)]
 
-    def looked(seed: int) -> list[bool]:
-        result = prune(
-            model,
-            data=digits,
-            include=[FC1],
-            rates=(0.1,),
-            policy="prime",
-            importance="l2",
-            recovery="none",
-            lossless=False,
-            verify=False,
-            seed=seed,
-            constraints=Constraints(max_accuracy_drop=99, min_memory_saving=None),
-        )
-        reference = result.probes.reference
-        assert reference is not None and reference.measurement.outcomes is not None
-        return list(reference.measurement.outcomes)
+    assert order(0) == order(0) != order(1)
+    assert sorted(order(0)) == list(range(60)) != order(0)
 
-    seen = [looked(0), looked(0), looked(1)]
-    assert seen[0] == seen[1] and sum(seen[0]) == sum(seen[2])
-    assert len(labels) == len(seen[0])
-    assert np.asarray(seen[0]).any()
+
+def test_another_gate_or_error_measures_again(model, graph, evaluate, ruined) -> None:
+    bench = bench_of(model, graph, evaluate)
+    probe = bench.probe(ruined)
+    assert probe.rejected is not None and probe.race_error == 0.05
+    for options in ({"error": 0.01}, {"limit": 0.08}):
+        race = Race(**{"limit": 0.05, "total": 60, "gate": "point", **options})
+        assert not _answers(probe, race)
+    assert _answers(probe, Race(limit=0.05, total=60, gate="point", error=0.1))
+    gained = dataclasses.replace(probe, gained=20)  # narrows what the bound gate allows
+    wide = Race(limit=0.2, total=60, gate="bound")
+    kept = dataclasses.replace(gained, rejected=wide.budget(20) / 60)
+    assert wide.budget(20) < wide.budget() and _answers(kept, wide)
+    assert not _answers(kept, Race(limit=0.2, total=60, gate="point"))
+
+
+def test_solving_again_is_a_fresh_run(model, digits, tmp_path) -> None:
+    """Early rejections of a stricter run do not count under a looser limit."""
+    asked = {"policy": "prime", "importance": "l2", "recovery": "none", "gate": "point"}
+    asked |= {"include": ["blocks.block4*"], "rates": (0.3, 0.6, 0.9), "batch_size": 12}
+    asked |= {"lossless": False, "verify": False, "data": digits}
+    strict, loose = (Constraints(max_accuracy_drop=d, min_memory_saving=None) for d in (1, 9))
+    prune(model, constraints=strict, full_curves=True, out=tmp_path / "strict", **asked)
+    fresh = prune(model, constraints=loose, **asked)
+    again = prune(model, constraints=loose, from_run=tmp_path / "strict", **asked)
+    assert again.plan == fresh.plan

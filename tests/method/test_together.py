@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator
 from primesvt.importance import find_importance
 from primesvt.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
+from primesvt.models import SpikingViT
 from primesvt.probes import ProbeTable, Reference
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement
@@ -52,7 +55,7 @@ def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
     around = {g.name: g.size - 1 for g in groups[1::2]}
     wanted = [{**around, g.name: g.size // 2} for g in groups]
     wanted += [{k: v for k, v in around.items() if k != g.name} for g in groups[1:4:2]]
-    seen = 0
+    seen = last = 0
     for cuts, together in at.cutter.together(wanted, around):
         with together.calibrating():
             answers = together(one.x)
@@ -62,7 +65,8 @@ def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
             with torch.no_grad():
                 assert torch.equal(found, alone(one.x))
             seen += 1
-        assert max(together.starts) > 0
+        last = max(last, *together.starts)
+    assert last > 0
     assert seen == len(wanted)
 
 
@@ -159,22 +163,67 @@ def test_a_memory_limit_says_how_many_networks_are_held(model, graph) -> None:
             memory=(3 + spare) * each + each // 2,
         )
         parts = [len(part) for part, _ in cutter.together(wanted)]
-        assert max(parts) == spare and sum(parts) == len(wanted)
+        assert parts[0] == 1 and max(parts) == spare and sum(parts) == len(wanted)
     with pytest.raises(ValueError, match="raise the memory limit, or lower the batch size"):
         Cutter(model=model, graph=graph, importance=find_importance("l2"), memory=4 * each - 1)
 
 
-def test_a_memory_limit_counts_one_batch(model, digits) -> None:
+def test_a_memory_limit_counts_one_batch(model, digits, tmp_path) -> None:
     evaluate = DataEvaluator(splits=digits, batch_size=20, device=torch.device("cpu"))
     example = (torch.rand(2, 1, 8, 8),)
-    batch = 20 * peak_activation_bytes(model, example) // 2
+    batch = 64 * peak_activation_bytes(model, example) // 2  # recovery takes 64 at least
     left = memory_for_networks(model, example, evaluate, limit=batch + 1000)
     assert left == 1000
     assert memory_for_networks(model, example, evaluate, limit=None) == NETWORKS
-    with pytest.raises(ValueError, match=f"one batch of 20 takes {batch:,} bytes .* lower batch_s"):
+    with pytest.raises(
+        ValueError, match=f"one batch of 64 takes {batch:,} bytes .* raise the limit"
+    ):
         memory_for_networks(model, example, evaluate, limit=batch)
     for wrong, told in (("much", "no size"), (0, "above 0"), ("-1MB", "no size")):
         with pytest.raises(ValueError, match=told):
             prune(model, data=digits, memory_limit=wrong)
+    options = {"verify": False, "lossless": False, "out": tmp_path / "run"}
     with pytest.raises(ValueError, match="lower batch_size"):
-        prune(model, data=digits, memory_limit="10kB", verify=False, lossless=False)
+        prune(model, data=digits, memory_limit="10kB", batch_size=65, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_more_networks_live_than_the_limit_says(model, graph, digits) -> None:
+    each = parameter_bytes(model) + buffer_bytes(model)
+    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    most = 0
+
+    def evaluate(network: nn.Module) -> Measurement:
+        nonlocal most
+        alive.add(network)
+        most = max(most, len(alive))
+        return Measurement(value=1.0)
+
+    table = ProbeTable()
+    size = parameter_bytes(model)
+    table.start(Reference(context={}, measurement=Measurement(value=1.0), parameter_bytes=size))
+    bench = Bench(
+        model=model,
+        graph=graph,
+        evaluate=evaluate,
+        table=table,
+        importance=find_importance("l2"),
+        memory=6 * each,
+    )
+    bench.probes([{g.name: g.size // 2} for g in graph.prunable()])
+    assert 2 <= most <= 3
+
+
+@pytest.mark.parametrize("listening", ["model", "blocks", "forward"])
+def test_a_model_that_does_more_than_its_blocks_runs_alone(listening: str, model, graph) -> None:
+    """Whatever somebody added to its forward would be left out."""
+    if listening == "forward":
+        model.__class__ = type(
+            "Doubled", (SpikingViT,), {"forward": lambda s, x: s.resume(s.enter(2 * x), 0)}
+        )
+    else:
+        part = model if listening == "model" else model.blocks
+        part.register_forward_pre_hook(lambda _m, args: (2 * args[0], *args[1:]))
+    cutter = Cutter(model=model, graph=graph, importance=find_importance("l2"))
+    wanted = [{g.name: g.size // 2} for g in graph.prunable()[:3]]
+    assert all(pair.common is None for _, pair in cutter.together(wanted))

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
 from primesvt.calibration.patches import patches
 from primesvt.channels import remove_channels
+from primesvt.models import reset
 from primesvt.recovery.refit import refit
 from primesvt.recovery.solve import DAMPING, regression
 
@@ -305,10 +307,28 @@ def test_a_kernel_too_wide_for_patches_gets_a_mixing_of_channels(monkeypatch) ->
     assert errors[0] < errors[1] < error(one, cut(one, keep, fit=False))
 
 
-def test_many_patches_are_taken_from_images_spread_over_the_batch(monkeypatch) -> None:
+def test_many_patches_are_spread_over_images_and_places(monkeypatch) -> None:
     monkeypatch.setattr("primesvt.calibration.patches.ROWS", 80)
+    monkeypatch.setattr("primesvt.calibration.patches.IMAGES", 4)
     layer = nn.Conv2d(1, 1, 3, padding=1)
-    x = torch.arange(10.0)[:, None, None, None].expand(10, 1, 5, 5)
+    x = torch.arange(10.0)[:, None, None, None] + torch.linspace(0, 0.5, 25).reshape(5, 5)
     rows = patches(layer, x)
-    assert rows.shape == (75, 9)
-    assert sorted(set(rows[:, 4].tolist())) == [0.0, 4.0, 9.0]
+    assert rows.shape == (80, 9)
+    seen = rows[:, 4]
+    assert sorted(set(seen.floor().tolist())) == [0.0, 3.0, 6.0, 9.0]
+    assert len(set((seen - seen.floor()).round(decimals=3).tolist())) >= 20
+
+
+def test_a_multi_step_convolution_is_seen_with_its_time_steps() -> None:
+    torch.manual_seed(10)
+    net = nn.Sequential(
+        layer.Conv2d(1, 6, 3, padding=1, step_mode="m"),
+        neuron.LIFNode(step_mode="m", v_threshold=0.2),
+        layer.Conv2d(6, 4, 3, padding=1, step_mode="m"),
+    ).eval()
+    one = watched(net, torch.rand(4, 8, 1, 6, 6), batch=4)  # a batch is all time steps
+    keep = {"0": [[0, 2, 3, 5]]}
+    assert [reader.taps for reader in one.activity.readers["0"]] == [9]
+    reset(net)
+    fitted = cut(one, keep, fit=True)
+    assert not torch.equal(fitted[2].weight, net[2].weight[:, [0, 2, 3, 5]])

@@ -1,12 +1,13 @@
 """What unlabeled inputs show of a network: who reads whom, spikes, covariances, gradients."""
 
 from primesvt.calibration.activity import Activity
-from primesvt.calibration.inputs import Calibration, calibrating, calibration_of
+from primesvt.calibration.inputs import CALIBRATION_BATCH, Calibration, calibrating, calibration_of
 from primesvt.calibration.moments import Moments
 from primesvt.calibration.readers import Reader, readers_of
 from primesvt.calibration.wiring import Wiring, wire
 
 __all__ = [
+    "CALIBRATION_BATCH",
     "Activity",
     "Calibration",
     "Moments",

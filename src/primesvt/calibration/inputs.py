@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from primesvt.models import reset
 
-__all__ = ["Calibration", "calibrating", "calibration_of"]
+__all__ = ["CALIBRATION_BATCH", "Calibration", "calibrating", "calibration_of"]
 
 Batch = tuple[Any, ...]
+CALIBRATION_BATCH = 64  # at least: means and variances of small batches say little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,11 @@ def calibration_of(
         5
     """
     batches: Iterable[Any]
+    if isinstance(inputs, DataLoader) and isinstance(inputs.sampler, RandomSampler):
+        raise ValueError(
+            "calibration comes in another order each time it is read, and batches are compared;"
+            " give its DataLoader shuffle=False"
+        )
     if isinstance(inputs, Dataset):
         batches = DataLoader(inputs, batch_size=batch_size, num_workers=workers)
     elif isinstance(inputs, Tensor):

@@ -37,6 +37,8 @@ def see(norm: Norm, x: Tensor) -> Seen:
     """
     merged = x.flatten(0, 1) if getattr(norm, "step_mode", "s") == "m" else x
     rows = merged.flatten(2) if merged.ndim > 2 else merged[:, :, None]
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
     count = rows.shape[0] * rows.shape[2]
     mean = rows.sum(2).sum(0) / count
     # Ten times as fast as torch.var_mean over several axes on a CPU.

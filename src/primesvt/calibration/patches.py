@@ -10,6 +10,7 @@ __all__ = ["LARGEST", "patches", "taps_of"]
 
 LARGEST = 4096  # inputs of one output: their covariance takes 8 bytes times the square of it
 ROWS = 2**14  # patches per call: neighbours hardly differ, so that more of them tell little
+IMAGES = 128  # that they come from, over all samples and time steps
 
 
 def taps_of(layer: nn.Module) -> int:
@@ -30,23 +31,25 @@ def taps_of(layer: nn.Module) -> int:
 
 
 def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Rows ``[n, in * taps]`` from an input ``[N, C, H, W]``, spread over the images if too many.
+    """Rows ``[n, in * taps]`` from an input ``[..., C, H, W]``; of many some, spread evenly.
 
     Example:
         >>> patches(nn.Conv2d(2, 4, 3, padding=1), torch.ones(1, 2, 5, 5)).shape
         torch.Size([25, 18])
     """
+    images = x.detach().flatten(0, -4)
+    count = min(len(images), IMAGES)
+    chosen = torch.linspace(0, len(images) - 1, count).round().long().tolist()
+    return torch.cat([_rows(layer, images[n, None], ROWS // count, n) for n in chosen])
+
+
+def _rows(layer: nn.Conv2d, image: Tensor, most: int, start: int) -> Tensor:
+    """Patches of one image, at most so many; ``start`` shifts which."""
     assert not isinstance(layer.padding, str)
-    x = x.detach()
-    size = [
-        (length + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-        for length, pad, dilation, kernel, stride in zip(
-            x.shape[-2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride,
-            strict=True,
-        )
-    ]  # fmt: skip
-    images = max(1, ROWS // max(1, size[0] * size[1]))
-    if images < len(x):
-        x = x[torch.linspace(0, len(x) - 1, images, device=x.device).round().long()]
-    columns = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return columns.transpose(1, 2).flatten(0, 1)
+    columns = functional.unfold(
+        image, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )[0].T
+    if len(columns) <= most:
+        return columns
+    places = torch.arange(most, device=image.device) * len(columns) // most
+    return columns[(places + start) % len(columns)]

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from primesvt.policies.gate import Gate, Verdict
-from primesvt.policies.knapsack import Knapsack, Option
+from primesvt.policies.knapsack import Knapsack, Option, counted_from, falling
 from primesvt.policies.walk import Choice, Walk
 from primesvt.probes import Cuts, Probe
 from primesvt.sensitivity import Grid
@@ -124,7 +124,7 @@ class Search:
                 for kept in (grid.size, *grid.widths)
                 if min(known) <= kept <= max(known)
             ]
-            found[grid.group] = _falling([_from(options[0], option) for option in options])
+            found[grid.group] = falling([counted_from(options[0], option) for option in options])
         return found
 
     def climb(
@@ -289,20 +289,3 @@ def _narrowed(base: Mapping[str, int], grid: Grid, kept: int) -> dict[str, int]:
     if kept == grid.size:
         del cuts[grid.group]
     return cuts
-
-
-def _from(start: Option, option: Option) -> Option:
-    """An option counted from another one."""
-    return Option(kept=option.kept, cost=option.cost - start.cost, saved=option.saved - start.saved)
-
-
-def _falling(options: Sequence[Option]) -> list[Option]:
-    """Options from wide to narrow without cheaper narrow ones: a narrower width costs no less.
-
-    Where it seems to, that is noise of a few hundred inputs, and both count the same.
-    """
-    found: list[Option] = []
-    for option in sorted(options, key=lambda each: -each.kept):
-        cost = max(option.cost, found[-1].cost) if found else option.cost
-        found.append(Option(kept=option.kept, cost=cost, saved=max(0.0, option.saved)))
-    return found
