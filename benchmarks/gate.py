@@ -11,6 +11,7 @@ is a true drop above the limit. The splits take a few seconds: no network runs a
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from checkpoints import CIFAR, Case, uniform
 from machine import RESULTS, machine, save
 from torch.utils.data import ConcatDataset
 
-from primesvt.confirmation import confirm, sequence
+from primesvt.confirmation import SEARCHED, confirm, sequence
 from primesvt.evaluation import outcomes
 from primesvt.statistics import paired_drop_bound, wilson_interval
 
@@ -78,7 +79,7 @@ def once(
     gate: str,
 ) -> int:
     """The network that one split ends with: its place in the ladder, -1 for the unpruned one."""
-    half = len(order) // 2
+    half = math.ceil(SEARCHED * len(order))
     confirming = gate == "bound, confirmed"
     search = order[:half] if confirming else order
     passed = choose(right, search, limit, gate)

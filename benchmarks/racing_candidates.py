@@ -58,7 +58,7 @@ def rows_of(name: str, images: int, limit: float, gate: str) -> dict[str, Any]:
             else:
                 bad += 1
                 seen.append(shown / images)
-    low, high = wilson_interval(wrong, good)
+    low, high = wilson_interval(wrong, good) if good else (0.0, 1.0)
     return {
         "pool": name,
         "candidates": len(right) - 1,
