@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -127,48 +127,38 @@ def measured(case: Case, method: str, search: Search) -> dict[str, Any]:
     return {**found, "macs": counter.get_total_flops() // 2}
 
 
-def compared(case: Case, images: int) -> list[dict[str, Any]]:
-    rows = []
+def compared(case: Case, images: int) -> Iterator[dict[str, Any]]:
     for method in METHODS:
         before, after = (measured(case, method, search) for search in (naive, here))
         asked = before.pop("passes")
         answers = after.pop("passes")
         equal = sum(answers.get(rate, False) == passed for rate, passed in asked.items())
-        rows.append(
-            {
-                "model": case.name,
-                "images": images,
-                "method": method,
-                "naive": before,
-                "here": after,
-                "decisions": len(asked),
-                "equal": equal,
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+        yield {
+            "model": case.name,
+            "images": images,
+            "method": method,
+            "naive": before,
+            "here": after,
+            "decisions": len(asked),
+            "equal": equal,
+        }
 
 
-def large(case: Case, small: list[dict[str, Any]], images: int) -> list[dict[str, Any]]:
+def large(case: Case, small: list[dict[str, Any]], images: int) -> Iterator[dict[str, Any]]:
     """This package's search on many images; the naive cost from its images and those of a few."""
-    rows = []
     for method, known in zip(METHODS, small, strict=True):
         found = measured(case, method, here)
         found.pop("passes")
         share = images / known["images"]
         formula = {"macs": int(known["naive"]["macs"] * share), "probes": known["naive"]["probes"]}
-        rows.append(
-            {
-                "model": case.name,
-                "images": images,
-                "method": method,
-                "naive": formula,
-                "here": found,
-                "formula": True,
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+        yield {
+            "model": case.name,
+            "images": images,
+            "method": method,
+            "naive": formula,
+            "here": found,
+            "formula": True,
+        }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -217,11 +207,14 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
 
-    def keep(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        rows.extend(found)
-        save("search_cost", rows)
-        (RESULTS / "search_cost.md").write_text(markdown(rows))
-        return found
+    def keep(found: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        first = len(rows)
+        for row in found:
+            rows.append(row)
+            save("search_cost", rows)
+            (RESULTS / "search_cost.md").write_text(markdown(rows))
+            print(row, flush=True)
+        return rows[first:]
 
     digits = Case(source="sdt_v2_digits", data="digits", batch_size=64)
     keep(compared(with_selection(digits, None), 450))

@@ -155,7 +155,8 @@ def prune(
             bytes, or a size such as ``"4GB"``; when not given, 2 GB for the networks.
         device: where to compute; where the model is, when not given.
         out: run folder; a run that was stopped there goes on, one that has ended is returned.
-        from_run: run folder whose layer probes are used again: none is made new.
+        from_run: run folder whose probes are used again: of ``prime``, no layer is probed anew but
+            those that were rejected early under a stricter limit.
         recipe: what ``recipe.yaml`` says; these arguments when not given.
         progress: called as ``progress(stage, done, total)``.
 
