@@ -127,7 +127,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Policy, criterion, recovery and gate, end to end\n",
         f"Made by `python benchmarks/presets.py`, limit {LIMIT:g} points, nothing trained. The test"
-        " set decided nothing.\n",
+        " set decided nothing. Other processes shared the cores, so seconds are no comparison.\n",
         "| model | row | memory saved | selection drop, bound | confirmation drop, bound"
         " | test before, after (95 %) | test drop | seconds |",
         "|---|---|---|---|---|---|---|---|",
