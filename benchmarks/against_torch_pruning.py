@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 from exactness import FAMILIES, Cuts, Subject, copied, cuts_of, equals_removal, subject
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from torch import nn
 
 from primesvt.channels import remove_channels, trace
@@ -182,7 +182,6 @@ def last_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def table(rows: list[Row]) -> str:
     """The rows as Markdown, with the machine in front."""
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
     low, high = min(r.firing[0] for r in rows), max(r.firing[1] for r in rows)
     lines = [
         "# Torch-Pruning 1.6.1 beside PrimeSVT",
@@ -191,7 +190,7 @@ def table(rows: list[Row]) -> str:
         f" explained. Untrained networks whose neurons fire at {low:.0%} to {high:.0%}, uniform"
         " rates, L2 norm. Seconds in brackets are those of the check before a cut.",
         "",
-        f"{here}.",
+        f"{described()}.",
         "",
         *summary(rows),
         "",

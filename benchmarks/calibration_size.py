@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from checkpoints import CIFAR, Case, uniform
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SEEDS = (0, 1, 2)
@@ -60,8 +60,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 mean = f"{sum(found) / len(found):.1f}" if found else ""
                 cells.append(f"{mean} ({min(found):.1f}..{max(found):.1f})" if found else "")
             lines.append(f"| {model} | {recovery} | {' | '.join(cells)} |")
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def main() -> None:

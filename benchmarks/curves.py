@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from checkpoints import CIFAR, Case
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from presets import in_memory
 from torch import nn
 from variants import replaced, usual
@@ -65,8 +65,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"| {r['model']} | {r['group']} | {r['rate']:.0%} | {r['saved']:.2%}"
             f" | {1e3 * r['followed']:.1f} | {1e3 * r['replaced']:.1f} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def main() -> None:

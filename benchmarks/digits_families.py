@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 
 from primesvt import Constraints, load, prune
 from primesvt.training import read_train_recipe, train
@@ -97,10 +97,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f" | {before['test']['accuracy']:.2%}, {test['accuracy']:.2%}"
             f" ({test['low']:.1%} .. {test['high']:.1%}) | {row['seconds']:g} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
     note = "Seconds of a bound row are those of its walk: its probes are the row's above."
     return "\n".join(
-        [*lines, "", note, f"Measured by `benchmarks/digits_families.py` on: {here}.", ""]
+        [*lines, "", note, f"Measured by `benchmarks/digits_families.py` on: {described()}.", ""]
     )
 
 

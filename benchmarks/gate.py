@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from checkpoints import CIFAR, Case, uniform
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from torch.utils.data import ConcatDataset
 
 from primesvt.confirmation import SEARCHED, confirm, sequence
@@ -79,15 +79,15 @@ def once(
     gate: str,
 ) -> int:
     """The network that one split ends with: its place in the ladder, -1 for the unpruned one."""
-    half = math.ceil(SEARCHED * len(order))
+    searched = math.ceil(SEARCHED * len(order))
     confirming = gate == "bound, confirmed"
-    search = order[:half] if confirming else order
+    search = order[:searched] if confirming else order
     passed = choose(right, search, limit, gate)
     if not passed or not confirming:
         return passed[-1] if passed else -1
     networks: list[Any] = [{"network": i} for i in passed]
     tested = sequence(networks, lambda cuts: int(1e6 * saved[cuts["network"] + 1]))
-    aside = order[half:]
+    aside = order[searched:]
     cuts, _ = confirm(
         tested,
         outcomes=lambda cuts: right[cuts["network"] + 1, aside],
@@ -148,8 +148,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f" | {r['saving_mean']:.1%} +- {r['saving_deviation']:.1%}"
             f" | {r['largest_allowed']:.1%} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def main() -> None:

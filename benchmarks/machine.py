@@ -35,6 +35,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def described() -> str:
+    """The same in a line, for the end of a page."""
+    return ", ".join(f"{key} {value}" for key, value in machine().items())
+
+
 def peak_bytes() -> int:
     """Peak resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from checkpoints import CIFAR, DIGITS, Case
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from primesvt import Constraints, prune
@@ -144,8 +144,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f" ({test['low']:.1%} .. {test['high']:.1%})"
             f" | {100 * (before['accuracy'] - test['accuracy']):.2f} | {row['seconds']:g} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def main() -> None:

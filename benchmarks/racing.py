@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 
 from primesvt.racing import Race
 from primesvt.statistics import wilson_interval
@@ -261,7 +261,7 @@ def markdown(results: dict[str, Any], seconds: float) -> str:
     rows, repeated = results["settings"], results["worst_again"]
     wrong = chosen(rows, times=1)
     rejected, tried = sum(r["rejected"] for r in wrong), CANDIDATES * len(wrong)
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
+    here = described()
     lines = [
         "# Rejecting early\n",
         f"Made by `python benchmarks/racing.py`, which says what is measured. {CANDIDATES}"

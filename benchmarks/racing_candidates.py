@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from checkpoints import CIFAR
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 
 from primesvt.racing import Race
 from primesvt.statistics import paired_drop_bound, wilson_interval
@@ -91,8 +91,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f" | {r['gate']} | {r['false']} of {r['passing_races']}, {share:.1%}"
             f" ({r['low']:.1%} .. {r['high']:.1%}) | {seen} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def main() -> None:

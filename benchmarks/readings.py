@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 
 from primesvt import Constraints, create_model, prune
 
@@ -86,8 +86,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"| {before['test']['accuracy']:.2%}, {test['accuracy']:.2%} "
             f"({test['low']:.1%} .. {test['high']:.1%}) | {row['seconds']:g} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"Measured by `benchmarks/readings.py` on: {here}.", ""])
+    return "\n".join([*lines, "", f"Measured by `benchmarks/readings.py` on: {described()}.", ""])
 
 
 def main() -> None:

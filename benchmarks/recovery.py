@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from checkpoints import Case, cases, uniform
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 
 from primesvt.importance import IMPORTANCES
 from primesvt.recovery import RECOVERIES
@@ -76,8 +76,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
         parts.append(_table(data, [row for row in rows if row["data"] == data]))
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*parts, f"{here}.", ""])
+    return "\n".join([*parts, f"{described()}.", ""])
 
 
 def _table(data: str, rows: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import sys
 import time
 
 import torch
-from machine import RESULTS, machine, peak_bytes, save
+from machine import RESULTS, described, peak_bytes, save
 from torch import nn
 
 from primesvt.calibration import Activity, calibration_of
@@ -62,9 +62,8 @@ def main() -> None:
     row["saved"] = 1 - parameter_bytes(model) / before
     row["peak_bytes"] = peak_bytes()
     save("refit_scale", [row])
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
     lines = [f"- {key}: {value}" for key, value in row.items()]
-    (RESULTS / "refit_scale.md").write_text("\n".join([*lines, "", f"{here}.", ""]))
+    (RESULTS / "refit_scale.md").write_text("\n".join([*lines, "", f"{described()}.", ""]))
     print("\n".join(lines))
 
 

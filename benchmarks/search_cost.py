@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from checkpoints import CIFAR, Case
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from presets import in_memory
 from throughput import every_step, plain
 from torch import nn
@@ -187,8 +187,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f" | {mark}{a['macs'] / b['macs']:.1f}x | {seconds} | {quicker} | {equal}"
             f" | {saved}{b['saving']:.2%} | {right}{b['accuracy']:.2%} |"
         )
-    here_ = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here_}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def with_selection(case: Case, most: int | None) -> Case:

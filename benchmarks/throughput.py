@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
@@ -149,7 +149,7 @@ def page(found: list[dict[str, Any]]) -> str:
             f"| {middle:.2f} ({low:.2f} to {high:.2f}) | {f'{part[1]:.2f}' if part else ''} "
             f"| {'bit for bit' if row['identical'] else 'no'} |"
         )
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
+    here = described()
     return "\n".join([*head, "", f"{here}.", ""])
 
 

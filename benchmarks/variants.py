@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from checkpoints import Case, cases, uniform
-from machine import RESULTS, machine, save
+from machine import RESULTS, described, save
 from torch import nn
 
 import primesvt.calibration.patches as patches
@@ -177,8 +177,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 low, high = wilson_interval(right, images)
                 cells.append(f"{100 * right / images:.1f} ({100 * low:.1f}..{100 * high:.1f})")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
-    here = ", ".join(f"{key} {value}" for key, value in machine().items())
-    return "\n".join([*lines, "", f"{here}.", ""])
+    return "\n".join([*lines, "", f"{described()}.", ""])
 
 
 def _data(rows: list[dict[str, Any]]) -> list[str]:

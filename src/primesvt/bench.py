@@ -11,7 +11,7 @@ from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
-from primesvt.cutter import Cutter
+from primesvt.cutter import NETWORKS, Cutter
 from primesvt.evaluation import DataEvaluator
 from primesvt.importance import Evidence, Importance
 from primesvt.memory import parameter_bytes
@@ -55,7 +55,7 @@ class Bench:
         recovery: Recovery | None = None,
         distance: Callable[[Together], list[float]] | None = None,
         race: Race | None = None,
-        memory: int = 2 * 10**9,
+        memory: int = NETWORKS,
     ) -> None:
         assert table.reference is not None
         self.reference: Reference = table.reference

@@ -15,7 +15,7 @@ from primesvt.probes import Cuts
 from primesvt.scoring import Outcomes
 from primesvt.statistics import paired_drop_bound
 
-__all__ = ["Confirmation", "confirm", "divide", "halves", "images_needed", "sequence"]
+__all__ = ["Confirmation", "confirm", "divide", "images_needed", "parted", "sequence"]
 
 # Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
 DISAGREEMENT = 3.0
@@ -69,13 +69,13 @@ def divide(
             f" (a limit of {100 * limit:g} points wants {wanted:,}): what was searched for on"
             " them is judged on them too, and looks a little too good.",
         )
-    rest, aside = halves(splits, seed=seed)
+    rest, aside = parted(splits, seed=seed)
     kept = len(cast(Sized, aside))
     told = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
     return rest, aside, told
 
 
-def halves(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
+def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
     """The selection images to search with, and those set aside, whatever their number."""
     size = len(cast(Sized, splits.selection))
     order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)

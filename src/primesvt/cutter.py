@@ -18,7 +18,9 @@ from primesvt.probes import Cuts
 from primesvt.recovery import Recovery
 from primesvt.together import Together, block_of
 
-__all__ = ["AT_RISK", "TOGETHER", "Cutter"]
+__all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "Cutter", "room_for"]
+
+NETWORKS = 2 * 10**9  # bytes that networks made together may take where no limit is given
 
 TOGETHER = 16  # networks that are made together, at most
 AT_RISK = 60.0  # seconds of work that a kill may cost, where single networks are quick enough
@@ -70,16 +72,10 @@ class Cutter:
         importance: Importance,
         evidence: Evidence | None = None,
         recovery: Recovery | None = None,
-        memory: int = 2 * 10**9,
+        memory: int = NETWORKS,
     ) -> None:
         self.model, self.graph = model, graph
-        each = max(1, parameter_bytes(model) + buffer_bytes(model))
-        self._fitting = memory // each - OTHERS
-        if self._fitting < 1:
-            raise ValueError(
-                f"{memory:,} bytes are left for networks, but four of {each:,} bytes each are held"
-                " at a time; raise the memory limit, or lower the batch size"
-            )
+        self._fitting = room_for(model, memory)
         self.recovery = recovery or Recovery(kind="none")
         self._importance = importance
         self._evidence = evidence or Evidence(model=model, graph=graph)
@@ -184,8 +180,25 @@ class Cutter:
         return max(1, min(TOGETHER, self._fitting, quick))
 
 
+def room_for(model: nn.Module, memory: int) -> int:
+    """How many networks like a model can be made together, beside those that they are made from.
+
+    Raises ``ValueError`` where not even one can.
+    """
+    each = max(1, parameter_bytes(model) + buffer_bytes(model))
+    room = memory // each - OTHERS
+    if room < 1:
+        raise ValueError(
+            f"{memory:,} bytes are left for networks, but four of {each:,} bytes each are held at a"
+            " time; raise the memory limit, or lower the batch size"
+        )
+    return room
+
+
 def _plain(model: nn.Module) -> bool:
     """A model whose forward is its blocks in a row, and that nobody listens to."""
-    if not isinstance(model, SpikingViT) or type(model).forward is not SpikingViT.forward:
+    if not isinstance(model, SpikingViT) or "forward" in vars(model):
+        return False
+    if type(model).forward is not SpikingViT.forward:
         return False
     return not any(part._forward_hooks or part._forward_pre_hooks for part in (model, model.blocks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 from primesvt.calibration import Calibration
 from primesvt.together import Together
 
-__all__ = ["Distance"]
+__all__ = ["FARTHEST", "Distance"]
+
+FARTHEST = 1e6
 
 
 class Distance:
@@ -20,7 +23,8 @@ class Distance:
 
     In nats per sample. It is smooth where accuracy counts whole samples, so a few hundred inputs
     tell small losses apart. Outputs that are not logits ``[batch, classes]`` are compared by their
-    squared differences, as a share of the unpruned outputs' variance.
+    squared differences, as a share of the unpruned outputs' variance. A network whose answers are
+    not finite is ``FARTHEST`` away.
 
     Args:
         model: the unpruned network.
@@ -45,7 +49,8 @@ class Distance:
         pairs = list(zip(self.expected, answers, strict=True))
         divergence = _divergence if pairs[0][0].ndim == 2 else _squares
         total = sum(divergence(*pair) for pair in pairs)
-        return total / sum(len(expected) for expected, _ in pairs)
+        mean = total / sum(len(expected) for expected, _ in pairs)
+        return max(0.0, mean) if math.isfinite(mean) else FARTHEST
 
     def _answers(self, together: Together) -> list[list[Tensor]]:
         """For every network its answers, batch by batch."""
@@ -64,7 +69,7 @@ def _first(result: Any) -> Tensor:
 def _divergence(expected: Tensor, found: Tensor) -> float:
     logs, target = found.log_softmax(1), expected.log_softmax(1)
     total = functional.kl_div(logs, target, reduction="sum", log_target=True)
-    return max(0.0, float(total))
+    return float(total)
 
 
 def _squares(expected: Tensor, found: Tensor) -> float:

@@ -17,6 +17,7 @@ from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
 from primesvt.confirmation import Confirmation, confirm, sequence
 from primesvt.constraints import Constraints
+from primesvt.cutter import NETWORKS
 from primesvt.evaluation import DataEvaluator, Evaluator, Progress, telling
 from primesvt.fingerprint import config_of, model_digest
 from primesvt.lossless import Lean, make_lean, strip
@@ -45,7 +46,7 @@ class Job:
         settings: the method.
         table: probes made so far.
         example: inputs to trace with; seen in a call of the score, when not given.
-        earlier: probes of another run to solve again from; no layer is probed anew then.
+        earlier: probes of another run to solve again from.
         calibration: inputs without labels for statistics; those of one call of the score, when not
             given.
         aside: selection images that no probe sees, to confirm the plan on.
@@ -69,6 +70,7 @@ class Job:
     progress: Progress | None = None
     notes: tuple[str, ...] = ()
     _context: dict[str, Any] = field(default_factory=dict, init=False)
+    _networks: int = field(default=NETWORKS, init=False)  # bytes, for those measured together
 
     @property
     def method(self) -> Method:
@@ -142,9 +144,9 @@ class Job:
             self._tell("looking for silent channels")
             lean = make_lean(self.model, start, graph, candidates.groups, sources)
         self._check(lean)
-        self._memory(
-            lean.model
-        )  # a limit that nothing fits into is told before anything is written
+        self._networks = memory_for_networks(
+            lean.model, self.example, self.evaluate, limit=self.memory_limit
+        )
         return lean, candidates
 
     def _check(self, lean: Lean) -> None:
@@ -187,7 +189,7 @@ class Job:
             calibration=self.calibration,
             seed=self.seed,
             race=race_of(self.settings, gate, self.evaluate),
-            memory=self._memory(lean.model),
+            memory=self._networks,
         )
         walk = choose(
             bench,
@@ -265,9 +267,6 @@ class Job:
         self.example = self.example or first_samples(watched.batches[0])
         self.calibration = self.calibration or watched.calibration(self.model)
         return watched.measurement
-
-    def _memory(self, model: nn.Module) -> int:
-        return memory_for_networks(model, self.example, self.evaluate, limit=self.memory_limit)
 
     def _gate(self, reference: Reference) -> Gate:
         points = self.evaluate.points

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, Calibration, calibration_of
 from primesvt.channels.copies import state_tensors
-from primesvt.confirmation import divide, halves
+from primesvt.confirmation import divide, parted
 from primesvt.constraints import Constraints, parse_bytes
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import DataEvaluator, Evaluator
@@ -86,7 +86,7 @@ def _as_before(
 ) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
     """The images that the earlier probes were made on: all of them, or the part for searching."""
     before = earlier.context.get("selection_set")
-    rest, aside = halves(evaluate.splits, seed=seed)
+    rest, aside = parted(evaluate.splits, seed=seed)
     searching = replace(evaluate, splits=rest)
     if before == searching.context()["selection_set"]:
         told = "The earlier probes left images aside, which confirm the plan and choose nothing."

@@ -192,19 +192,22 @@ def find_edges(
     grids = grids_of(bench, groups, rates=rates, order=order)
     between = {grid.group: (0, len(grid.widths)) for grid in grids}
     total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
+
+    def tell(known: int, _: int) -> None:
+        if progress is not None:
+            progress("probing", done + known, max(done + known, total))
+
     seen: dict[tuple[str, int], Probe] = {}
     while any(low < high for low, high in between.values()):
         asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
         middle = {grid.group: sum(between[grid.group]) // 2 for grid in asked}
         cuts = [{grid.group: list(grid.widths)[middle[grid.group]]} for grid in asked]
-        for grid, probe in zip(asked, bench.probes(cuts), strict=True):
+        for grid, probe in zip(asked, bench.probes(cuts, tell=tell), strict=True):
             low, high = between[grid.group]
             place = middle[grid.group]
             seen[grid.group, list(grid.widths)[place]] = probe
             between[grid.group] = (place + 1, high) if passes(probe) else (low, place)
         done += len(asked)
-        if progress is not None:
-            progress("probing", done, max(done, total))
     return tuple(_up_to(grid, between[grid.group][0], seen) for grid in grids)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from primesvt.bench import Bench
 from primesvt.calibration import CALIBRATION_BATCH, Activity, Calibration, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.cutter import NETWORKS, room_for
 from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
@@ -26,7 +27,6 @@ from primesvt.settings import Settings
 
 __all__ = [
     "DISTANCE_SAMPLES",
-    "NETWORKS",
     "Method",
     "bench_of",
     "inputs_of",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 DISTANCE_SAMPLES = 512
-NETWORKS = 2 * 10**9  # bytes that networks measured together may take where no limit is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +116,7 @@ def memory_for_networks(
 
     The batch is the larger one of measuring and recovering. Statistics are not counted.
 
-    Raises ``ValueError`` where a batch alone takes more.
+    Raises ``ValueError`` where a batch alone takes more, or the networks do not fit beside it.
     """
     if limit is None or not isinstance(evaluate, DataEvaluator):
         return NETWORKS if limit is None else limit
@@ -129,6 +128,7 @@ def memory_for_networks(
             f"one batch of {size} takes {batch:,} bytes of activations, but memory_limit is"
             f" {limit:,}; {fix} the limit"
         )
+    room_for(model, limit - batch)
     return limit - batch
 
 

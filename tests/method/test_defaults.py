@@ -183,3 +183,11 @@ def test_a_foreign_module_with_a_linear_reader(own_net):
         importance="taylor",
     )
     assert result.plan.steps and result.metrics.saving > 0
+
+
+def test_calibration_inputs_that_are_not_finite_are_named(model, small):
+    """They would spoil every recovery, and the result would say that no cut is good enough."""
+    inputs = torch.rand(6, 1, 8, 8)
+    inputs[5, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="calibration batch 1 holds NaN or infinity"):
+        prune(model, data=small, calibration=[inputs[:4], inputs[4:]], constraints=FREE, **QUICK)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import calibration_of
-from primesvt.distance import Distance
+from primesvt.distance import FARTHEST, Distance
 from primesvt.together import Together
 
 
@@ -63,3 +63,12 @@ def test_outputs_that_are_no_logits() -> None:
     with torch.no_grad():
         model.weight.add_(1)
     assert to(distance, model) > 0
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2)])
+def test_answers_that_are_not_finite_are_farthest(shape: tuple[int, ...]) -> None:
+    """And not, as comparisons with NaN would have it, the nearest of all."""
+    model = nn.Identity()
+    distance = Distance(model, calibration_of(torch.randn(shape)))
+    for broken in (float("nan"), float("inf")):
+        assert to(distance, nn.Threshold(9.0, broken)) == FARTHEST

@@ -332,3 +332,7 @@ def test_a_multi_step_convolution_is_seen_with_its_time_steps() -> None:
     reset(net)
     fitted = cut(one, keep, fit=True)
     assert not torch.equal(fitted[2].weight, net[2].weight[:, [0, 2, 3, 5]])
+
+
+def test_patches_of_a_single_image_without_a_batch() -> None:
+    assert patches(nn.Conv2d(2, 1, 3, padding=1), torch.ones(2, 4, 4)).shape == (16, 18)

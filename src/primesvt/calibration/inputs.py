@@ -48,11 +48,19 @@ class Calibration:
         return sum(len(_first(batch)) for batch in self.source())
 
     def digest(self) -> str:
-        """SHA-256 over every batch: what statistics depend on."""
+        """SHA-256 over every batch: what statistics depend on.
+
+        Raises ``ValueError`` for values that are not finite, which would spoil all of them.
+        """
         digest = hashlib.sha256()
-        for batch in self.source():
+        for number, batch in enumerate(self.source()):
             for leaf in tree_leaves(batch):
                 if isinstance(leaf, Tensor):
+                    if not bool(leaf.isfinite().all()):
+                        raise ValueError(
+                            f"calibration batch {number} holds NaN or infinity; give inputs as the"
+                            " model sees them"
+                        )
                     digest.update(str(tuple(leaf.shape)).encode())
                     dense = leaf.detach().cpu().contiguous().flatten()
                     digest.update(dense.view(torch.uint8).numpy().tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from primesvt.calibration.inputs import Calibration, calibrating
 from primesvt.calibration.wiring import NORMS
 
-__all__ = ["Norm", "Seen", "norms_of", "see", "seen_by"]
+__all__ = ["Norm", "Seen", "before_each", "norms_of", "see", "seen_by"]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -67,7 +67,11 @@ def seen_by(model: nn.Module, calibration: Calibration) -> tuple[Mapping[str, li
     """
     batches: list[dict[str, list[Seen]]] = []
     current: dict[str, list[Seen]] = {}
-    with calibrating(model), _watched(model, current):
+
+    def note(name: str, norm: Norm, x: Tensor) -> None:
+        current.setdefault(name, []).append(see(norm, x))
+
+    with calibrating(model), before_each(norms_of(model), note):
         for _ in calibration.run(model):
             batches.append({name: list(calls) for name, calls in current.items()})
             current.clear()
@@ -75,14 +79,15 @@ def seen_by(model: nn.Module, calibration: Calibration) -> tuple[Mapping[str, li
 
 
 @contextmanager
-def _watched(model: nn.Module, found: dict[str, list[Seen]]) -> Iterator[None]:
-    handles = []
-    for name, norm in norms_of(model).items():
+def before_each(
+    norms: Mapping[str, Norm], note: Callable[[str, Norm, Tensor], None]
+) -> Iterator[None]:
+    """Tell ``note(name, norm, input)`` of every call of some norms, before it is made."""
 
-        def note(module: Any, args: tuple[Any, ...], name: str = name) -> None:
-            found.setdefault(name, []).append(see(module, args[0]))
+    def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        return lambda norm, args: note(name, norm, args[0])
 
-        handles.append(norm.register_forward_pre_hook(note))
+    handles = [norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()]
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
         >>> patches(nn.Conv2d(2, 4, 3, padding=1), torch.ones(1, 2, 5, 5)).shape
         torch.Size([25, 18])
     """
-    images = x.detach().flatten(0, -4)
+    images = x.detach().flatten(0, -4) if x.ndim > 3 else x.detach()[None]
     count = min(len(images), IMAGES)
     chosen = torch.linspace(0, len(images) - 1, count).round().long().tolist()
     return torch.cat([_rows(layer, images[n, None], ROWS // count, n) for n in chosen])

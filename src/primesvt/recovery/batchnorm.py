@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import Calibration
-from primesvt.calibration.norms import Norm, Seen, norms_of, see
+from primesvt.calibration.norms import Norm, Seen, before_each, norms_of, see
 from primesvt.together import Together, block_of
 
 __all__ = ["reestimate"]
@@ -58,7 +57,10 @@ def reestimate(
     ahead = []
     if together.common is not None and common is not None:
         ahead = [_Follower(together.common, 0, common, expected)]
-    with together.calibrating(), _following([*followers, *ahead]):
+    with ExitStack() as listening:
+        listening.enter_context(together.calibrating())
+        for follower in (*followers, *ahead):
+            listening.enter_context(before_each(follower.norms, follower.see))
         for number, batch in enumerate(calibration):
             for follower in (*followers, *ahead):
                 follower.begin(number)
@@ -128,22 +130,3 @@ def _set(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)
-
-
-@contextmanager
-def _following(followers: Sequence[_Follower]) -> Iterator[None]:
-    handles = []
-    for follower in followers:
-        for name, norm in follower.norms.items():
-
-            def note(
-                module: Any, args: tuple[Any, ...], name: str = name, f: _Follower = follower
-            ) -> None:
-                f.see(name, module, args[0])
-
-            handles.append(norm.register_forward_pre_hook(note))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
