@@ -2,13 +2,18 @@
 
     python benchmarks/search_cost.py [CIFAR-FOLDER]     # results/search_cost.json and .md
 
-The paper's policy (reading A) twice, side by side, on the same images and under the same limit.
+The paper's policy (reading A) side by side, on the same images and under the same limit.
 Naive: every layer at every rate, then the walk rate by rate, each network run in full, with
-SpikingJelly's own neurons. Here: the same by halving, with early rejection, shared blocks and
-neurons in place. Digits are measured on all 450 selection images, CIFAR-10 on 300, where the naive
-search is affordable, and the search of this package alone on all 5,000; the naive cost of those is
-a formula and marked so. Multiply-accumulates are PyTorch's count of operations halved, in a run of
-their own, as counting is slow; seconds are of one run each, one thread.
+SpikingJelly's own neurons. Sharing: the same networks on the same images, shared blocks run once.
+Here: what the policy does outside the `paper` preset: the walk alone, with early rejection, shared
+blocks and neurons in place. Digits are measured on all 450 selection images, CIFAR-10 on 300, where
+the naive search is affordable, and the search of this package alone on all 5,000; the naive cost of
+those is a formula and marked so. Multiply-accumulates are PyTorch's count of operations halved: of
+whole networks that of one batch, times the batches; of the others in a run of their own, as
+counting is slow. Seconds are processor seconds of one run each, one thread.
+
+Decisions: `judged` are the networks that the search judged, each judged once more on all images;
+`rates` are the pairs of a layer and a rate of which the plan has to say whether the layer gets it.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ from primesvt.probes import Cuts, Probe, ProbeTable, Reference
 from primesvt.racing import Race
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement
-from primesvt.sensitivity import Layer, find_edges, probe_layers
+from primesvt.sensitivity import grids_of, probe_layers, unprobed
 
 METHODS = {"paper": ("l2", "none"), "recovered": ("obs", "refit")}
 LIMITS = {"digits": 0.02, "cifar": 0.03}
@@ -48,6 +53,20 @@ class OneByOne(Bench):
 
     def probes(self, wanted: Sequence[Cuts], **_: Any) -> list[Probe]:
         return [super(OneByOne, self).probes([cuts])[0] for cuts in wanted]
+
+    def macs(self, inputs: torch.Tensor, images: int, calibration: int) -> int:
+        """What all of its networks took: those of a few inputs, times the images.
+
+        A recovered network runs the calibration images as well.
+        """
+        seen = images + (calibration if self.recovery.kind != "none" else 0)
+        total = 0
+        for probe in self.table:
+            network = every_step(plain(self.cutter._raw(probe.cuts)))
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                network(inputs)
+            total += counter.get_total_flops() // 2 * seen // len(inputs)
+        return total
 
 
 def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Bench, Gate]:
@@ -84,44 +103,77 @@ def naive(case: Case, method: str) -> dict[str, Any]:
     bench, gate = bench_of(case, method, naive=True)
     layers = probe_layers(bench, case.groups)
     swept = len(bench.table)
-    walk = Prime(gate=gate).walk(layers, bench.probe)
-    return {**told(bench, gate, layers, walk), "swept": swept}
+    walk = Prime(gate=gate).walk(layers, lambda cuts, _: bench.probe(cuts))
+    return {**told(bench, walk, case), "swept": swept, "bench": bench}
+
+
+def sweep_alone(case: Case, method: str) -> dict[str, Any]:
+    """Only the sweep, one by one and in full."""
+    bench, _ = bench_of(case, method, naive=True)
+    probe_layers(bench, case.groups)
+    return {"probes": answers(bench), "bench": bench}
+
+
+def sharing(case: Case, method: str) -> dict[str, Any]:
+    """The same sweep, shared blocks run once; nothing else is saved."""
+    bench, _ = bench_of(case, method, naive=False)
+    bench._race = None
+    probe_layers(bench, case.groups)
+    return {"probes": answers(bench)}
 
 
 def here(case: Case, method: str) -> dict[str, Any]:
-    """The same question by halving, racing and sharing."""
+    """The same plan by the walk alone, racing and sharing."""
     bench, gate = bench_of(case, method, naive=False)
-    layers = find_edges(bench, case.groups, passes=lambda probe: gate.judge(probe).passed)
-    swept = len(bench.table)
-    walk = Prime(gate=gate, halving=True).walk(layers, bench.probe)
-    return {**told(bench, gate, layers, walk), "swept": swept}
+    layers = unprobed(grids_of(bench, case.groups))
+    walk = Prime(gate=gate).walk(layers, lambda c, around: bench.probe(c, around=around))
+    return told(bench, walk, case)
 
 
-def told(bench: Bench, gate: Gate, layers: Sequence[Layer], walk: Walk) -> dict[str, Any]:
+def judged_again(case: Case, method: str) -> tuple[int, int]:
+    """Networks that the search judged, and those of them that all images judge alike."""
+    bench, gate = bench_of(case, method, naive=False)
+    layers = unprobed(grids_of(bench, case.groups))
+    Prime(gate=gate).walk(layers, lambda c, around: bench.probe(c, around=around))
+    early = [probe for probe in bench.table if probe.rejected is not None]
+    wrong = sum(gate.judge(bench.probe(probe.cuts, full=True)).passed for probe in early)
+    return len(bench.table), len(bench.table) - wrong
+
+
+def answers(bench: Bench) -> list[tuple[Any, ...]]:
+    return [(sorted(p.cuts.items()), p.accuracy, p.lost, p.gained) for p in bench.table]
+
+
+def told(bench: Bench, walk: Walk, case: Case) -> dict[str, Any]:
     """What a search found, and on how many images."""
     probes = list(bench.table)
-    passes = {
-        f"{layer.group} {point.rate}": point.probe is None or gate.judge(point.probe).passed
-        for layer in layers
-        for point in layer.points
-    }
-    images = sum(probe.samples or 0 for probe in probes)
     return {
         "probes": len(probes),
         "rejected_early": sum(probe.rejected is not None for probe in probes),
-        "images": images,
+        "images": sum(probe.samples or 0 for probe in probes),
         "saving": walk.probe.saving if walk.probe else 0.0,
         "accuracy": walk.probe.accuracy if walk.probe else bench.reference.accuracy,
-        "passes": passes,
+        "taken": {
+            f"{grid.group} {rate}": kept >= walk.cuts.get(grid.group, grid.size)
+            for grid in grids_of(bench, case.groups)
+            for kept, rate in grid.widths.items()
+        },
     }
 
 
 def measured(case: Case, method: str, search: Search) -> dict[str, Any]:
     """One search for its seconds, and one for its multiply-accumulates."""
     _ = case.activity.norms, case.activity.readers  # gathered once, for both searches
-    begin = time.perf_counter()
+    begin, begin_wall = time.process_time(), time.perf_counter()
     found = search(case, method)
-    found["seconds"] = round(time.perf_counter() - begin, 1)
+    found["seconds"] = round(time.process_time() - begin, 1)
+    found["wall_seconds"] = round(time.perf_counter() - begin_wall, 1)
+    if "bench" in found:
+        selection = case.splits.selection
+        inputs = torch.stack([selection[n][0] for n in range(4)])
+        sets = len(selection), len(case.splits.calibration)
+        macs = found.pop("bench").macs(inputs, *sets)
+        return {**found, "macs": macs}
     with FlopCounterMode(display=False) as counter:
         search(case, method)
     return {**found, "macs": counter.get_total_flops() // 2}
@@ -129,65 +181,93 @@ def measured(case: Case, method: str, search: Search) -> dict[str, Any]:
 
 def compared(case: Case, images: int) -> Iterator[dict[str, Any]]:
     for method in METHODS:
+        row = {"model": case.name, "images": images, "method": method}
+        if method == "paper":
+            before, after = (measured(case, method, search) for search in (sweep_alone, sharing))
+            same = before.pop("probes") == after.pop("probes")
+            yield {**row, "part": "sharing", "naive": before, "here": after, "bit_exact": same}
         before, after = (measured(case, method, search) for search in (naive, here))
-        asked = before.pop("passes")
-        answers = after.pop("passes")
-        equal = sum(answers.get(rate, False) == passed for rate, passed in asked.items())
+        wanted, given = before.pop("taken"), after.pop("taken")
+        judged, alike = judged_again(case, method)
         yield {
-            "model": case.name,
-            "images": images,
-            "method": method,
+            **row,
+            "part": "all",
             "naive": before,
             "here": after,
-            "decisions": len(asked),
-            "equal": equal,
+            "judged": judged,
+            "alike": alike,
+            "rates": len(wanted),
+            "equal": sum(given[rate] == taken for rate, taken in wanted.items()),
         }
 
 
 def large(case: Case, small: list[dict[str, Any]], images: int) -> Iterator[dict[str, Any]]:
     """This package's search on many images; the naive cost from its images and those of a few."""
-    for method, known in zip(METHODS, small, strict=True):
-        found = measured(case, method, here)
-        found.pop("passes")
+    for known in small:
+        if known["part"] != "all" or known["method"] != "paper":
+            continue
+        found = measured(case, known["method"], here)
+        found.pop("taken")
         share = images / known["images"]
-        formula = {"macs": int(known["naive"]["macs"] * share), "probes": known["naive"]["probes"]}
+        before = known["naive"]
         yield {
             "model": case.name,
             "images": images,
-            "method": method,
-            "naive": formula,
+            "method": known["method"],
+            "part": "all",
+            "naive": {
+                "macs": int(before["macs"] * share),
+                "seconds": round(before["seconds"] * share, 1),
+                "probes": before["probes"],
+            },
             "here": found,
             "formula": True,
         }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    sharing = [row for row in rows if row["part"] == "sharing"]
     lines = [
         "# The cost of a search\n",
-        "Made by `python benchmarks/search_cost.py`, which says what is measured. Naive, then here;"
-        " probes of layers and of the walk. f: by formula, the naive count on fewer images times"
-        " the ratio of images (recovery included, which does not grow: an upper bound for"
-        " `recovered`).\n",
-        "| model | images | method | probes | rejected early | GMACs | fewer | seconds | quicker"
-        " | equal decisions | saved | accuracy |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "Made by `python benchmarks/search_cost.py`, which says what is measured.\n",
+        "## The whole search\n",
+        "Naive, then here. *f*: by formula, the naive cost on fewer images times the ratio of"
+        " images.\n",
+        "| model | images | method | networks | rejected early | GMACs | fewer | seconds | quicker"
+        " | judged alike | rates alike | saved | accuracy |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *[_line(row) for row in rows if row["part"] == "all"],
+        "\n## Sharing blocks in the sweep alone\n",
+        "Every layer at every rate on all images: one by one, then with shared blocks.\n",
+        "| model | images | method | GMACs | fewer | seconds | quicker | answers |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in sharing:
         a, b = row["naive"], row["here"]
-        formula = row.get("formula", False)
-        mark = "f " if formula else ""
-        seconds = f"{b['seconds']:g}" if formula else f"{a['seconds']:g}, {b['seconds']:g}"
-        quicker = "" if formula else f"{a['seconds'] / b['seconds']:.1f}x"
-        equal = "" if formula else f"{row['equal']} of {row['decisions']}"
-        saved = "" if formula else f"{a['saving']:.2%}, "
-        right = "" if formula else f"{a['accuracy']:.2%}, "
         lines.append(
-            f"| {row['model']} | {row['images']:,} | {row['method']} | {a['probes']}, {b['probes']}"
-            f" | {b['rejected_early']} | {mark}{a['macs'] / 1e9:,.0f}, {b['macs'] / 1e9:,.0f}"
-            f" | {mark}{a['macs'] / b['macs']:.1f}x | {seconds} | {quicker} | {equal}"
-            f" | {saved}{b['saving']:.2%} | {right}{b['accuracy']:.2%} |"
+            f"| {row['model']} | {row['images']:,} | {row['method']} | {a['macs'] / 1e9:,.0f},"
+            f" {b['macs'] / 1e9:,.0f} | {a['macs'] / b['macs']:.1f}x | {a['seconds']:g},"
+            f" {b['seconds']:g} | {a['seconds'] / b['seconds']:.1f}x"
+            f" | {'equal, bit for bit' if row['bit_exact'] else 'DIFFERENT'} |"
         )
     return "\n".join([*lines, "", f"{described()}.", ""])
+
+
+def _line(row: dict[str, Any]) -> str:
+    a, b = row["naive"], row["here"]
+    formula = row.get("formula", False)
+    mark = "f " if formula else ""
+    alike = "" if formula else f"{row['alike']} of {row['judged']}"
+    equal = "" if formula else f"{row['equal']} of {row['rates']}"
+    saved = "" if formula else f"{a['saving']:.2%}, "
+    right = "" if formula else f"{a['accuracy']:.2%}, "
+    return (
+        f"| {row['model']} | {row['images']:,} | {row['method']} | {a['probes']}, {b['probes']}"
+        f" | {b['rejected_early']} | {mark}{a['macs'] / 1e9:,.0f}, {b['macs'] / 1e9:,.0f}"
+        f" | {mark}{a['macs'] / b['macs']:.1f}x | {mark}{a['seconds']:g}, {b['seconds']:g}"
+        f" | {mark}{a['seconds'] / b['seconds']:.1f}x | {alike} | {equal}"
+        f" | {saved}{b['saving']:.2%} | {right}{b['accuracy']:.2%} |"
+    )
 
 
 def with_selection(case: Case, most: int | None) -> Case:

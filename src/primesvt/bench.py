@@ -40,7 +40,7 @@ class Bench:
         recovery: what is done around every cut; nothing, when not given.
         distance: how far networks' answers are from the unpruned one's, where that is asked for.
         race: rejects networks early that the gate would not let pass; none, when not given.
-        memory: bytes that networks measured together may take.
+        memory: bytes that networks measured together may take, with activations that they share.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Bench:
         """A smaller copy of the network, recovered."""
         return self.cutter.cut(cuts)
 
-    def probe(self, cuts: Cuts, *, full: bool = False) -> Probe:
+    def probe(self, cuts: Cuts, *, around: Cuts | None = None, full: bool = False) -> Probe:
         """The stored probe of these cuts, or else a new one, stored before it is returned."""
-        return self.probes([cuts], full=full)[0]
+        return self.probes([cuts], around=around, full=full)[0]
 
     def probes(
         self,

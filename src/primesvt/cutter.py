@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 from torch import nn
 
@@ -14,17 +14,19 @@ from primesvt.channels.graph import Ids
 from primesvt.importance import Evidence, Importance, Scores, keep
 from primesvt.memory import buffer_bytes, parameter_bytes
 from primesvt.models import SpikingViT
+from primesvt.models.copying import copy_of
+from primesvt.prefixes import Prefixes
 from primesvt.probes import Cuts
 from primesvt.recovery import Recovery
 from primesvt.together import Together, block_of
 
 __all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "Cutter", "room_for"]
 
-NETWORKS = 2 * 10**9  # bytes that networks made together may take where no limit is given
+NETWORKS = 2 * 10**9  # bytes for networks made together and what they share, without a limit
 
 TOGETHER = 16  # networks that are made together, at most
 AT_RISK = 60.0  # seconds of work that a kill may cost, where single networks are quick enough
-OTHERS = 3  # networks beside them: the unpruned one, and the common one twice
+OTHERS = 4  # networks beside them: the unpruned one, the common one twice, and the last one made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,9 @@ class _Common:
     network: SpikingViT
     raw: SpikingViT
     kept: dict[str, Ids]
+
+
+Made = tuple[Cuts, nn.Module]
 
 
 class Cutter:
@@ -49,7 +54,8 @@ class Cutter:
         importance: ranks the channels of a group by the evidence.
         evidence: what it may look at; the model and the graph alone, when not given.
         recovery: what is done around every cut; nothing, when not given.
-        memory: bytes that networks made together may take, those that they are made from included.
+        memory: bytes that networks made together may take, those that they are made from included;
+            what they leave of it, activations may take that several have in common.
 
     Raises:
         ValueError: not even one network fits into the memory.
@@ -75,13 +81,16 @@ class Cutter:
         memory: int = NETWORKS,
     ) -> None:
         self.model, self.graph = model, graph
-        self._fitting = room_for(model, memory)
+        self._fitting = min(TOGETHER, room_for(model, memory))
         self.recovery = recovery or Recovery(kind="none")
         self._importance = importance
         self._evidence = evidence or Evidence(model=model, graph=graph)
         self._scores: dict[str, Scores] = {}
         self._find_block = block_of(model)
+        self._known_places: dict[str, tuple[int, int]] = {}
+        self._prefixes = Prefixes(ceiling=memory - (OTHERS + self._fitting) * _bytes(model))
         self._last: _Common | None = None
+        self._made_last: Made | None = None
         self._pace: dict[str, float] = {}  # seconds per network, by what is measured
 
     def kept(self, group: str, count: int) -> Ids:
@@ -106,13 +115,15 @@ class Cutter:
         front of the first difference with the network of those, and the work that these take.
         ``purpose`` tells measurements of different length apart.
         """
+        alone = not _plain(self.model) or (around is None and len(wanted) < 2)
         around = around or {}
-        alone = len(wanted) < 2 or not _plain(self.model)
         order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
         while order:
             begin, size = time.monotonic(), 1 if alone else self._at_once(purpose)
             part, order = order[:size], order[size:]
-            yield part, self._made(part, None if alone else self._common(around))
+            together = self._made(part, None if alone else self._common(around))
+            yield part, together
+            self._made_last = (dict(part[0]), together.networks[0]) if len(part) == 1 else None
             self._pace[purpose] = (time.monotonic() - begin) / len(part)
 
     def _made(self, part: Sequence[Cuts], common: _Common | None) -> Together:
@@ -121,13 +132,19 @@ class Cutter:
             return Together(networks=[self.cut(cuts) for cuts in part])
         starts = [self._start(cuts, common.cuts) for cuts in part]
         networks = [self._later(c, common.network, s) for c, s in zip(part, starts, strict=True)]
-        together = Together(networks=networks, common=common.raw, starts=starts)
+        together = Together(
+            networks=networks,
+            common=common.raw,
+            starts=starts,
+            prefixes=self._prefixes,
+            before=lru_cache(partial(self._before, common.cuts)),
+        )
         self.recovery.after(together, [self._kept(cuts) for cuts in part], common.kept)
         return replace(together, common=common.network)
 
     def _raw(self, cuts: Cuts) -> nn.Module:
         """A smaller copy, its batch norms as they were."""
-        return self._smaller(copy.deepcopy(self.model), self._kept(cuts))
+        return self._smaller(copy_of(self.model), self._kept(cuts))
 
     def _later(self, cuts: Cuts, common: SpikingViT, start: int) -> nn.Module:
         """The same with the first blocks of another network, which it equals up to there."""
@@ -137,7 +154,7 @@ class Cutter:
             smaller = self._raw(cuts)  # a residual stream through both parts
         else:
             first = list(self.model.blocks)[:start]
-            shared = copy.deepcopy(self.model, {id(block): block for block in first})
+            shared = copy_of(self.model, shared=first)
             rows = self._kept({g: count for g, count in cuts.items() if places[g][0] >= start})
             smaller = self._smaller(shared, rows)
         assert isinstance(smaller, SpikingViT)
@@ -156,11 +173,23 @@ class Cutter:
     def _common(self, cuts: Cuts) -> _Common:
         """The network that others are made around; the last one is remembered."""
         if self._last is None or self._last.cuts != cuts:
-            raw, network = (self._raw(cuts), self.cut(cuts)) if cuts else (self.model, self.model)
+            raw, network = self._raw_and_recovered(cuts) if cuts else (self.model, self.model)
             assert isinstance(raw, SpikingViT) and isinstance(network, SpikingViT)
             kept = self._kept(cuts)
             self._last = _Common(cuts=dict(cuts), network=network, raw=raw, kept=kept)
         return self._last
+
+    def _raw_and_recovered(self, cuts: Cuts) -> tuple[nn.Module, nn.Module]:
+        """A cut network before its norms followed, and after; the last one is not made again."""
+        if self._made_last is not None and self._made_last[0] == cuts:
+            network = self._made_last[1]
+        else:
+            network = self.cut(cuts)
+        return (network if self.recovery.kind == "none" else self._raw(cuts)), network
+
+    def _before(self, cuts: Cuts, block: int) -> frozenset[tuple[str, int]]:
+        """The cuts that change something in front of a block."""
+        return frozenset(cut for cut in cuts.items() if self._places(cut[0])[0] < block)
 
     def _start(self, cuts: Cuts, around: Cuts) -> int:
         """The first block in which two cut networks differ."""
@@ -169,15 +198,17 @@ class Cutter:
 
     def _places(self, group: str) -> tuple[int, int]:
         """The first and the last block that hold members of a group."""
-        blocks = [self._find_block(member.module) for member in self.graph[group].members]
-        return min(blocks), max(blocks)
+        if group not in self._known_places:
+            blocks = [self._find_block(member.module) for member in self.graph[group].members]
+            self._known_places[group] = min(blocks), max(blocks)
+        return self._known_places[group]
 
     def _at_once(self, purpose: str) -> int:
         """Networks to make together: as many as memory allows and a kill may cost."""
         if purpose not in self._pace:
             return 1
         quick = int(AT_RISK / max(self._pace[purpose], 1e-9))
-        return max(1, min(TOGETHER, self._fitting, quick))
+        return max(1, min(self._fitting, quick))
 
 
 def room_for(model: nn.Module, memory: int) -> int:
@@ -185,14 +216,18 @@ def room_for(model: nn.Module, memory: int) -> int:
 
     Raises ``ValueError`` where not even one can.
     """
-    each = max(1, parameter_bytes(model) + buffer_bytes(model))
+    each = _bytes(model)
     room = memory // each - OTHERS
     if room < 1:
         raise ValueError(
-            f"{memory:,} bytes are left for networks, but four of {each:,} bytes each are held at a"
-            " time; raise the memory limit, or lower the batch size"
+            f"{memory:,} bytes are left for networks, but {OTHERS + 1} of {each:,} bytes each are"
+            " held at a time; raise the memory limit, or lower the batch size"
         )
     return room
+
+
+def _bytes(model: nn.Module) -> int:
+    return max(1, parameter_bytes(model) + buffer_bytes(model))
 
 
 def _plain(model: nn.Module) -> bool:

@@ -56,8 +56,9 @@ class Distance:
         """For every network its answers, batch by batch."""
         found: list[list[Tensor]] = [[] for _ in together.networks]
         with together.calibrating():
-            for batch in self.inputs:
-                for answers, result in zip(found, together(*batch), strict=True):
+            for number, batch in enumerate(self.inputs):
+                results = together(*batch, data="distance", batch=number)
+                for answers, result in zip(found, results, strict=True):
                     answers.append(_first(result).double().cpu())
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Hashable, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from primesvt.batches import batch_note
 from primesvt.data import Splits, check_labels
 from primesvt.fingerprint import data_digest
+from primesvt.progress import Progress
 from primesvt.racing import Race
 from primesvt.scoring import Measurement, Outcomes
 from primesvt.together import Together
@@ -28,8 +29,6 @@ __all__ = [
     "resolve_device",
     "telling",
 ]
-
-Progress = Callable[[str, int, int], None]
 
 REPORT_AFTER = 2.0  # seconds of one evaluation
 
@@ -91,10 +90,12 @@ def _outcomes(
     progress: Progress | None,
     stage: str,
     leaves: Callable[[int, npt.NDArray[np.bool_]], bool] = lambda *_: False,
+    data: Hashable = None,
 ) -> list[npt.NDArray[np.bool_]]:
     """For every network which samples it gets right.
 
-    ``leaves`` is told of every network's outcomes on a batch, and says whether that is enough.
+    ``leaves`` is told of every network's outcomes on a batch, and says whether that is enough;
+    ``data`` names the data set where activations may be kept.
     """
     total = len(cast(Sized, dataset))
     if total == 0:
@@ -103,8 +104,8 @@ def _outcomes(
     found: list[list[npt.NDArray[np.bool_]]] = [[] for _ in together.networks]
     done, racing = 0, list(range(len(found)))
     with together.calibrating():
-        for images, labels in loader:
-            answers = together.only(racing)(images.to(device))
+        for batch, (images, labels) in enumerate(loader):
+            answers = together.only(racing)(images.to(device), data=data, batch=batch)
             for number, logits in zip(racing, answers, strict=True):
                 found[number].append(_correct(logits, labels))
             racing = [number for number in racing if not leaves(number, found[number][-1])]
@@ -183,6 +184,7 @@ class DataEvaluator:
             progress=None if self.progress is None else _once_long(self.progress),
             stage="measuring",
             leaves=leaves,
+            data=("selection", id(self.splits.selection)),
         )
         early = [len(right) < len(cast(Sized, self.splits.selection)) for right in found]
         return [

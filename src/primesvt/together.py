@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from primesvt.calibration.inputs import calibrating
 from primesvt.models import SpikingViT, reset
+from primesvt.prefixes import Place, Prefixes
 
 __all__ = ["Together", "block_of"]
 
@@ -20,14 +21,18 @@ class Together:
     """Networks that equal a common one up to a block each, run from there on.
 
     The common network runs block by block. In front of every block all networks that first differ
-    in it take over its activation and go on alone, so only one activation is held at a time, and
-    the result is bit by bit what each network gives on its own. Without a common network (any
-    ``nn.Module``) each runs in full.
+    in it take over its activation and go on alone, and the result is bit by bit what each network
+    gives on its own. Without a common network (any ``nn.Module``) each runs in full.
+
+    With ``prefixes`` those activations are kept, and a later call on the same batch begins with
+    them. Without, only one is held at a time.
 
     Args:
         networks: what to run.
         common: the network that they share their first blocks with.
         starts: for every network its first block that is not the common network's.
+        prefixes: where activations are kept.
+        before: block -> what tells apart networks that differ in front of it.
 
     Example:
         >>> import torch
@@ -41,36 +46,65 @@ class Together:
     networks: Sequence[nn.Module]
     common: SpikingViT | None = None
     starts: Sequence[int] = ()
+    prefixes: Prefixes | None = None
+    before: Callable[[int], Hashable] = lambda _: ()
 
-    def __call__(self, *inputs: Any) -> list[Any]:
-        """What every network gives for one batch, with fresh neurons."""
+    def __call__(self, *inputs: Any, data: Hashable = None, batch: int = 0) -> list[Any]:
+        """What every network gives for one batch, with fresh neurons.
+
+        ``data`` and ``batch`` name the batch for activations that are kept; they are kept for named
+        data only.
+        """
         if self.common is None:
             return [_alone(network, inputs) for network in self.networks]
-        return self._branched(self.common, *inputs)
+        (x,) = inputs
+        return self._branched(self.common, x, data, batch)
 
-    def _branched(self, common: SpikingViT, x: Any) -> list[Any]:
+    def _branched(self, common: SpikingViT, x: Any, data: Hashable, batch: int) -> list[Any]:
         networks = [network for network in self.networks if isinstance(network, SpikingViT)]
         for network in networks:
             network.enter(x)  # one model takes the size of its first image
         found: dict[int, Any] = {}
         reset(common)
-        activation = common.enter(x)
-        for block in range(max(self.starts, default=-1) + 1):
+        place, activation = 0, common.enter(x)
+        for block in sorted(set(self.starts)):
+            place, activation = self._nearest(place, activation, block, data, batch)
+            for module in common.blocks[place:block]:
+                activation = module(activation)
+            if block > place:
+                self._keep(block, activation, data, batch)
+            place = block
             for number, network in enumerate(networks):
                 if self.starts[number] == block:
                     found[number] = network.resume(activation, block)
-            if block < max(self.starts):
-                activation = common.blocks[block](activation)
         reset(common)
         return [found[number] for number in range(len(self.networks))]
+
+    def _nearest(
+        self, place: int, activation: Tensor, block: int, data: Hashable, batch: int
+    ) -> tuple[int, Tensor]:
+        """The last activation up to a block that is known, and the block that it enters."""
+        if self.prefixes is not None and data is not None:
+            for later in range(block, place, -1):
+                known = self.prefixes.find(self._place(later, data), batch)
+                if known is not None:
+                    return later, known
+        return place, activation
+
+    def _keep(self, block: int, activation: Tensor, data: Hashable, batch: int) -> None:
+        if self.prefixes is not None and data is not None:
+            self.prefixes.keep(self._place(block, data), batch, activation)
+
+    def _place(self, block: int, data: Hashable) -> Place:
+        return Place(inputs=data, block=block, before=self.before(block))
 
     def only(self, numbers: Sequence[int]) -> Together:
         """Some of the networks."""
         if len(numbers) == len(self.networks):
             return self
-        return Together(
+        return replace(
+            self,
             networks=[self.networks[number] for number in numbers],
-            common=self.common,
             starts=[self.starts[number] for number in numbers] if self.common is not None else (),
         )
 

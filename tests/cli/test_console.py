@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from primesvt.cli.console import Console, PlainProgress, duration
+from primesvt.progress import Stage
 
 
 def test_an_error_is_one_line_whatever_its_text(capsys):
@@ -92,3 +93,19 @@ def test_an_interrupt_is_one_line_and_130(primesvt, monkeypatch, command, phrase
     assert finished.code == 130
     assert phrase in finished.err
     assert finished.err.count("\n") == 1
+
+
+def test_what_is_known_beside_how_far_it_is_stands_at_the_end():
+    stream, clock = io.StringIO(), iter([0.0, 5.0, 16.0])
+    progress = PlainProgress(stream, clock=lambda: next(clock))
+    for done, images in enumerate(("0", "4,500", "9,000")):
+        progress(Stage("walk", detail=f"{images} images seen"), done, 4)
+    assert stream.getvalue().splitlines() == [
+        "walk: 1 of 4, 5.0 s each, 15 s left, 4,500 images seen",
+        "walk: 2 of 4, 8.0 s each, 16 s left, 9,000 images seen",
+    ]
+    bars = io.StringIO()
+    with Console(err=RichConsole(file=bars, force_terminal=True, width=100)).progress() as progress:
+        for done in range(3):
+            progress(Stage("walk", detail=f"{done} rejected early"), done, 2)
+    assert "2 rejected early" in bars.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 import time
@@ -35,21 +36,25 @@ NEXT_LINE_AFTER = 10.0
 
 @dataclass(kw_only=True)
 class Console:
-    """Where a command speaks; with ``as_json`` stdout carries one JSON object and nothing else."""
+    """Where a command speaks; with ``as_json`` stdout carries one JSON object and nothing else.
+
+    Of several processes at one job only the first speaks; ``rank`` is this one's number.
+    """
 
     as_json: bool = False
+    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0")))
     out: RichConsole = field(default_factory=lambda: RichConsole(highlight=False))
     err: RichConsole = field(default_factory=lambda: RichConsole(stderr=True, highlight=False))
 
     def say(self, *parts: RenderableType) -> None:
         """Print text or tables for a person."""
-        if not self.as_json:
+        if not self.as_json and not self.rank:
             for part in parts:
                 self.out.print(part, soft_wrap=False)
 
     def line(self, text: str) -> None:
         """Print one line of plain text, never wrapped or marked up."""
-        if not self.as_json:
+        if not self.as_json and not self.rank:
             self.out.print(Text(text), soft_wrap=True)
 
     def sentence(self, text: str) -> None:
@@ -63,16 +68,20 @@ class Console:
 
     def result(self, content: Mapping[str, Any]) -> None:
         """Print the JSON object, in JSON mode."""
-        if self.as_json:
+        if self.as_json and not self.rank:
             sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def error(self, message: str) -> None:
         """Print one clear line on stderr."""
-        self.err.print(Text(f"primesvt: {' '.join(message.split())}"), soft_wrap=True)
+        who = f"primesvt, process {self.rank}" if self.rank else "primesvt"
+        self.err.print(Text(f"{who}: {' '.join(message.split())}"), soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressLine]:
         """A callable ``(stage, done, total)`` that shows rate and remaining time."""
+        if self.rank:
+            yield lambda stage, done, total: None
+            return
         if not self.err.is_terminal:
             yield PlainProgress(sys.stderr)
             return
@@ -96,8 +105,9 @@ class BarProgress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks or done < self._bars.tasks[self._tasks[stage]].completed:
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None)
-        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None, detail="")
+        detail = getattr(stage, "detail", "")
+        self._bars.update(self._tasks[stage], completed=done, total=total or None, detail=detail)
 
 
 class PlainProgress:
@@ -127,7 +137,9 @@ class PlainProgress:
             self._stage, self._begin, self._next = stage, (now, done), now + FIRST_LINE_AFTER
         if now >= self._next:
             self._next = now + NEXT_LINE_AFTER
-            self._stream.write(self._describe(done, total, now) + "\n")
+            detail = getattr(stage, "detail", "")
+            line = self._describe(done, total, now)
+            self._stream.write(f"{line}, {detail}\n" if detail else f"{line}\n")
             self._stream.flush()
 
     def _describe(self, done: int, total: int, now: float) -> str:
@@ -172,5 +184,6 @@ def _bars(console: RichConsole) -> Progress:
         MofNCompleteColumn(),
         _RateColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[detail]}", style="dim"),
         console=console,
     )

@@ -15,7 +15,7 @@ __all__ = ["ORDERS", "READINGS", "Prime"]
 
 READINGS = ("A", "B")
 ORDERS = ("producer", "group")
-Measure = Callable[[Cuts], Probe]
+Measure = Callable[[Cuts, Cuts], Probe]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,6 @@ class Prime:
             network passes; ``B`` takes its rate of best benefit if that passes.
         target_threshold: targets reach this fraction of the largest benefit; 0 deselects none.
         stop_at_bytes: end as soon as so few parameter bytes are left.
-        halving: find the first rate that passes by halving, not one by one (reading A).
 
     Source: PrimeSVT (arXiv 2606.03428), abstract: sort by size, target layers by robustness under
     different pruning rates, compress from large to small within the limits.
@@ -38,7 +37,6 @@ class Prime:
     reading: str = "A"
     target_threshold: float = 0.0
     stop_at_bytes: int | None = None
-    halving: bool = False
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +53,11 @@ class Prime:
         return tuple(self._select(draft, largest) for draft in drafts)
 
     def walk(self, layers: Sequence[Layer], measure: Measure) -> Walk:
-        """Visit every target once; ``measure`` gives the whole network for a set of cuts."""
+        """Visit every target once.
+
+        ``measure`` gives the whole network for a set of cuts, and is told those that it goes out
+        from.
+        """
         targets = self.targets(layers)
         chosen = [target for target in targets if target.chosen]
         choices: list[Choice] = []
@@ -123,27 +125,22 @@ class Prime:
         """The highest rate whose network passes, and how many were refused."""
         assert target.best is not None
         points = target.tolerated[::-1] if self.reading == "A" else (target.best,)
-        layer, refused = target.layer, 0
-        best: Choice | None = None
-        while points:
-            place = len(points) // 2 if self.halving and refused else 0
-            point = points[place]
-            probe = measure({**cuts, layer.group: point.kept})
+        layer = target.layer
+        for refused, point in enumerate(points):
+            probe = measure({**cuts, layer.group: point.kept}, cuts)
             verdict = self.gate.judge(probe)
-            if not verdict.passed:
-                refused, points = refused + 1, points[place + 1 :]
-                continue
-            best = Choice(
-                group=layer.group,
-                positions=layer.positions,
-                size=layer.size,
-                rate=point.rate,
-                kept=point.kept,
-                probe=probe,
-                verdict=verdict,
-            )
-            points = points[:place]
-        return best, refused
+            if verdict.passed:
+                choice = Choice(
+                    group=layer.group,
+                    positions=layer.positions,
+                    size=layer.size,
+                    rate=point.rate,
+                    kept=point.kept,
+                    probe=probe,
+                    verdict=verdict,
+                )
+                return choice, refused
+        return None, len(points)
 
     def _enough(self, choice: Choice) -> bool:
         assert choice.probe is not None

@@ -64,7 +64,7 @@ def reestimate(
         for number, batch in enumerate(calibration):
             for follower in (*followers, *ahead):
                 follower.begin(number)
-            together(*batch)
+            together(*batch, data="calibration", batch=number)
     for follower in followers:
         follower.finish()
     for follower in ahead:
