@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from primesvt.channels import trace as trace
     from primesvt.constraints import Constraints as Constraints
     from primesvt.data import load_data as load_data
+    from primesvt.exporting import ExportResult as ExportResult
+    from primesvt.exporting import export as export
     from primesvt.loading import load as load
     from primesvt.models import SpikingViT as SpikingViT
     from primesvt.models import create_model as create_model
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from primesvt.plan import Plan as Plan
     from primesvt.pruning import PruneResult as PruneResult
     from primesvt.pruning import prune as prune
+    from primesvt.recovery.finetuning import FinetuneRecipe as FinetuneRecipe
+    from primesvt.recovery.finetuning import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -35,10 +39,14 @@ _HOMES = {
     "ChannelGraph": "channels",
     "ChannelGroup": "channels",
     "Constraints": "constraints",
+    "ExportResult": "exporting",
+    "FinetuneRecipe": "recovery.finetuning",
     "Plan": "plan",
     "PruneResult": "pruning",
     "SpikingViT": "models",
     "create_model": "models",
+    "export": "exporting",
+    "finetune": "recovery.finetuning",
     "list_models": "models",
     "load": "loading",
     "load_data": "data",

@@ -13,7 +13,14 @@ from typing import Any
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
-__all__ = ["check_writable", "save_safetensors", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "check_writable",
+    "safetensors_bytes",
+    "save_safetensors",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -67,8 +74,15 @@ def save_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Write tensors without pickle, whole or not at all; they are copied to dense CPU memory."""
+    return write_bytes(path, safetensors_bytes(tensors, metadata=metadata))
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The content of such a file; no two tensors may share memory."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_bytes(path, tensors_to_bytes(dense, metadata=dict(metadata or {})))
+    return tensors_to_bytes(dense, metadata=dict(metadata or {}))
 
 
 def check_writable(folder: str | Path) -> Path:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from primesvt.bench import Bench
 from primesvt.channels import ChannelGroup
 from primesvt.evaluation import Progress
-from primesvt.policies import Allocate, Gate, Prime, Walk
-from primesvt.sensitivity import find_edges, grids_of, probe_layers
+from primesvt.importance import Evidence, find_importance, removal_costs
+from primesvt.policies import (
+    Allocate,
+    Gate,
+    Global,
+    Prime,
+    Psvit,
+    Random,
+    Uniform,
+    Walk,
+    every_width,
+)
+from primesvt.policies.limits import Limit
+from primesvt.sensitivity import Grid, Layer, find_edges, grids_of, probe_layers, unprobed
 from primesvt.settings import Settings
 
 __all__ = ["choose"]
@@ -20,7 +34,10 @@ def choose(
     *,
     settings: Settings,
     gate: Gate,
+    importance: str,
+    seed: int = 0,
     stop_at_bytes: int | None = None,
+    limits: Sequence[Limit] = (),
     progress: Progress | None = None,
 ) -> Walk:
     """What the policy of the settings takes, measured on the bench.
@@ -30,33 +47,102 @@ def choose(
         groups: what may be cut, in forward order.
         settings: the policy, its rates and its order.
         gate: decides on whole networks.
+        importance: what ranks the channels of the bench.
+        seed: of draws.
         stop_at_bytes: what the parameters may take, where no more is to be saved than that.
+        limits: those beside accuracy and parameter memory, which ``allocate`` counts.
         progress: called as ``progress(stage, done, total)``.
     """
-    rates, order = settings.pruning_rates, settings.order
-    if settings.policy == "allocate":
-        grids = grids_of(bench, groups, rates=rates, order=order)
-        allocate = Allocate(gate=gate, stop_at_bytes=stop_at_bytes, progress=progress)
-        return allocate.solve(grids, bench)
-    halving = not settings.whole_curves
-    layers = (
-        find_edges(
-            bench,
-            groups,
-            passes=lambda probe: gate.judge(probe).passed,
-            rates=rates,
-            order=order,
-            progress=progress,
+    asked = _Question(
+        bench=bench,
+        groups=groups,
+        settings=settings,
+        common={"gate": gate, "stop_at_bytes": stop_at_bytes, "progress": progress},
+        importance=importance,
+        seed=seed,
+        limits=limits,
+    )
+    return _POLICIES[settings.policy](asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What a policy is asked; ``common`` are gate, limit on the saving and progress."""
+
+    bench: Bench
+    groups: Sequence[ChannelGroup]
+    settings: Settings
+    common: dict[str, Any]
+    importance: str
+    seed: int
+    limits: Sequence[Limit]
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The widths of every group at the rates asked for."""
+        return grids_of(self.bench, self.groups, **self.settings.grid)
+
+    @property
+    def all_widths(self) -> tuple[Grid, ...]:
+        """All widths of every group down to that of the highest rate."""
+        return tuple(every_width(grid, self.settings.pruning_rates) for grid in self.grids)
+
+    def layers(self, *, halving: bool) -> tuple[Layer, ...]:
+        """Every group cut alone: at all rates, or by halving up to the highest that passes."""
+        gate, grid = self.common["gate"], self.settings.grid
+        told = {**grid, "progress": self.common["progress"]}
+        if not halving:
+            return probe_layers(self.bench, self.groups, **told)
+        return find_edges(
+            self.bench, self.groups, passes=lambda probe: gate.judge(probe).passed, **told
         )
-        if halving
-        else probe_layers(bench, groups, rates=rates, order=order, progress=progress)
-    )
-    prime = Prime(
-        gate=gate,
-        reading=settings.reading,
-        target_threshold=settings.target_threshold,
-        stop_at_bytes=stop_at_bytes,
-        halving=halving,
-        progress=progress,
-    )
-    return prime.walk(layers, bench.probe)
+
+    def costs(self) -> dict[str, Any]:
+        """What removing the channels of every group costs, one after another."""
+        bench, rank = self.bench, find_importance(self.importance)
+        evidence = Evidence(
+            model=bench.model, graph=bench.graph, activity=bench.recovery.activity, seed=self.seed
+        )
+        return {group.name: removal_costs(rank, evidence, group) for group in self.groups}
+
+
+def _prime(asked: _Question) -> Walk:
+    chosen, bench = asked.settings, asked.bench
+    layers = asked.layers(halving=False) if chosen.whole_curves else unprobed(asked.grids)
+    threshold = chosen.target_threshold
+    prime = Prime(**asked.common, reading=chosen.reading, target_threshold=threshold)
+    return prime.walk(layers, lambda cuts, around: bench.probe(cuts, around=around))
+
+
+def _allocate(asked: _Question) -> Walk:
+    return Allocate(**asked.common, limits=asked.limits).solve(asked.grids, asked.bench)
+
+
+def _uniform(asked: _Question) -> Walk:
+    return Uniform(**asked.common).solve(asked.grids, asked.bench)
+
+
+def _random(asked: _Question) -> Walk:
+    return Random(**asked.common, seed=asked.seed).solve(asked.grids, asked.bench)
+
+
+def _global(asked: _Question) -> Walk:
+    shares = asked.settings.pruning_rates
+    ranking = Global(**asked.common, costs=asked.costs(), shares=shares)
+    return ranking.solve(asked.all_widths, asked.bench)
+
+
+def _psvit(asked: _Question) -> Walk:
+    psvit = Psvit(**asked.common, highest=max(asked.settings.pruning_rates))
+    halving = not asked.settings.exact
+    return psvit.solve(asked.all_widths, asked.bench, lambda: asked.layers(halving=halving))
+
+
+_POLICIES: dict[str, Callable[[_Question], Walk]] = {
+    "allocate": _allocate,
+    "prime": _prime,
+    "psvit": _psvit,
+    "uniform": _uniform,
+    "global": _global,
+    "random": _random,
+}

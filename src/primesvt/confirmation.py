@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from primesvt.bench import Bench
 from primesvt.data import Splits
+from primesvt.policies import Gate, Walk, cuts_of
 from primesvt.probes import Cuts
 from primesvt.scoring import Outcomes
 from primesvt.statistics import paired_drop_bound
 
-__all__ = ["Confirmation", "confirm", "divide", "images_needed", "parted", "sequence"]
+__all__ = ["Confirmation", "confirm", "confirmed", "divide", "images_needed", "parted", "sequence"]
 
 # Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
 DISAGREEMENT = 3.0
@@ -95,6 +98,45 @@ def sequence(alternatives: Sequence[Cuts], saved: Callable[[Cuts], int]) -> list
     places = {int(np.abs(savings - share * savings[-1]).argmin()) for share in LADDER}
     order = sorted(places | {len(alternatives) - 1}, key=lambda place: savings[place])
     return [alternatives[place] for place in order]
+
+
+def confirmed(
+    walk: Walk,
+    bench: Bench,
+    gate: Gate,
+    *,
+    outcomes: Callable[[nn.Module], Outcomes],
+    before: Outcomes,
+) -> tuple[Walk, Confirmation | None]:
+    """A walk as far as images that it has not seen confirm it.
+
+    Args:
+        walk: what a policy took, with milder networks to fall back on.
+        bench: cuts networks.
+        gate: what decided; its limit and level hold here too.
+        outcomes: of a network on those images.
+        before: the same of the unpruned network.
+    """
+    networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
+    cuts, confirmation = confirm(
+        sequence(list(map(cuts_of, networks.values())), bench.bytes_saved),
+        outcomes=lambda cuts: outcomes(bench.cut(cuts)),
+        before=before,
+        limit=gate.allowed,
+        level=gate.level,
+    )
+    if cuts == walk.cuts:
+        return walk, confirmation
+    probe = bench.probe(cuts, full=True) if cuts else None
+    milder = replace(
+        walk,
+        choices=networks.get(frozenset(cuts.items()), ()),
+        probe=probe,
+        verdict=None if probe is None else gate.judge(probe),
+        accuracy_bound=True,
+        stopped=False,
+    )
+    return milder, confirmation
 
 
 def confirm(

@@ -1,4 +1,4 @@
-"""What a user allows and asks for: how much accuracy may be lost, how much memory must be saved."""
+"""What a user allows and asks for: accuracy that may be lost; memory, time, potentials to save."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _UNITS = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*")
 _NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?\s*%?\s*", re.IGNORECASE)
 
@@ -35,8 +36,13 @@ class Constraints:
             removed (``"8MB"``); ``None`` asks for nothing.
         max_parameter_memory: largest parameter memory of the result (``"8MB"``, or a number of
             bytes).
-        stop_at_saving: stop as soon as the memory limit is met, instead of saving as much as the
-            accuracy limit allows.
+        stop_at_saving: stop as soon as the memory limit is met (and those below), instead of
+            saving as much as the accuracy limit allows.
+        max_latency: largest time of a forward pass, measured on this machine: a share of the
+            unpruned network's (``0.67``), or a time (``"12ms"``).
+        latency_batch: samples in that pass.
+        max_membrane: largest memory of all membrane potentials per sample (``"60kB"``, or a number
+            of bytes).
 
     Raises:
         ValueError: a limit that is negative, not a number or out of range.
@@ -54,6 +60,9 @@ class Constraints:
     min_memory_saving: float | str | None = 0.25
     max_parameter_memory: float | str | None = None
     stop_at_saving: bool = False
+    max_latency: float | str | None = None
+    latency_batch: int = 32
+    max_membrane: float | str | None = None
 
     def __post_init__(self) -> None:
         _check_number("max_accuracy_drop", self.max_accuracy_drop)
@@ -62,10 +71,12 @@ class Constraints:
             _saving(saving)
         elif saving is not None:
             _check_fraction(saving)
-        if isinstance(self.max_parameter_memory, str):
-            parse_bytes(self.max_parameter_memory, name="max_parameter_memory")
-        elif self.max_parameter_memory is not None:
-            _check_number("max_parameter_memory", self.max_parameter_memory)
+        _bytes_of("max_parameter_memory", self.max_parameter_memory)
+        _bytes_of("max_membrane", self.max_membrane)
+        if self.max_latency is not None:
+            _time(self.max_latency)
+        if isinstance(self.latency_batch, bool) or self.latency_batch < 1:
+            raise ValueError(f"latency_batch is {self.latency_batch}, but must be at least 1")
         if self.stop_at_saving and saving is None and self.max_parameter_memory is None:
             raise ValueError(
                 "stop_at_saving needs a memory limit to stop at; "
@@ -102,6 +113,30 @@ class Constraints:
             limits.append(before - self._largest_bytes())
         return max(limits)
 
+    def allowed_milliseconds(self, before: float) -> float | None:
+        """The largest time of a forward pass, of a network that took so many milliseconds.
+
+        Example:
+            >>> Constraints(max_latency=0.5).allowed_milliseconds(30.0)
+            15.0
+            >>> Constraints(max_latency="12ms").allowed_milliseconds(30.0)
+            12.0
+        """
+        if self.max_latency is None:
+            return None
+        share, milliseconds = _time(self.max_latency)
+        return milliseconds if share is None else share * before
+
+    @property
+    def allowed_membrane_bytes(self) -> int | None:
+        """The largest memory of potentials per sample."""
+        return _bytes_of("max_membrane", self.max_membrane)
+
+    @property
+    def steers(self) -> bool:
+        """There is a limit beside accuracy and parameter memory."""
+        return self.max_latency is not None or self.max_membrane is not None
+
     def _saved_bytes(self, before: int) -> int:
         asked = self.min_memory_saving
         assert asked is not None
@@ -117,9 +152,9 @@ class Constraints:
         return int(number)
 
     def _largest_bytes(self) -> int:
-        asked = self.max_parameter_memory
+        asked = _bytes_of("max_parameter_memory", self.max_parameter_memory)
         assert asked is not None
-        return parse_bytes(asked) if isinstance(asked, str) else int(asked)
+        return asked
 
 
 def parse_bytes(text: str, *, name: str = "the size") -> int:
@@ -139,6 +174,32 @@ def parse_bytes(text: str, *, name: str = "the size") -> int:
     if size < 1:
         raise ValueError(f"{name} is {text!r}; it must be at least one byte")
     return size
+
+
+def _bytes_of(name: str, asked: float | str | None) -> int | None:
+    """A largest size in bytes."""
+    if isinstance(asked, str):
+        return parse_bytes(asked, name=name)
+    if asked is None:
+        return None
+    _check_number(name, asked)
+    return int(asked)
+
+
+def _time(asked: float | str) -> tuple[float | None, float]:
+    """A share of the unpruned network's time, or ``None`` and milliseconds."""
+    fix = "write a share of the unpruned network's time, such as 0.67, or a time such as '12ms'"
+    if isinstance(asked, str) and (match := _SIZE.fullmatch(asked)) is not None:
+        if match[2] not in _MILLISECONDS or float(match[1]) == 0:
+            raise ValueError(f"max_latency is {asked!r}; {fix}")
+        return None, float(match[1]) * _MILLISECONDS[match[2]]
+    try:
+        share = float(asked)
+    except ValueError as error:
+        raise ValueError(f"max_latency is {asked!r}; {fix}") from error
+    if isinstance(asked, bool) or not 0 < share < 1:
+        raise ValueError(f"max_latency is {asked}, but a share lies between 0 and 1; {fix}")
+    return share, 0.0
 
 
 def _saving(text: str) -> float | int:

@@ -15,17 +15,20 @@ from primesvt.candidates import Candidates, find_candidates
 from primesvt.channels import trace
 from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
-from primesvt.confirmation import Confirmation, confirm, sequence
+from primesvt.confirmation import Confirmation, confirmed
 from primesvt.constraints import Constraints
 from primesvt.cutter import NETWORKS
 from primesvt.evaluation import DataEvaluator, Evaluator, Progress, telling
 from primesvt.fingerprint import config_of, model_digest
+from primesvt.latency import LatencyTable
+from primesvt.limits import limits_of
 from primesvt.lossless import Lean, make_lean, strip
 from primesvt.memory import parameter_bytes
 from primesvt.metrics import Metrics
 from primesvt.plan import Plan, describe_inputs
-from primesvt.policies import Gate, Walk, cuts_of
+from primesvt.policies import Gate, Walk
 from primesvt.probes import ProbeTable, Reference
+from primesvt.progress import counting
 from primesvt.scoring import Measurement, Outcomes
 from primesvt.sensitivity import check_probed
 from primesvt.settings import Settings
@@ -52,6 +55,7 @@ class Job:
         aside: selection images that no probe sees, to confirm the plan on.
         seed: of draws.
         memory_limit: bytes that networks measured together may take, with one batch.
+        latency: measure how long both networks take; latencies: times so far, where it is limited.
         progress: called as ``progress(stage, done, total)``.
         notes: what to say beside the figures.
     """
@@ -67,6 +71,8 @@ class Job:
     aside: Dataset[Any] | None = None
     seed: int = 0
     memory_limit: int | None = None
+    latency: bool = False
+    latencies: LatencyTable = field(default_factory=LatencyTable)
     progress: Progress | None = None
     notes: tuple[str, ...] = ()
     _context: dict[str, Any] = field(default_factory=dict, init=False)
@@ -142,7 +148,8 @@ class Job:
             lean = Lean.whole(model, graph, candidates.groups)
         else:
             self._tell("looking for silent channels")
-            lean = make_lean(self.model, start, graph, candidates.groups, sources)
+            multiple = chosen.channel_multiple
+            lean = make_lean(self.model, start, graph, candidates.groups, sources, multiple)
         self._check(lean)
         self._networks = memory_for_networks(
             lean.model, self.example, self.evaluate, limit=self.memory_limit
@@ -155,9 +162,10 @@ class Job:
         for table in (self.table, self.earlier):
             if table is not None:
                 table.check(self.context())
-        if self.earlier is not None and self.settings.policy == "prime":
-            # Halving asks for other rates under other limits: all of them have to be there.
-            check_probed(self.earlier, lean.groups, self.settings.pruning_rates)
+        chosen = self.settings
+        if self.earlier is not None and chosen.policy == "prime" and chosen.whole_curves:
+            multiple = chosen.channel_multiple
+            check_probed(self.earlier, lean.groups, chosen.pruning_rates, multiple)
 
     def begin(self, reference: Reference, lean: Lean) -> None:
         """Write down what is known before the first probe; savings count from the lean network."""
@@ -191,13 +199,24 @@ class Job:
             race=race_of(self.settings, gate, self.evaluate),
             memory=self._networks,
         )
+        limits = limits_of(
+            self.constraints,
+            lean,
+            settings=self.settings,
+            inputs=self.example if self.calibration is None else next(iter(self.calibration)),
+            table=self.latencies,
+            progress=self.progress,
+        )
         walk = choose(
             bench,
             lean.groups,
             settings=self.settings,
             gate=gate,
+            importance=self.method.importance,
+            seed=self.seed,
             stop_at_bytes=self._stop_at(bench.reference),
-            progress=self.progress,
+            limits=limits,
+            progress=counting(self.progress, self.table),
         )
         walk, confirmation = self._confirmed(walk, bench)
         return Solved(
@@ -207,6 +226,7 @@ class Job:
             lean=lean,
             candidates=candidates,
             confirmation=confirmation,
+            held=tuple(limit.at(walk.cuts) for limit in limits),
         )
 
     def _confirmed(self, walk: Walk, bench: Bench) -> tuple[Walk, Confirmation | None]:
@@ -215,8 +235,6 @@ class Job:
             return walk, None
         aside, evaluate = self.aside, self.evaluate
         assert isinstance(evaluate, DataEvaluator)
-        networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
-        tested = sequence(list(map(cuts_of, networks.values())), bench.bytes_saved)
 
         def outcomes(model: nn.Module) -> Outcomes:
             self._tell("confirming")
@@ -224,20 +242,8 @@ class Job:
             assert found is not None
             return found
 
-        cuts, confirmation = confirm(
-            tested,
-            outcomes=lambda cuts: outcomes(bench.cut(cuts)),
-            before=outcomes(self.model),
-            limit=self._gate(bench.reference).allowed,
-            level=self.settings.level,
-        )
-        if cuts == walk.cuts:
-            return walk, confirmation
-        choices = networks.get(frozenset(cuts.items()), ())
-        probe = bench.probe(cuts, full=True) if cuts else None
-        verdict = None if probe is None else self._gate(bench.reference).judge(probe)
-        walk = replace(walk, choices=choices, probe=probe, verdict=verdict, accuracy_bound=True)
-        return replace(walk, stopped=False), confirmation
+        gate = self._gate(bench.reference)
+        return confirmed(walk, bench, gate, outcomes=outcomes, before=outcomes(self.model))
 
     def conclude(self, solved: Solved) -> Metrics:
         """Figures before and after; a test set is looked at here, this once."""
@@ -247,6 +253,8 @@ class Job:
             constraints=self.constraints,
             gate=self._gate(self.table.reference),
             example=self.example,
+            calibration=self.calibration,
+            latency=self.latency,
             progress=self.progress,
         )
         return conclusion.metrics(self.model, solved, [*self.notes, *self.method.notes])
@@ -269,9 +277,8 @@ class Job:
         return watched.measurement
 
     def _gate(self, reference: Reference) -> Gate:
-        points = self.evaluate.points
+        chosen, points = self.settings, self.evaluate.points
         allowed = self.constraints.allowed_drop(reference.accuracy, points=points)
-        chosen = self.settings
         return Gate(kind=chosen.gate, allowed=allowed, reference=reference, level=chosen.level)
 
     def _stop_at(self, reference: Reference) -> int | None:
@@ -280,18 +287,13 @@ class Job:
         return smallest if self.constraints.stop_at_saving else None
 
     def _plan(self, walk: Walk, bench: Bench, lean: Lean) -> Plan:
-        groups = {
-            name: tuple(map(tuple, bench.graph.to_original(name, bench.kept(name, count))))
-            for name, count in walk.cuts.items()
-        }
-        steps = lean.steps(steps_of(walk, bench))
-        kept = {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
+        steps, groups = steps_of(walk, bench, lean)
         return Plan(
             model_hash=str(self.context()["model"]),
             config=config_of(self.model),
             inputs=describe_inputs(first_samples(self.example, 1)),
             steps=steps,
-            groups=kept,
+            groups=groups,
         )
 
     def _tell(self, stage: str) -> None:

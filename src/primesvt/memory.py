@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from primesvt._files import safetensors_bytes
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.channels.copies import state_tensors
+from primesvt.channels.copies import state_tensors, unwrap
 from primesvt.models import reset
 
 __all__ = [
     "LayerRow",
     "batch_of",
     "buffer_bytes",
+    "file_bytes",
     "group_bytes",
     "group_parameters",
     "inventory",
@@ -75,6 +77,18 @@ def buffer_bytes(model: nn.Module) -> int:
         40
     """
     return sum(b.numel() * b.element_size() for b in model.buffers())
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Bytes of ``model.safetensors`` on the disk: all tensors, shared ones under each name.
+
+    Example:
+        >>> file_bytes(nn.Linear(3, 2)) - parameter_bytes(nn.Linear(3, 2))  # names and shapes
+        144
+    """
+    state = unwrap(model).state_dict()
+    tensors = {name: each.clone() for name, each in state.items() if isinstance(each, Tensor)}
+    return len(safetensors_bytes(tensors))
 
 
 def inventory(model: nn.Module, graph: ChannelGraph) -> list[LayerRow]:

@@ -6,50 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from primesvt.constraints import Constraints
+from primesvt.costs import Accuracy, Costs
+from primesvt.limits import Held
 from primesvt.lossless import Lossless
-from primesvt.memory import (
-    batch_of,
-    buffer_bytes,
-    membrane_bytes,
-    parameter_bytes,
-    parameter_count,
-    peak_activation_bytes,
-)
 from primesvt.policies import Gate, Walk
 from primesvt.probes import Reference
-from primesvt.statistics import wilson_interval
+from primesvt.text import above
 
-__all__ = ["Accuracy", "Costs", "Metrics", "accuracy_of", "conclude", "costs_of", "notes_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Top-1 on one set as a fraction, with its 95 % Wilson interval."""
-
-    accuracy: float
-    low: float
-    high: float
-    images: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """One network: its size, its memory per sample, and how good it is.
-
-    ``selection`` and ``test`` are there only for a set of images, ``score`` only for a ``score``.
-    """
-
-    parameters: int
-    parameter_bytes: int
-    buffer_bytes: int
-    membrane_bytes_per_sample: int
-    peak_activation_bytes_per_sample: int
-    selection: Accuracy | None = None
-    test: Accuracy | None = None
-    score: float | None = None
+__all__ = ["Accuracy", "Costs", "Metrics", "conclude", "notes_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +31,7 @@ class Metrics:
     the network given; ``bounded_by`` is ``accuracy``, ``saving``
     (the walk stopped there), or ``rates`` (every target is at its highest probed rate).
     ``confirmation`` holds the figures on selection images that chose nothing, where there are any.
+    ``others`` are the limits beside accuracy and parameter memory that were asked for.
     """
 
     met: bool
@@ -83,57 +49,22 @@ class Metrics:
     notes: tuple[str, ...]
     confirmation: Mapping[str, Any] | None = None
     lossless: Lossless | None = None
+    others: tuple[Held, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "others": [each.to_dict() for each in self.others]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Metrics:
         """Read what ``to_dict`` made."""
         values = dict(content)
         for name in ("before", "after"):
-            costs = dict(values[name])
-            for part in ("selection", "test"):
-                costs[part] = Accuracy(**costs[part]) if costs[part] else None
-            values[name] = Costs(**costs)
+            values[name] = Costs.from_dict(values[name])
         if values.get("lossless") is not None:
             values["lossless"] = Lossless.from_dict(values["lossless"])
+        values["others"] = tuple(map(Held.from_dict, values.get("others", ())))
         return cls(**{**values, "notes": tuple(values["notes"])})
-
-
-def accuracy_of(value: float, images: int | None) -> Accuracy | None:
-    """A top-1 fraction with its interval; ``None`` without images.
-
-    Example:
-        >>> accuracy_of(0.5, 2)
-        Accuracy(accuracy=0.5, low=0.0945..., high=0.9054..., images=2)
-    """
-    if images is None:
-        return None
-    low, high = wilson_interval(round(value * images), images)
-    return Accuracy(accuracy=value, low=low, high=high, images=images)
-
-
-def costs_of(
-    model: nn.Module,
-    example: tuple[Any, ...],
-    *,
-    selection: Accuracy | None = None,
-    test: Accuracy | None = None,
-    score: float | None = None,
-) -> Costs:
-    """Measure sizes, and run the example once for membrane and activation memory."""
-    return Costs(
-        parameters=parameter_count(model),
-        parameter_bytes=parameter_bytes(model),
-        buffer_bytes=buffer_bytes(model),
-        membrane_bytes_per_sample=membrane_bytes(model, example),
-        peak_activation_bytes_per_sample=peak_activation_bytes(model, example) // batch_of(example),
-        selection=selection,
-        test=test,
-        score=score,
-    )
 
 
 def conclude(
@@ -144,12 +75,13 @@ def conclude(
     gate: Gate,
     points: bool,
     lossless: Lossless | None = None,
+    others: Sequence[Held] = (),
 ) -> dict[str, Any]:
     """Whether the limits are met, how far the walk came, and which limit bound.
 
     All of it counts from the network of ``reference.parameter_bytes``, after the lossless step.
     Returns the fields ``met``, ``verdict``, ``bounded_by``, ``saving``, ``required_saving``,
-    ``drop`` and ``bound`` of ``Metrics``.
+    ``drop``, ``bound`` and ``others`` of ``Metrics``.
     """
     before = reference.parameter_bytes
     left = walk.probe.parameter_bytes if walk.probe else before
@@ -157,7 +89,7 @@ def conclude(
     drop = walk.verdict.drop if walk.verdict else 0.0
     bound = walk.verdict.bound if walk.verdict else None
     bounded_by = "saving" if walk.stopped else "accuracy" if walk.accuracy_bound else "rates"
-    met = before - left >= required
+    met = before - left >= required and all(each.held for each in others)
     facts: dict[str, Any] = {
         "met": met,
         "bounded_by": bounded_by,
@@ -165,6 +97,7 @@ def conclude(
         "required_saving": required / before,
         "drop": drop,
         "bound": bound,
+        "others": tuple(others),
     }
     cost = _cost(drop, bound if gate.kind == "bound" else None, gate, points=points)
     more = lossless is not None and lossless.parameters > 0
@@ -172,10 +105,14 @@ def conclude(
 
 
 def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
-    """The drop in words, such as ``a drop of 0.67 points (2 allowed)``."""
-    unit, noun = (100.0, "points") if points else (1.0, "in score")
-    sure = "" if bound is None else f", at {gate.level:.0%} confidence below {bound * unit:.4g}"
-    return f"a drop of {drop * unit + 0.0:.4g} {noun}{sure} ({gate.allowed * unit:.4g} allowed)"
+    """The drop in words, such as ``a drop of 0.67 points (2 allowed)``; a bound is rounded up."""
+    if points:
+        lost, most = f"{100 * drop + 0.0:.2f} points", None if bound is None else above(100 * bound)
+    else:
+        lost, most = f"{drop + 0.0:.4g} in score", None if bound is None else f"{bound:.4g}"
+    sure = "" if most is None else f", at {gate.level:.0%} confidence below {most}"
+    allowed = gate.allowed * (100.0 if points else 1.0)
+    return f"a drop of {lost}{sure} ({allowed:.4g} allowed)"
 
 
 _WHY = {
@@ -188,7 +125,7 @@ _WHY = {
 def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
     saved = f"{facts['saving']:.2%} of the parameter memory saved"
     asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
-    why = _WHY[facts["bounded_by"]]
+    why = "; ".join([_WHY[facts["bounded_by"]], *map(str, facts["others"])])
     if facts["saving"] == 0 and facts["met"]:
         return f"{nothing} was removed: no probed cut stays within the accuracy limit."
     if facts["met"]:

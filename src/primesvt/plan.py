@@ -14,7 +14,7 @@ from torch import nn
 from primesvt._files import write_json
 from primesvt.channels import ChannelGraph, remove_channels, trace
 
-__all__ = ["FORMAT", "Plan", "Step", "apply_plan", "describe_inputs", "example_inputs"]
+__all__ = ["FORMAT", "Kept", "Plan", "Step", "apply_plan", "describe_inputs", "example_inputs"]
 
 FORMAT = 1
 NOTHING = "nothing"

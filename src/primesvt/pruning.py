@@ -16,6 +16,8 @@ from primesvt.channels.copies import unwrap
 from primesvt.constraints import Constraints
 from primesvt.evaluation import Progress, resolve_device
 from primesvt.job import Job
+from primesvt.latency import LatencyTable
+from primesvt.limits import check_limits
 from primesvt.metrics import Metrics
 from primesvt.plan import Plan
 from primesvt.preparing import (
@@ -97,6 +99,7 @@ def prune(
     target_threshold: float = 0.0,
     level: float = 0.95,
     rates: Sequence[float] | None = None,
+    channel_multiple: int = 1,
     preset: str | None = None,
     include_streams: bool = False,
     verify: bool = True,
@@ -104,6 +107,7 @@ def prune(
     batch_size: int = 64,
     workers: int = 0,
     memory_limit: str | int | None = None,
+    latency: bool = False,
     device: str | torch.device | None = None,
     out: str | Path | None = None,
     from_run: str | Path | None = None,
@@ -124,7 +128,8 @@ def prune(
         constraints: the limits; 3 points and 25 % when not given.
         include: globs over group names; only these groups.
         exclude: globs over group names; not these.
-        policy: ``allocate`` (the rates of all groups together) or ``prime`` (the paper's walk).
+        policy: ``allocate`` (the rates of all groups together) or ``prime`` (the paper's walk); to
+            compare with: ``psvit``, ``uniform``, ``global`` or ``random`` (docs/method.md).
         importance: ranks channels: ``obs``, ``activity``, ``taylor``, ``l2`` (the paper's), ``l1``,
             ``l2_folded``, ``firing_rate``, ``membrane`` or ``random``.
         recovery: ``refit`` (least squares, then batch norm), ``bn`` or ``none`` (the paper's).
@@ -135,16 +140,17 @@ def prune(
             calibration and selection inputs, parameters that no forward reads, a distillation head
             that the head can take in. Counted apart; savings and limits count from there.
         exact: measure every rate of every layer, and every network on all selection images.
-            Otherwise ``prime`` finds rates by halving, and networks that show early that the gate
-            will refuse them see no more images (``primesvt.racing``).
+            Otherwise ``prime`` probes no layer alone where the walk can do without, and networks
+            that show early that the gate will refuse them see no more images.
         race_error: chance of rejecting early a network that would have passed.
         full_curves: of ``prime``: measure every rate of every layer.
         reading: ``A`` or ``B``, see docs/method.md.
         order: what makes a layer large: ``producer`` or ``group``.
         target_threshold: targets reach this fraction of the largest benefit score.
         level: confidence level of the bound.
-        rates: pruning rates to probe; 0.1 to 0.9 when not given, for ``allocate`` also 0.95 and
-            0.98.
+        rates: pruning rates; 0.1 to 0.9 when not given, for ``allocate`` also 0.95 and 0.98, for
+            ``uniform``, ``global`` and ``random`` every percent up to 0.98.
+        channel_multiple: kept channels are multiples of it, per layer or attention head.
         preset: ``paper`` or ``best``: a set of these choices (docs/method.md).
         include_streams: also prune residual streams.
         verify: check first, on a copy, that every group can be cut exactly.
@@ -153,6 +159,8 @@ def prune(
         workers: processes that load images.
         memory_limit: what networks measured together may take, with the activations of one batch:
             bytes, or a size such as ``"4GB"``; when not given, 2 GB for the networks.
+        latency: measure at the end how long the networks before and after take, in turn (seconds;
+            the one figure that another run does not repeat).
         device: where to compute; where the model is, when not given.
         out: run folder; a run that was stopped there goes on, one that has ended is returned.
         from_run: run folder whose probes are used again: of ``prime``, no layer is probed anew but
@@ -193,11 +201,13 @@ def prune(
         target_threshold=target_threshold,
         level=level,
         rates=rates,
+        channel_multiple=channel_multiple,
         include=include,
         exclude=exclude,
         include_streams=include_streams,
         verify=verify,
     ).with_preset(preset)
+    check_limits(constraints, settings)
     original = unwrap(model)
     check_no_nan(original)
     place = resolve_device(device, original)
@@ -222,6 +232,8 @@ def prune(
         aside=aside,
         seed=seed,
         memory_limit=memory_bytes(memory_limit),
+        latency=latency,
+        latencies=folder.latencies() if folder else LatencyTable(),
         progress=progress,
     )
     done = folder.metrics() if folder else None

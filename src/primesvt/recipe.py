@@ -30,6 +30,7 @@ DATA = tyro.conf.arg(
 )
 
 _Flat = tyro.conf.arg(name="")
+Policy = Literal["allocate", "prime", "psvit", "uniform", "global", "random"]
 Importance = Literal[
     "obs",
     "activity",
@@ -63,6 +64,12 @@ class Limits(_Section):
     """Largest parameter memory of the result (8MB; MB = 1e6 bytes)."""
     stop_at_saving: bool = False
     """Stop as soon as the memory limit is met, instead of saving as much as accuracy allows."""
+    max_latency: Annotated[float | str | None, unset("TIME")] = None
+    """Largest time of a forward pass here: a share of the unpruned model's (0.67), or 12ms."""
+    latency_batch: Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")] = 32
+    """Images in that forward pass."""
+    max_membrane: Annotated[str | None, unset("SIZE")] = None
+    """Largest memory of all membrane potentials per image (60kB)."""
 
 
 class Selection(_Section):
@@ -79,8 +86,8 @@ class Selection(_Section):
 class Method(_Section):
     """How layers are probed, chosen and cut; docs/method.md says what each reading means."""
 
-    policy: Literal["allocate", "prime"] = "allocate"
-    """allocate: the rates of all groups together. prime: the paper's walk, largest layer first."""
+    policy: Policy = "allocate"
+    """allocate: all rates together. prime: the paper's walk. The others are to compare with."""
     importance: Annotated[Importance, tyro.conf.arg(metavar="NAME")] = "obs"
     """Ranks channels: obs, activity, taylor, l2, l1, l2_folded, firing_rate, membrane, random."""
     recovery: Literal["refit", "bn", "none"] = "refit"
@@ -102,7 +109,9 @@ class Method(_Section):
     race_error: Annotated[float, Field(gt=0, le=0.5), tyro.conf.arg(metavar="FRACTION")] = 0.05
     """Chance of rejecting early a network that would have passed."""
     rates: Annotated[tuple[float, ...] | None, unset("RATE ...")] = None
-    """Pruning rates; 0.1 to 0.9 when not given, for allocate also 0.95 and 0.98."""
+    """Pruning rates; when not given, those that docs/method.md says for the policy."""
+    channel_multiple: Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")] = 1
+    """Kept channels are multiples of N, per layer or attention head (8 or 16 suit SIMD)."""
     target_threshold: Annotated[float, Field(ge=0, le=1), tyro.conf.arg(metavar="FRACTION")] = 0.0
     """Targets reach at least this fraction of the best benefit score; 0 deselects no layer."""
     order: Literal["producer", "group"] = "producer"
@@ -120,6 +129,8 @@ class RunOptions(_Section):
     """Processes that decode images; 0 decodes in this one."""
     memory_limit: Annotated[str | None, unset("SIZE")] = None
     """What networks measured together may take, with the activations of one batch (4GB)."""
+    latency: bool = False
+    """Measure at the end how long the networks before and after take (a few seconds)."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Seed of every split and draw."""
     selection_from_train: bool = False

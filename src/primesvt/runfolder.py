@@ -11,14 +11,16 @@ from typing import Any
 import yaml
 
 from primesvt._files import check_writable, write_json, write_text
+from primesvt.latency import LatencyTable
 from primesvt.metrics import Metrics
 from primesvt.probes import ProbeTable
 
 __all__ = ["RunFolder", "stored_probes"]
 
-RECIPE, PROBES, PLAN, METRICS, MODEL = (
+RECIPE, PROBES, LATENCIES, PLAN, METRICS, MODEL = (
     "recipe.yaml",
     "sensitivity.jsonl",
+    "latency.jsonl",
     "plan.json",
     "metrics.json",
     "model",
@@ -64,6 +66,10 @@ class RunFolder:
     def probes(self) -> ProbeTable:
         """The probes made so far; new ones need ``create`` first."""
         return ProbeTable(self.path / PROBES)
+
+    def latencies(self) -> LatencyTable:
+        """The times taken so far; new ones need ``create`` first."""
+        return LatencyTable(self.path / LATENCIES)
 
     def metrics(self) -> Metrics | None:
         """The figures of a run that has ended, which are written last."""

@@ -27,6 +27,7 @@ __all__ = [
     "kept_count",
     "probe_layers",
     "rates_of",
+    "unprobed",
     "widths",
 ]
 
@@ -90,14 +91,17 @@ def kept_count(size: int, rate: float) -> int:
     return max(1, math.floor(size * (1 - Fraction(str(rate))) + Fraction(1, 2)))
 
 
-def widths(size: int, rates: Sequence[float]) -> dict[int, float]:
+def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, float]:
     """Kept channels -> the highest rate that gives them, for every rate that removes something.
 
+    With ``multiple`` they are the nearest multiples of it, the larger of two as near.
+
     Example:
-        >>> widths(4, (0.1, 0.2, 0.3, 0.9))
-        {3: 0.3, 1: 0.9}
+        >>> widths(4, (0.1, 0.2, 0.3, 0.9)), widths(32, (0.1, 0.4, 0.9), multiple=8)
+        ({3: 0.3, 1: 0.9}, {24: 0.4, 8: 0.9})
     """
-    found = {kept_count(size, rate): rate for rate in sorted(rates)}
+    counts = ((kept_count(size, rate), rate) for rate in sorted(rates))
+    found = {multiple * max(1, (2 * k + multiple) // (2 * multiple)): r for k, r in counts}
     return {kept: rate for kept, rate in found.items() if kept < size}
 
 
@@ -128,8 +132,9 @@ def grids_of(
     *,
     rates: Sequence[float] = RATES,
     order: str = "producer",
+    multiple: int = 1,
 ) -> tuple[Grid, ...]:
-    """The widths of every group, in forward order; nothing is measured."""
+    """The widths of every group, multiples of ``multiple``, in forward order; nothing is measured."""
     members = order == "group"
     return tuple(
         Grid(
@@ -137,7 +142,7 @@ def grids_of(
             positions=group.positions,
             size=group.size,
             parameters=group_parameters(bench.model, bench.graph, group, members=members),
-            widths=widths(group.size, rates),
+            widths=widths(group.size, rates, multiple),
         )
         for group in groups
     )
@@ -149,6 +154,7 @@ def probe_layers(
     *,
     rates: Sequence[float] = RATES,
     order: str = "producer",
+    multiple: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Layer, ...]:
     """Probe every group alone on the unpruned network, in forward order.
@@ -156,7 +162,7 @@ def probe_layers(
     Rates that give equal widths share one probe. ``order`` says which parameters make a layer
     large: of the producing layers (``producer``), or of all members (``group``).
     """
-    grids = grids_of(bench, groups, rates=rates, order=order)
+    grids = grids_of(bench, groups, rates=rates, order=order, multiple=multiple)
     wanted = [{grid.group: kept} for grid in grids for kept in grid.widths]
     tell = partial(progress, "probing") if progress is not None else lambda *_: None
     probes = iter(bench.probes(wanted, tell=tell))
@@ -182,14 +188,16 @@ def find_edges(
     passes: Callable[[Probe], bool],
     rates: Sequence[float] = RATES,
     order: str = "producer",
+    multiple: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Layer, ...]:
     """The highest rate of every group alone that passes, by halving: accuracy falls with the rate.
 
-    All groups are probed side by side, one rate each in a round. Rates below one that passes count
-    as passing and are not measured; of those that do not pass, the layer keeps what was measured.
+    All groups are probed side by side, one rate each in a round, the highest one first. Rates below
+    one that passes count as passing and are not measured; of those that do not pass, the layer
+    keeps what was measured.
     """
-    grids = grids_of(bench, groups, rates=rates, order=order)
+    grids = grids_of(bench, groups, rates=rates, order=order, multiple=multiple)
     between = {grid.group: (0, len(grid.widths)) for grid in grids}
     total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
 
@@ -200,7 +208,7 @@ def find_edges(
     seen: dict[tuple[str, int], Probe] = {}
     while any(low < high for low, high in between.values()):
         asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
-        middle = {grid.group: sum(between[grid.group]) // 2 for grid in asked}
+        middle = {grid.group: _between(*between[grid.group], first=not seen) for grid in asked}
         cuts = [{grid.group: list(grid.widths)[middle[grid.group]]} for grid in asked]
         for grid, probe in zip(asked, bench.probes(cuts, tell=tell), strict=True):
             low, high = between[grid.group]
@@ -209,6 +217,16 @@ def find_edges(
             between[grid.group] = (place + 1, high) if passes(probe) else (low, place)
         done += len(asked)
     return tuple(_up_to(grid, between[grid.group][0], seen) for grid in grids)
+
+
+def unprobed(grids: Sequence[Grid]) -> tuple[Layer, ...]:
+    """Layers of which nothing is known but their rates: no group is probed alone."""
+    return tuple(_up_to(grid, len(grid.widths), {}) for grid in grids)
+
+
+def _between(low: int, high: int, *, first: bool) -> int:
+    """Where to look next; most groups alone can take the highest rate."""
+    return high - 1 if first else (low + high) // 2
 
 
 def _up_to(grid: Grid, edge: int, seen: Mapping[tuple[str, int], Probe]) -> Layer:
@@ -230,10 +248,11 @@ def check_probed(
     table: ProbeTable,
     groups: Sequence[ChannelGroup],
     rates: Sequence[float],
+    multiple: int = 1,
 ) -> None:
     """Raise ``ValueError`` naming the first layer probe that a table lacks."""
     for group in groups:
-        for kept, rate in widths(group.size, rates).items():
+        for kept, rate in widths(group.size, rates, multiple).items():
             if table.find({group.name: kept}) is None:
                 raise ValueError(
                     f"{table.name} has no probe of {group.name} at rate {rate:g}, and solving "

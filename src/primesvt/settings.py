@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from primesvt.importance import find_importance
-from primesvt.policies import ORDERS, POLICIES, READINGS
+from primesvt.policies import ORDERS, POLICIES, READINGS, usual_rates
 from primesvt.policies.gate import GATES
 from primesvt.recovery import RECOVERIES
-from primesvt.sensitivity import check_rates, rates_of
+from primesvt.sensitivity import check_rates
 
 __all__ = ["PRESETS", "Settings"]
 
@@ -72,6 +72,7 @@ class Settings:
     race_error: float = 0.05
     full_curves: bool = False
     rates: Sequence[float] | None = None
+    channel_multiple: int = 1
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     include_streams: bool = False
@@ -95,6 +96,7 @@ class Settings:
             raise ValueError(
                 f"full_curves belongs to policy 'prime', not {self.policy!r}; leave one of them out"
             )
+        _check_multiple(self.channel_multiple, self.policy)
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a list of globs, as in {name}=['*.mlp.*']")
@@ -111,7 +113,16 @@ class Settings:
     @property
     def pruning_rates(self) -> tuple[float, ...]:
         """The rates asked for, or those usual for the policy."""
-        return rates_of(self.policy) if self.rates is None else tuple(self.rates)
+        return usual_rates(self.policy) if self.rates is None else tuple(self.rates)
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """What the widths of a group depend on, as ``grids_of`` takes it."""
+        return {
+            "rates": self.pruning_rates,
+            "order": self.order,
+            "multiple": self.channel_multiple,
+        }
 
     def with_preset(self, name: str | None) -> Settings:
         """These settings with the values that a preset stands for."""
@@ -120,3 +131,20 @@ class Settings:
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
         return replace(self, **PRESETS[name])
+
+
+# They do not keep to the widths of given rates.
+_EVERY_WIDTH = ("psvit", "global")
+
+
+def _check_multiple(multiple: int, policy: str) -> None:
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(
+            f"channel_multiple is {multiple}, but must be a whole number of at least 1"
+        )
+    if multiple > 1 and policy in _EVERY_WIDTH:
+        allowed = ", ".join(name for name in POLICIES if name not in _EVERY_WIDTH)
+        raise ValueError(
+            f"channel_multiple does not go with policy {policy!r}, which takes any width; "
+            f"choose one of {allowed}, or leave channel_multiple out"
+        )

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["megabytes", "percent_points"]
+import math
+
+__all__ = ["above", "megabytes", "percent_points", "scaled"]
+
+_PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
+
+
+def above(value: float, digits: int = 2) -> str:
+    """A number that an upper bound is not above: rounded up.
+
+    Example:
+        >>> above(1.6541), above(2.0)
+        ('1.66', '2.00')
+    """
+    unit = 10**digits
+    return f"{math.ceil(value * unit - 1e-9) / unit:.{digits}f}"
 
 
 def megabytes(size: int) -> str:
@@ -23,3 +38,19 @@ def percent_points(difference: float) -> str:
         '-1.23 points'
     """
     return f"{100 * difference:+.2f} points"
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """A number in three digits with the prefix of its size.
+
+    Example:
+        >>> scaled(6_297_888), scaled(3.3046e-6, "J"), scaled(0, "J"), scaled(48, "J")
+        ('6.30 M', '3.30 µJ', '0 J', '48.0 J')
+    """
+    if value == 0:
+        return f"0 {unit}".rstrip()
+    power = 3 * math.floor(math.log10(abs(float(f"{value:.3g}"))) / 3 + 1e-12)
+    power = min(max(power, min(_PREFIXES)), max(_PREFIXES))
+    number = value / 10.0**power
+    digits = max(0, 2 - math.floor(math.log10(max(abs(number), 1)) + 1e-12))
+    return f"{number:,.{digits}f} {_PREFIXES[power]}{unit}".rstrip()

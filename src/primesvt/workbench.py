@@ -17,8 +17,9 @@ from primesvt.cutter import NETWORKS, room_for
 from primesvt.distance import Distance
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
+from primesvt.lossless import Lean
 from primesvt.memory import batch_of, peak_activation_bytes
-from primesvt.plan import Step
+from primesvt.plan import Kept, Step
 from primesvt.policies import Gate, Walk
 from primesvt.probes import ProbeTable
 from primesvt.racing import Race
@@ -178,8 +179,18 @@ def _distance_inputs(evaluate: Evaluator, calibration: Calibration | None) -> Ca
     )
 
 
-def steps_of(walk: Walk, bench: Bench) -> tuple[Step, ...]:
-    """The cuts of a walk as steps of a plan, with the bytes that each leaves."""
+def steps_of(walk: Walk, bench: Bench, lean: Lean) -> tuple[tuple[Step, ...], dict[str, Kept]]:
+    """Steps of a plan, those of the lossless step first, and the channels that each group keeps."""
+    groups: dict[str, Kept] = {
+        name: tuple(tuple(row) for row in bench.graph.to_original(name, bench.kept(name, count)))
+        for name, count in walk.cuts.items()
+    }
+    steps = lean.steps(_steps(walk, bench))
+    return steps, {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
+
+
+def _steps(walk: Walk, bench: Bench) -> tuple[Step, ...]:
+    """The cuts of a walk, with the bytes that each leaves."""
     before = bench.reference.parameter_bytes
     steps, cuts = [], dict[str, int]()
     for number, choice in enumerate(walk.choices, start=1):

@@ -27,6 +27,16 @@ from primesvt.constraints import Constraints, parse_bytes
         ({"max_parameter_memory": "0MB"}, ["at least one byte"]),
         ({"max_parameter_memory": True}, ["True", "number"]),
         ({"min_memory_saving": None, "stop_at_saving": True}, ["stop_at_saving", "min_memory"]),
+        ({"max_latency": 12}, ["max_latency is 12", "between 0 and 1", "'12ms'"]),
+        ({"max_latency": 0}, ["max_latency is 0", "0.67"]),
+        ({"max_latency": "12 minutes"}, ["'12 minutes'", "'12ms'"]),
+        ({"max_latency": "0ms"}, ["'0ms'"]),
+        ({"max_latency": "quick"}, ["'quick'", "0.67"]),
+        ({"max_latency": math.nan}, ["nan", "between 0 and 1"]),
+        ({"max_latency": True}, ["True"]),
+        ({"latency_batch": 0}, ["latency_batch is 0", "at least 1"]),
+        ({"max_membrane": "60"}, ["max_membrane is '60'", "'8MB'"]),
+        ({"max_membrane": -1}, ["max_membrane is -1"]),
     ],
 )
 def test_refused_in_one_line(given, phrases):
@@ -95,3 +105,27 @@ def test_drop_of_all_there_is_names_both(reference, points):
 def test_accuracy_of_nothing_cannot_be_compared():
     with pytest.raises(ValueError, match="accuracy of 0"):
         Constraints(max_accuracy_drop=0).allowed_drop(0.0, points=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "milliseconds"),
+    [
+        (0.25, 10.0),
+        ("0.25", 10.0),
+        ("12ms", 12.0),
+        ("12 ms", 12.0),
+        ("0.1 s", 100.0),
+        ("800us", 0.8),
+        (None, None),
+    ],
+)
+def test_time_allowed_of_forty_milliseconds(given, milliseconds):
+    assert Constraints(max_latency=given).allowed_milliseconds(40.0) == milliseconds
+
+
+def test_potentials_allowed():
+    assert Constraints(max_membrane="60kB").allowed_membrane_bytes == 60_000
+    assert Constraints(max_membrane=500).allowed_membrane_bytes == 500
+    assert Constraints().allowed_membrane_bytes is None
+    limited = ({}, {"max_latency": 0.5}, {"max_membrane": 1})
+    assert [Constraints(**given).steers for given in limited] == [False, True, True]

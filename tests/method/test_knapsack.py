@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,3 +80,66 @@ def test_nothing_to_save() -> None:
 def test_more_than_there_is_gives_all_there_is(asked: float) -> None:
     group = [Option(kept=4, cost=0, saved=0), Option(kept=1, cost=7, saved=100)]
     assert Knapsack([group]).solve(asked) == [1]
+
+
+NEEDY = st.lists(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, 40), st.integers(0, 90)), max_size=3),
+    min_size=1,
+    max_size=4,
+)
+
+
+def needy(drawn: list[list[tuple[int, int, int]]]) -> list[list[Option]]:
+    return [
+        [Option(kept=9, cost=0, saved=0, others=(0,))]
+        + [Option(kept=8 - i, cost=c, saved=s, others=(o,)) for i, (c, s, o) in enumerate(group)]
+        for group in drawn
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(NEEDY, st.floats(0, 1))
+def test_exact_with_a_need_on_whole_numbers(
+    drawn: list[list[tuple[int, int, int]]], share: float
+) -> None:
+    groups, need = needy(drawn), 120  # as many as the programme has points for one need
+    plans = [(sum(o.cost for o in p), sum(o.saved for o in p), sum(o.others[0] for o in p))
+             for p in itertools.product(*groups)]  # fmt: skip
+    most = int(sum(max(o.saved for o in group) for group in groups))
+    found = Knapsack(groups, bins=max(1, most), needs=[need])
+    chosen = [next(o for o in g if o.kept == k)
+              for g, k in zip(groups, found.solve(share * most), strict=True)]  # fmt: skip
+    other = sum(o.others[0] for o in chosen)
+    meeting = [plan for plan in plans if plan[2] >= need]
+    if not meeting:  # all that can be had of the need, in whole points
+        assert other == max(plan[2] for plan in plans)
+        return
+    reachable = max(plan[1] for plan in meeting)
+    asked = min(int(np.ceil(share * most - 1e-9)), reachable)
+    assert other >= need and sum(o.saved for o in chosen) >= asked
+    assert sum(o.cost for o in chosen) == min(p[0] for p in meeting if p[1] >= asked)
+
+
+def test_two_needs_of_different_groups() -> None:
+    quick = [Option(kept=4, cost=0, saved=0, others=(0, 0)),
+             Option(kept=2, cost=3, saved=1, others=(9, 0))]  # fmt: skip
+    small = [Option(kept=4, cost=0, saved=0, others=(0, 0)),
+             Option(kept=2, cost=4, saved=1, others=(0, 5))]  # fmt: skip
+    free = [Option(kept=4, cost=0, saved=0, others=(0, 0)),
+            Option(kept=2, cost=0, saved=8, others=(0, 0))]  # fmt: skip
+    groups = [quick, small, free]
+    assert Knapsack(groups, needs=[0, -3]).solve(8) == [4, 4, 2]
+    assert Knapsack(groups, needs=[5, 0]).solve(8) == [2, 4, 2]
+    assert Knapsack(groups, needs=[0, 5]).solve(8) == [4, 2, 2]
+    assert Knapsack(groups, needs=[9, 5]).solve(0) == [2, 2, 4]
+
+
+def test_many_small_savings_are_not_lost_to_rounding() -> None:
+    """Each is a third of a grid point; rounded down, nothing would be saved."""
+    groups = [
+        [Option(kept=2, cost=0, saved=0, others=(0.0,)),
+         Option(kept=1, cost=1, saved=1, others=(0.9,))]
+        for _ in range(200)
+    ]  # fmt: skip
+    kept = Knapsack(groups, needs=[100.0]).solve(0)
+    assert 100 <= kept.count(1) <= 130

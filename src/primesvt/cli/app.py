@@ -13,9 +13,12 @@ from pydantic import ValidationError
 from primesvt.cli.apply import Apply
 from primesvt.cli.console import Console
 from primesvt.cli.evaluate import Evaluate
+from primesvt.cli.export import Export
+from primesvt.cli.finetune import Finetune
 from primesvt.cli.inspect import Inspect
 from primesvt.cli.models import Models
 from primesvt.cli.prune import LIMITS_NOT_MET, Prune, base_recipe
+from primesvt.cli.report import Report
 from primesvt.cli.train import Train
 from primesvt.recipe import describe
 
@@ -30,10 +33,11 @@ a first walk through, on the model and the data of the package:
   primesvt inspect sdt_v2_digits             its layers and channel groups
   primesvt prune sdt_v2_digits --max-accuracy-drop 2
   primesvt evaluate runs/sdt_v2_digits       the smaller model, on the test set
+  primesvt finetune runs/sdt_v2_digits       the smaller model, trained on
 
 what a MODEL is:
   a name from `primesvt models`, a checkpoint file (.pth, .safetensors), or a
-  folder that `train`, `prune` or `apply` has written
+  folder that `train`, `prune`, `finetune` or `apply` has written
 
 exit codes:
   0 done; 1 a mistake in the input; 2 a mistake in the flags; 130 interrupted;
@@ -56,12 +60,16 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "prune": Prune,
+    "finetune": Finetune,
     "apply": Apply,
+    "report": Report,
+    "export": Export,
 }
 
 # What is left of an interrupted command; the others write nothing.
 KEPT = {
     "prune": "the same command goes on where it was stopped",
+    "finetune": "the same command goes on where it was stopped",
     "train": "nothing was finished if the folder has no record.json; the same command starts anew",
     "apply": "if the folder of --out is there, delete it: it may not be whole",
 }

@@ -86,18 +86,25 @@ class Evaluate:
         return splits
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
-        from primesvt.evaluation import outcomes
+        from primesvt.evaluation import outcomes, resolve_device
         from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
+        from primesvt.processes import Processes
         from primesvt.statistics import wilson_interval
 
+        Processes.take_gpu()
+        processes = Processes.start(resolve_device(self.device))
         with console.progress() as progress:
-            correct = outcomes(
-                opened.model,
+            correct = processes.outcomes(
                 dataset,
-                batch_size=self.batch_size,
-                device=self.device,
-                workers=self.workers,
-                progress=progress,
+                self.batch_size,
+                lambda part: outcomes(
+                    opened.model,
+                    part,
+                    batch_size=self.batch_size,
+                    device=processes.device,
+                    workers=self.workers,
+                    progress=progress,
+                ),
             )
         return {
             "set": self.set,

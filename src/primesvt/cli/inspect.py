@@ -7,21 +7,24 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.overrides import parse_overrides
-from primesvt.cli.tables import table, whole
-from primesvt.text import megabytes
+from primesvt.cli.tables import by_block, inside, table, whole
+from primesvt.recipe import unset
+from primesvt.text import megabytes, scaled
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
     from primesvt.channels import ChannelGroup
+    from primesvt.checkpoint import OpenedModel
+    from primesvt.cli.counting import Counted
 
 __all__ = ["Inspect", "tracing"]
 
@@ -30,11 +33,13 @@ LARGE = 5_000_000  # parameters from which a trace takes seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Show the layers of a model and the channel groups that can be cut.
+    """Show the layers of a model, the channel groups that can be cut, and costs.
 
     examples:
       primesvt inspect sdt_v2_digits
       primesvt inspect sdt_v2_digits --groups    every group as a sentence
+      primesvt inspect sdt_v2_digits --costs     potentials and MACs, by module
+      primesvt inspect runs/sdt_v2_digits --costs --data digits --latency
       primesvt inspect 15M.pth --json            an official checkpoint, as JSON
       primesvt inspect gesture.pth --override time_steps=10 --override tau=1.5
     """
@@ -42,6 +47,12 @@ class Inspect:
     model: flags.Model
     groups: bool = False
     """Print the channel groups as sentences instead of the table of layers."""
+    costs: bool = False
+    """Print what every layer and neuron costs instead, docs/costs.md says how it is counted."""
+    data: Annotated[str | None, unset("DATA")] = None
+    """With --costs: data to count spikes on, as for prune: firing rates, SynOps and energy."""
+    latency: bool = False
+    """Measure how long a forward pass takes, with one image and with 32 (a few seconds)."""
     time_steps: flags.TimeSteps = None
     family: flags.Family = None
     override: flags.Override = ()
@@ -62,7 +73,12 @@ class Inspect:
         )
         with tracing(console, opened.model):
             graph = trace(opened.model, opened.example())
-        layers = [dataclasses.asdict(row) for row in inventory(opened.model, graph)]
+        counted = self._counted(opened)
+        macs = {module.module: module.macs for module in counted.operations.modules}
+        layers = [
+            {**dataclasses.asdict(row), "macs": macs.get(row.layer)}
+            for row in inventory(opened.model, graph)
+        ]
         total = parameter_count(opened.model)
         console.result(
             {
@@ -72,12 +88,15 @@ class Inspect:
                 "prunable_parameters": graph.touched(),
                 "layers": layers,
                 "groups": [_group(group) for group in graph],
+                "costs": counted.to_dict(),
             }
         )
         console.loaded(opened.loaded)
         if self.groups:
             for group in graph:
                 console.sentence(str(group))
+        elif self.costs:
+            console.say(counted.table(opened.model))
         else:
             console.say(_table(layers))
         free = graph.prunable()
@@ -85,7 +104,26 @@ class Inspect:
             f"{self.model}: {total:,} parameters, {len(free)} prunable groups, which reach "
             f"{graph.touched() / total:.1%} of them"
         )
+        for sentence in counted.sentences(modules=self.costs):
+            console.sentence(sentence)
         return 0
+
+    def _counted(self, opened: OpenedModel) -> Counted:
+        """What the model costs: on images where there are any, on one random image otherwise."""
+        from primesvt.cli.counting import count
+        from primesvt.data import load_data
+
+        if self.data is not None and not self.costs:
+            raise ValueError("--data is what --costs counts spikes on; give both")
+        splits = None
+        if self.data is not None:
+            splits = load_data(
+                self.data,
+                data_config=opened.data,
+                time_steps=opened.model.time_steps,
+                held_out=opened.held_out,
+            )
+        return count(opened, splits, latency=self.latency)
 
 
 @contextmanager
@@ -115,26 +153,18 @@ def tracing(console: Console, model: nn.Module) -> Iterator[None]:
 def _table(layers: list[dict[str, Any]]) -> Table:
     """Layers under the block they belong to, so that names stay short."""
     rows: list[tuple[str | Text, ...]] = []
-    block = ""
-    for row in layers:
-        if _block(row["layer"]) != block:
-            block = _block(row["layer"])
-            rows.append((Text(block, style="bold"), "", "", ""))
-        frees, group = megabytes(row["frees"]), Text(_inside(block, row["group"]))
+    for block, row in by_block(layers, "layer"):
+        if row is None:
+            rows.append((Text(block, style="bold"), "", "", "", ""))
+            continue
+        frees, group = megabytes(row["frees"]), Text(inside(block, row["group"]))
         if not row["prunable"]:
             frees, group = "", Text(row["reason"].replace(f" {block}.", " "), style="dim")
-        name = f"  {_inside(block, row['layer'])}"
-        rows.append((name, whole(row["parameters"]), frees, group))
-    columns = ["Layer", "Parameters", "Frees", "Prunable group, or why not"]
-    return table(columns, rows, right=[1, 2], wrap=[0, 3])
-
-
-def _block(layer: str) -> str:
-    return ".".join(layer.split(".")[:-1][:2])
-
-
-def _inside(block: str, name: str) -> str:
-    return name.removeprefix(block).lstrip(".") if name.startswith(block) else name
+        macs = "" if row["macs"] is None else scaled(row["macs"])
+        name = f"  {inside(block, row['layer'])}"
+        rows.append((name, whole(row["parameters"]), macs, frees, group))
+    columns = ["Layer", "Parameters", "MACs", "Frees", "Prunable, or why not"]
+    return table(columns, rows, right=[1, 2, 3], wrap=[0, 4])
 
 
 def _group(group: ChannelGroup) -> dict[str, Any]:

@@ -116,12 +116,12 @@ class Prune:
 
     def _resolved(self) -> PruneRecipe:
         """The recipe with nothing left to the policy's habits."""
-        from primesvt.sensitivity import rates_of
+        from primesvt.policies import usual_rates
 
         recipe = self._checked_recipe()
         if recipe.method.rates is not None:
             return recipe
-        method = recipe.method.model_copy(update={"rates": rates_of(recipe.method.policy)})
+        method = recipe.method.model_copy(update={"rates": usual_rates(recipe.method.policy)})
         return recipe.model_copy(update={"method": method})
 
 
@@ -139,8 +139,13 @@ def _splits(opened: OpenedModel, recipe: PruneRecipe) -> Splits:
 
 
 def _close(console: Console, result: PruneResult, out: Path) -> None:
+    from primesvt.report.costs import cost_notes
+
     console.line(result.metrics.data)
-    console.say(change_table(result.metrics.to_dict()))
+    metrics = result.metrics.to_dict()
+    console.say(change_table(metrics))
+    for note in cost_notes(metrics["after"]):
+        console.sentence(note)
     for note in result.metrics.lossless.notes if result.metrics.lossless else ():
         console.sentence(note)
     console.sentence(result.verdict)

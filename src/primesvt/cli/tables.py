@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["change_table", "table", "whole"]
+__all__ = ["by_block", "change_table", "inside", "table", "whole"]
 
 
 def table(
@@ -33,6 +33,33 @@ def table(
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def by_block(
+    rows: Iterable[Mapping[str, Any]], name: str
+) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """Rows under the block they belong to; each block comes first, alone.
+
+    Example:
+        >>> rows = [{"layer": "blocks.down1.conv"}, {"layer": "blocks.down1.lif"}]
+        >>> for block, row in by_block(rows, "layer"):
+        ...     print(block, row and inside(block, row["layer"]))
+        blocks.down1 None
+        blocks.down1 conv
+        blocks.down1 lif
+    """
+    block = ""
+    for row in rows:
+        here = ".".join(row[name].split(".")[:-1][:2])
+        if here != block:
+            block = here
+            yield block, None
+        yield block, row
+
+
+def inside(block: str, name: str) -> str:
+    """A name without that of the block it is in."""
+    return name.removeprefix(block).lstrip(".") if name.startswith(block) else name
 
 
 def whole(number: int) -> str:

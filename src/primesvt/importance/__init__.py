@@ -6,6 +6,7 @@ import numpy as np
 
 from primesvt.channels.graph import Ids
 from primesvt.importance.compensated import obs
+from primesvt.importance.costs import removal_costs
 from primesvt.importance.evidence import Evidence, Importance, Scores
 from primesvt.importance.spikes import activity, firing_rate, membrane, taylor
 from primesvt.importance.weights import l1, l2, l2_folded, random
@@ -18,6 +19,7 @@ __all__ = [
     "Scores",
     "find_importance",
     "keep",
+    "removal_costs",
 ]
 
 IMPORTANCES: dict[str, Importance] = {

@@ -14,11 +14,23 @@ from primesvt.channels import ChannelGroup
 from primesvt.importance.evidence import Evidence, Scores
 from primesvt.recovery.solve import damped
 
-__all__ = ["obs", "product"]
+__all__ = ["Elimination", "eliminate", "obs", "product"]
 
 BLOCKS = 128
 PATCH_BLOCKS = 32
 _TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elimination:
+    """How the channels of a group go one after another, each array ``[positions, size]``.
+
+    ``place`` is a channel's place in that order at its position, ``cost`` what its removal cost
+    when it went: a share of what the readers get, or of the attention map.
+    """
+
+    place: Scores
+    cost: Scores
 
 
 def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
@@ -35,24 +47,7 @@ def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
     Source: Hassibi and Stork, "Second order derivatives for network pruning" (NIPS 1992), equations
     5 and 6, for whole input channels of a layer as in Kurtic et al., ZipLM (arXiv 2302.04089).
     """
-    readers = evidence.seen.readers[group.name]
-    if not readers:
-        return product(evidence, group)
-    fronts = [_Front.of(evidence, reader) for reader in readers]
-    order = np.full((group.positions, group.size), np.inf)
-    blocks = BLOCKS if all(reader.taps == 1 for reader in readers) else PATCH_BLOCKS
-    gone = 0
-    while gone < group.size:
-        block = max(1, (group.size - gone) // blocks)
-        cost = np.sum([front.cost(group) for front in fronts], axis=0)
-        cost[np.isfinite(order)] = np.inf
-        chosen = np.argsort(cost, axis=1, kind="stable")[:, :block]
-        np.put_along_axis(order, chosen, gone + np.arange(block, dtype=float)[None], axis=1)
-        gone += block
-        starts = np.arange(group.positions)[:, None] * group.size
-        for front in fronts:
-            front.remove((starts + chosen).ravel())
-    return order
+    return eliminate(evidence, group).place
 
 
 def product(evidence: Evidence, group: ChannelGroup) -> Scores:
@@ -61,16 +56,46 @@ def product(evidence: Evidence, group: ChannelGroup) -> Scores:
     Greedy: again and again the channel goes with which the removed part of the attention map
     ``sum_c q_c k_c^T`` has the least squared norm. Nothing compensates inside a product of spikes.
     """
+    return _from_product(evidence, group).place
+
+
+def eliminate(evidence: Evidence, group: ChannelGroup) -> Elimination:
+    """The order of ``obs``, or of ``product`` without readers, with what every removal cost."""
+    readers = evidence.seen.readers[group.name]
+    if not readers:
+        return _from_product(evidence, group)
+    fronts = [_Front.of(evidence, reader) for reader in readers]
+    order = np.full((group.positions, group.size), np.inf)
+    costs = np.zeros_like(order)
+    blocks = BLOCKS if all(reader.taps == 1 for reader in readers) else PATCH_BLOCKS
+    gone = 0
+    while gone < group.size:
+        block = max(1, (group.size - gone) // blocks)
+        cost = np.sum([front.cost(group) for front in fronts], axis=0)
+        cost[np.isfinite(order)] = np.inf
+        chosen = np.argsort(cost, axis=1, kind="stable")[:, :block]
+        np.put_along_axis(order, chosen, gone + np.arange(block, dtype=float)[None], axis=1)
+        np.put_along_axis(costs, chosen, np.take_along_axis(cost, chosen, axis=1), axis=1)
+        gone += block
+        starts = np.arange(group.positions)[:, None] * group.size
+        for front in fronts:
+            front.remove((starts + chosen).ravel())
+    return Elimination(place=order, cost=costs)
+
+
+def _from_product(evidence: Evidence, group: ChannelGroup) -> Elimination:
     grams = evidence.seen.products(group).numpy()
     order = np.zeros((group.positions, group.size))
+    costs = np.zeros_like(order)
     for position, gram in enumerate(grams):
         cost, alive = gram.diagonal().copy(), np.ones(group.size, dtype=bool)
         for step in range(group.size):
             channel = int(np.where(alive, cost, np.inf).argmin())
             alive[channel] = False
             order[position, channel] = step
+            costs[position, channel] = cost[channel]
             cost += 2 * gram[:, channel]
-    return order
+    return Elimination(place=order, cost=costs / max(float(grams.sum()), _TINY))
 
 
 @dataclass(kw_only=True)

@@ -140,6 +140,7 @@ def make_lean(
     graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
     sources: Sequence[Calibration],
+    multiple: int = 1,
 ) -> Lean:
     """Remove channels that are silent or constant on all inputs, as long as predictions stay.
 
@@ -151,6 +152,7 @@ def make_lean(
         graph: the graph of that copy.
         groups: those that may be cut, in forward order.
         sources: the inputs to watch; without any, no channel goes.
+        multiple: of which the channels left must be one, at every position.
     """
     answers = stripped.answers
     lean = Lean.whole(stripped.model, graph, groups)
@@ -158,7 +160,7 @@ def make_lean(
     if not sources or answers is None:
         return replace(lean, account=account)
     watch = _Watch.of(stripped.model, graph, groups, sources)
-    found = watch.steady(groups)
+    found = [cut for cut in watch.steady(groups) if cut.kept.shape[1] % multiple == 0]
     taken = _agreeing(found, [], lambda cuts: answers.same(watch.cut(cuts)[0])) if found else []
     if taken:
         model, graph = watch.cut(taken)

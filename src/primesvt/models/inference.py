@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["LIF", "PLIF", "unwatched"]
+__all__ = ["LIF", "PLIF", "as_evaluated", "unwatched"]
 
 # Of a time step: (x, out) writes the share of x that flows in, (x, v, spare) adds it to v.
 Flow = tuple[Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor, Tensor], Any]]
 _EXACT = (torch.float32, torch.float64)  # half precision rounds the threshold otherwise
+_evaluated: list[bool] = []
 
 
 class LIF(neuron.LIFNode):  # type: ignore[misc]
@@ -68,13 +70,29 @@ def unwatched() -> bool:
         ...     unwatched()
         True
     """
-    return not (
+    return bool(_evaluated) or not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or _get_current_dispatch_mode() is not None
     )
+
+
+@contextmanager
+def as_evaluated() -> Iterator[None]:
+    """Let whoever follows operators see those that evaluation runs: an export writes them down.
+
+    Example:
+        >>> with as_evaluated():
+        ...     unwatched()
+        True
+    """
+    _evaluated.append(True)
+    try:
+        yield
+    finally:
+        _evaluated.pop()
 
 
 def _applies(layer: neuron.BaseNode, x: Tensor) -> bool:

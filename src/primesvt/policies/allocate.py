@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 from primesvt.evaluation import Progress
 from primesvt.policies.gate import Gate
-from primesvt.policies.search import Search, Tools, near, spread
+from primesvt.policies.knapsack import Option
+from primesvt.policies.limits import Limit
+from primesvt.policies.plans import Candidate, Tools
+from primesvt.policies.search import Search, near, spread
 from primesvt.policies.walk import Walk
 from primesvt.sensitivity import Grid
 
@@ -31,6 +34,8 @@ class Allocate:
         gate: decides on whole networks.
         rounds: rounds of exchange, at most.
         stop_at_bytes: what the parameters may take; no more is saved than that.
+        limits: those beside accuracy and parameter memory. Every plan is one of least distance that
+            meets them, as far as accuracy lets.
         progress: called as ``progress(stage, done, total)``.
 
     Source: tables of errors solved by dynamic programming as in Frantar and Alistarh, "SPDY"
@@ -40,27 +45,52 @@ class Allocate:
     gate: Gate
     rounds: int = 8
     stop_at_bytes: int | None = None
+    limits: Sequence[Limit] = ()
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
         """Choose a width of every grid."""
         ordered = sorted(grids, key=lambda grid: -grid.parameters)
-        search = Search(gate=self.gate, tools=tools, grids=ordered, needed=self._needed())
-        search.tell = self._tell
+        search = Search(
+            gate=self.gate,
+            tools=tools,
+            grids=ordered,
+            needed=self._needed(),
+            limits=self.limits,
+            tell=self._tell,
+        )
         curves = search.around({}, "curves", spread)
-        best = search.climb(curves, {}, 0) or search.alike()
+        best = search.climb(curves, None) or search.nearest(curves) or search.alike()
         for number in range(self.rounds):
-            base, saved = (best.cuts, best.saved) if best is not None else ({}, 0)
+            base = best.cuts if best is not None else {}
             options = search.around(base, f"exchange {number + 1}", near)
-            traded = best is not None and search.enough(best)
-            better = search.trade(options, base) if traded else search.climb(options, base, saved)
-            if better is None:
+            better = self._round(search, options, best)
+            if better is None or not self._gained(search, best, better):
+                best = better or best
                 break
             best = better
-            gain = (best.saved - saved) / self.gate.reference.parameter_bytes
-            if gain < LEAST_GAIN and not traded:
-                break
         return search.walk(best, curves)
+
+    @staticmethod
+    def _round(
+        search: Search, options: dict[str, list[Option]], best: Candidate | None
+    ) -> Candidate | None:
+        """A better plan: less distance where enough is saved, nearer limits, or a larger saving."""
+        if best is not None and search.enough(best):
+            return search.trade(options, best)
+        better = search.climb(options, best)
+        if better is None and best is not None and not search.holds(best):
+            return search.approach(options, best)
+        return better
+
+    def _gained(self, search: Search, before: Candidate | None, after: Candidate) -> bool:
+        """Another round is worth it."""
+        if before is not None and search.enough(before):
+            return True
+        if before is not None and not search.holds(before):
+            return search.shortfall(before) - search.shortfall(after) >= LEAST_GAIN
+        gain = after.saved - (before.saved if before is not None else 0)
+        return gain >= LEAST_GAIN * self.gate.reference.parameter_bytes
 
     def _needed(self) -> int | None:
         """Bytes to save and no more; ``None`` for as many as the gate allows."""

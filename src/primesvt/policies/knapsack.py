@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Knapsack", "Option", "counted_from", "falling"]
 
+# Grid points of the saving and of each need, by how many needs there are: time and memory.
+_POINTS = {0: (2000, 0), 1: (1000, 120), 2: (400, 30)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A width that a group may take: what it costs, and what it saves."""
+    """A width that a group may take: what it costs, and what it saves.
+
+    ``others`` is what it saves of other things, in their own units.
+    """
 
     kept: int
     cost: float
     saved: float
+    others: tuple[float, ...] = ()
 
 
 class Knapsack:
@@ -28,49 +36,94 @@ class Knapsack:
 
     Args:
         options: for every group its options, at least one each; savings are not negative.
-        bins: grid points.
+        bins: grid points; as many as time allows, when not given.
+        needs: what must be saved of each of the other things, in any case. On a coarser grid, to
+            whose nearest point savings are rounded, as many small ones rounded down would be lost.
 
     Example:
         >>> group = [Option(kept=4, cost=0, saved=0), Option(kept=2, cost=1, saved=8)]
         >>> cheap = [Option(kept=4, cost=0, saved=0), Option(kept=2, cost=0.5, saved=8)]
         >>> Knapsack([group, cheap], bins=16).solve(8)
         [4, 2]
+        >>> slow = [replace(option, others=(option.saved,)) for option in group]
+        >>> cheap = [replace(option, others=(0.0,)) for option in cheap]
+        >>> Knapsack([slow, cheap], bins=16, needs=[3.0]).solve(8)
+        [2, 4]
     """
 
-    def __init__(self, options: Sequence[Sequence[Option]], *, bins: int = 2000) -> None:
+    def __init__(
+        self,
+        options: Sequence[Sequence[Option]],
+        *,
+        bins: int | None = None,
+        needs: Sequence[float] = (),
+    ) -> None:
         self.options = [sorted(group, key=lambda option: -option.kept) for group in options]
         self.most = float(sum(max(o.saved for o in group) for group in self.options))
+        asked = [number for number, need in enumerate(needs) if need > 0]
+        usual, steps = _POINTS[len(asked)]
+        bins = bins or usual
         self.unit = self.most / bins if self.most > 0 else 1.0
-        grid = np.arange(bins + 1)
-        best: npt.NDArray[np.float64] = np.where(grid == 0, 0.0, np.inf)
-        self.choices: list[npt.NDArray[np.int64]] = []
+        self._needs = {number: needs[number] / steps for number in asked}
+        self._all = (steps,) * len(asked)
+        shape = (bins + 1, *(steps + 1 for _ in asked))
+        best: npt.NDArray[np.float64] = np.full(shape, np.inf)
+        best[(0,) * len(shape)] = 0.0
+        self.choices: list[npt.NDArray[np.int16]] = []
         for group in self.options:
-            rows = [
-                best[np.maximum(grid - self._steps(option), 0)] + option.cost for option in group
-            ]
-            table = np.stack(rows)
-            self.choices.append(table.argmin(0))
+            table = np.stack([best[self._before(option, shape)] + option.cost for option in group])
+            self.choices.append(table.argmin(0).astype(np.int16))
             best = table.min(0)
         self.costs = best
 
     def solve(self, saving: float) -> list[int]:
-        """The width of every group for at least this saving, or as near to it as can be had."""
-        reachable = int(np.flatnonzero(np.isfinite(self.costs)).max())
-        place = min(int(np.ceil(saving / self.unit - 1e-9)), reachable)
+        """The width of every group for at least this saving, or as near to it as can be had.
+
+        Needs come first; where they cannot all be met, all are lowered alike.
+        """
+        needs = self._reachable()
+        met: Any = (slice(None), *needs)
+        line = self.costs[met]
+        most = int(np.flatnonzero(np.isfinite(line)).max())
+        place = (min(max(0, int(np.ceil(saving / self.unit - 1e-9))), most), *needs)
         kept = []
         for group, choices in zip(self.options[::-1], self.choices[::-1], strict=True):
             option = group[int(choices[place])]
             kept.append(option.kept)
-            place = max(place - self._steps(option), 0)
+            moved = zip(place, self._steps(option), strict=True)
+            place = tuple(max(here - steps, 0) for here, steps in moved)
         return kept[::-1]
 
-    def _steps(self, option: Option) -> int:
-        return int(option.saved / self.unit + 1e-9)
+    def _reachable(self) -> tuple[int, ...]:
+        """All needs, or the largest share of them that can be had."""
+        for steps in range(max(self._all, default=0), -1, -1):
+            needs = (steps,) * len(self._all)
+            if np.isfinite(self.costs[(0, *needs)]):
+                return needs
+        return (0,) * len(self._all)
+
+    def _before(self, option: Option, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
+        """Where every grid point was before an option was taken."""
+        axes = [
+            np.maximum(np.arange(size) - steps, 0)
+            for size, steps in zip(shape, self._steps(option), strict=True)
+        ]
+        return np.ix_(*axes)
+
+    def _steps(self, option: Option) -> tuple[int, ...]:
+        """What an option saves, in grid points."""
+        needs = (round(option.others[number] / unit) for number, unit in self._needs.items())
+        return (int(option.saved / self.unit + 1e-9), *(max(0, steps) for steps in needs))
 
 
 def counted_from(start: Option, option: Option) -> Option:
     """An option counted from another one."""
-    return Option(kept=option.kept, cost=option.cost - start.cost, saved=option.saved - start.saved)
+    return Option(
+        kept=option.kept,
+        cost=option.cost - start.cost,
+        saved=option.saved - start.saved,
+        others=tuple(o - s for o, s in zip(option.others, start.others, strict=True)),
+    )
 
 
 def falling(options: Sequence[Option]) -> list[Option]:
@@ -81,5 +134,5 @@ def falling(options: Sequence[Option]) -> list[Option]:
     found: list[Option] = []
     for option in sorted(options, key=lambda each: -each.kept):
         cost = max(option.cost, found[-1].cost) if found else option.cost
-        found.append(Option(kept=option.kept, cost=cost, saved=max(0.0, option.saved)))
+        found.append(replace(option, cost=cost, saved=max(0.0, option.saved)))
     return found

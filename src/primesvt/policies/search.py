@@ -2,82 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
-from primesvt.policies.gate import Gate, Verdict
 from primesvt.policies.knapsack import Knapsack, Option, counted_from, falling
-from primesvt.policies.walk import Choice, Walk
-from primesvt.probes import Cuts, Probe
+from primesvt.policies.limits import Limit
+from primesvt.policies.plans import MILDER, Candidate, Plans
+from primesvt.policies.walk import Walk
 from primesvt.sensitivity import Grid
 
-__all__ = ["Candidate", "Search", "Tools", "near", "spread"]
+__all__ = ["Search", "near", "spread"]
 
-RUNGS = 12  # savings that a round of exchange asks for, from the most to what there is
-REFINEMENTS = 3  # halvings between the first of them that passes and the one above
 REACH = 2  # neighbouring widths that a round of exchange looks at, on either side
 APART = 3  # places between the widths whose curves are measured
-MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the best one's
-
-
-class Tools(Protocol):
-    """What a policy can have measured; cuts are channels kept per group."""
-
-    def distances(
-        self,
-        wanted: Sequence[Cuts],
-        *,
-        around: Cuts | None = None,
-        tell: Callable[[int, int], None] = lambda *_: None,
-    ) -> list[float]:
-        """Distance of each cut network's answers from the unpruned one's.
-
-        ``around`` are cuts that most of them share; ``tell`` hears how many are known.
-        """
-        ...
-
-    def probe(self, cuts: Cuts) -> Probe:
-        """The cut network on the selection set."""
-        ...
-
-    def bytes_saved(self, cuts: Cuts) -> int:
-        """Parameter bytes that the cuts free."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A network that was looked at: its cuts, what they save, and what the gate says."""
-
-    cuts: dict[str, int]
-    saved: int
-    probe: Probe
-    verdict: Verdict
+CORRECTIONS = 3  # plans looked at again for one saving, as a limit's estimate was too good
+SAFE = 0.99  # of what a plan proved
+Options = Mapping[str, list[Option]]
 
 
 @dataclass(kw_only=True)
-class Search:
-    """The plans looked at so far, and how to find better ones; ``Allocate`` says in what order.
+class Search(Plans):
+    """How to find better plans than those looked at; ``Allocate`` says in what order.
 
-    Args:
-        gate: decides on whole networks.
-        tools: measures.
-        grids: what every group may take, from the largest group to the smallest.
-        needed: bytes to save and no more; ``None`` for as many as the gate allows.
-        tell: called as ``tell(stage, done, total)``.
+    ``trust`` is what the last plan that passed proved of each limit's estimate, as a share.
     """
 
-    gate: Gate
-    tools: Tools
-    grids: Sequence[Grid]
-    needed: int | None
-    passed: list[Candidate] = field(default_factory=list)
-    refused: list[Candidate] = field(default_factory=list)
-    tell: Callable[[str, int, int], None] = field(default=lambda *_: None)
+    trust: dict[str, float] = field(default_factory=dict)
+    _last: tuple[Options, tuple[float, ...], Knapsack] | None = field(default=None, repr=False)
 
     def alike(self) -> Candidate | None:
         """A network that passes with all groups at one rate.
@@ -86,7 +40,7 @@ class Search:
         """
         best = None
         for rate in sorted(self.rates, reverse=True):
-            plan = self._look({grid.group: grid.at(rate) for grid in self.grids})
+            plan = self.look({grid.group: grid.at(rate) for grid in self.grids})
             if best is not None and not self.enough(plan):
                 return best
             best = plan if plan.verdict.passed else best
@@ -106,7 +60,6 @@ class Search:
 
         Costs of widths between measured ones are on the line between them.
         """
-        saved = self.tools.bytes_saved(base)
         looked = {g.group: widths(g, base.get(g.group, g.size)) for g in self.grids}
         wanted = [_narrowed(base, grid, kept) for grid in self.grids for kept in looked[grid.group]]
         tell = partial(self.tell, stage)
@@ -116,152 +69,161 @@ class Search:
         for grid in self.grids:
             known = {kept: next(costs) - center for kept in looked[grid.group]}
             options = [
-                Option(
-                    kept=kept,
-                    cost=_between(known, kept),
-                    saved=self.tools.bytes_saved(_narrowed(base, grid, kept)) - saved,
-                )
+                self._option(base, grid, kept, _between(known, kept))
                 for kept in (grid.size, *grid.widths)
                 if min(known) <= kept <= max(known)
             ]
             found[grid.group] = falling([counted_from(options[0], option) for option in options])
         return found
 
-    def climb(
-        self, options: Mapping[str, list[Option]], base: Mapping[str, int], least: int
-    ) -> Candidate | None:
-        """The plan of the largest saving that passes, from the most that can be had downwards.
+    def _option(self, base: Mapping[str, int], grid: Grid, kept: int, cost: float) -> Option:
+        """Another width of one group: all that the plan saves then."""
+        cuts = _narrowed(base, grid, kept)
+        return Option(
+            kept=kept,
+            cost=cost,
+            saved=self.tools.bytes_saved(cuts),
+            others=tuple(limit.saved(cuts) for limit in self.limits),
+        )
 
-        No bisection: near the limit, whether a network passes is partly chance, and one unlucky
-        refusal would cut off all larger savings.
+    def climb(self, options: Options, best: Candidate | None) -> Candidate | None:
+        """The plan of the largest saving that passes: widths of least distance for every saving.
+
+        All limits hold there, and it saves more than ``best``, if they hold there too.
         """
+        base = best.cuts if best is not None else {}
+        least = best.saved if best is not None and self.holds(best) else 0
         knapsack, floor = self._knapsack(options, base)
-        low, high = float(least - floor), knapsack.most
+        low, high = float(max(0, least - floor)), knapsack.most
         if self.needed is not None:
             high = min(high, float(self.needed - floor))
 
         def look(asked: float) -> Candidate | None:
-            kept = dict(zip(options, knapsack.solve(asked), strict=True))
-            plan = self._look({**base, **kept})
-            return plan if plan.verdict.passed and plan.saved > least else None
+            plan = self._held(options, base, asked)
+            return plan if plan is not None and plan.saved > least else None
 
-        refused = high
-        for asked in np.linspace(high, low, RUNGS):
-            if (plan := look(asked)) is not None:
-                return self._refined(look, plan, asked, refused)
-            refused = asked
+        return self.highest(look, low=low, high=high)
+
+    def nearest(self, options: Options) -> Candidate | None:
+        """Where no plan holds the limits: the one of the largest saving, or one nearer to them."""
+        if not self.limits:
+            return None
+        knapsack = Knapsack(list(options.values()))
+
+        def look(asked: float) -> Candidate | None:
+            plan = self.look(dict(zip(options, knapsack.solve(asked), strict=True)))
+            return plan if plan.verdict.passed and plan.saved > 0 else None
+
+        largest = self.highest(look, low=0.0, high=knapsack.most)
+        return self.approach(options, largest) or largest
+
+    def approach(self, options: Options, best: Candidate | None) -> Candidate | None:
+        """A plan that passes and is nearer to the limits than ``best``, where they do not hold."""
+        base = best.cuts if best is not None else {}
+        short = self.shortfall(best) if best is not None else 1.0
+
+        def look(share: float) -> Candidate | None:
+            plan = self.look(self._widths(options, base, 0.0, share=share))
+            if not plan.verdict.passed or self.shortfall(plan) >= short:
+                return None
+            self._learn(plan)
+            return plan
+
+        return self.highest(look, low=1 - short, high=1.0, key=lambda plan: -self.shortfall(plan))
+
+    def _held(self, options: Options, base: Mapping[str, int], asked: float) -> Candidate | None:
+        """A plan that passes and holds the limits, for a saving beside that of ``base``.
+
+        Estimates of what is saved are corrected by what the plan proves; where that is too little,
+        another plan is looked at.
+        """
+        for _ in range(1 + CORRECTIONS * bool(self.limits)):
+            plan = self.look(self._widths(options, base, asked))
+            if not plan.verdict.passed:
+                return None
+            lowered = self._learn(plan)
+            if self.holds(plan):
+                return plan
+            if not lowered:
+                return None
         return None
 
-    @staticmethod
-    def _refined(
-        look: Callable[[float], Candidate | None], best: Candidate, low: float, high: float
-    ) -> Candidate:
-        """A plan between the first rung that passes and the one above it."""
-        for _ in range(REFINEMENTS if low < high else 0):
-            middle = (low + high) / 2
-            plan = look(middle)
-            if plan is None:
-                high = middle
-            else:
-                low, best = middle, max(best, plan, key=lambda each: each.saved)
-        return best
+    def _learn(self, plan: Candidate) -> bool:
+        """Trust estimates as far as a plan proves them; whether one was trusted too much."""
+        lowered = False
+        for limit in self.limits if plan.cuts else ():
+            proved, estimate = limit.proved(plan.cuts), limit.saved(plan.cuts)
+            if limit.needed > 0 and proved > 0 and estimate > 0:
+                before, self.trust[limit.name] = self.trusted(limit), SAFE * proved / estimate
+                lowered |= self.trusted(limit) < before and proved < limit.needed
+        return lowered
 
-    def trade(
-        self, options: Mapping[str, list[Option]], base: Mapping[str, int]
-    ) -> Candidate | None:
+    def trusted(self, limit: Limit) -> float:
+        """What a limit's estimate is multiplied by."""
+        return self.trust.get(limit.name, 1.0)
+
+    def _widths(
+        self, options: Options, base: Mapping[str, int], asked: float, *, share: float = 1.0
+    ) -> dict[str, int]:
+        knapsack, _ = self._knapsack(options, base, share=share)
+        return {**base, **dict(zip(options, knapsack.solve(asked), strict=True))}
+
+    def trade(self, options: Options, best: Candidate) -> Candidate | None:
         """A plan of less distance that still saves what was asked for."""
+        base = best.cuts
         knapsack, floor = self._knapsack(options, base)
         assert self.needed is not None
         distance = self.tools.distances([base])[0]
         for extra in (1.0, 1.02, 1.05, 1.1):
             asked = extra * (self.needed - floor)
             kept = dict(zip(options, knapsack.solve(asked), strict=True))
-            cuts = self._cuts({**base, **kept})
+            cuts = self.cuts({**base, **kept})
             if self.tools.bytes_saved(cuts) < self.needed:
                 continue  # savings of neighbours in one tensor do not quite add up
-            plan = self._look(cuts)
+            plan = self.look(cuts)
             better = plan.verdict.passed and self.tools.distances([plan.cuts])[0] < distance
-            return plan if better else None
+            return plan if better and self.holds(plan) else None
         return None
 
     def _knapsack(
-        self, options: Mapping[str, list[Option]], base: Mapping[str, int]
+        self, options: Options, base: Mapping[str, int], *, share: float = 1.0
     ) -> tuple[Knapsack, int]:
-        """The programme over some options, and what their widest widths save already."""
+        """The programme over some options, and what their widest widths save already.
+
+        ``share`` is how much of each limit's need must be met.
+        """
         widest = {name: max(o.kept for o in group) for name, group in options.items()}
-        floor = self.tools.bytes_saved(self._cuts({**base, **widest}))
-        return Knapsack(list(options.values())), floor
-
-    def enough(self, plan: Candidate) -> bool:
-        """All that was asked for is saved."""
-        return self.needed is not None and plan.saved >= self.needed
-
-    def _look(self, kept: Mapping[str, int]) -> Candidate:
-        cuts = self._cuts(kept)
-        looked = (*self.passed, *self.refused)
-        known = next((plan for plan in looked if plan.cuts == cuts), None)
-        if known is not None:
-            return known
-        probe = self.tools.probe(cuts)
-        plan = Candidate(
-            cuts=cuts,
-            saved=self.tools.bytes_saved(cuts),
-            probe=probe,
-            verdict=self.gate.judge(probe),
+        floor = self.cuts({**base, **widest})
+        needs = tuple(
+            share * limit.needed / self.trusted(limit) - limit.saved(floor) for limit in self.limits
         )
-        (self.passed if plan.verdict.passed else self.refused).append(plan)
-        self.tell("whole networks", len(self.passed) + len(self.refused), 0)
-        return plan
+        if self._last is None or self._last[0] is not options or self._last[1] != needs:
+            self._last = options, needs, Knapsack(list(options.values()), needs=needs)
+        return self._last[2], self.tools.bytes_saved(floor)
 
-    def _cuts(self, kept: Mapping[str, int]) -> dict[str, int]:
-        """Only groups that lose something, from the largest to the smallest."""
-        wanted = {grid.group: kept.get(grid.group, grid.size) for grid in self.grids}
-        return {g.group: wanted[g.group] for g in self.grids if wanted[g.group] < g.size}
+    def walk(self, best: Candidate | None, curves: Options) -> Walk:
+        """The plan as cuts, with milder ones."""
+        return self.taken(best, () if best is None else self._milder(best, curves))
 
-    def walk(self, best: Candidate | None, curves: Mapping[str, list[Option]]) -> Walk:
-        """The plan as cuts from the largest group to the smallest."""
-        if best is None:
-            return Walk(choices=(), refused=len(self.refused), accuracy_bound=True, stopped=False)
-        return Walk(
-            choices=self._choices(best.cuts),
-            refused=len(self.refused),
-            accuracy_bound=bool(self.refused) and not self.enough(best),
-            stopped=self.enough(best),
-            probe=best.probe,
-            verdict=best.verdict,
-            alternatives=tuple(map(self._choices, self._milder(best, curves))),
-        )
+    def _milder(self, best: Candidate, curves: Options) -> list[Mapping[str, int]]:
+        """From mild plans to the best one, which in every group removes at least what they do.
 
-    def _milder(
-        self, best: Candidate, curves: Mapping[str, list[Option]]
-    ) -> list[Mapping[str, int]]:
-        """From mild plans to the best one, which in every group removes at least what they do."""
+        They save less of everything: limits that the best one holds are no floor for them.
+        """
         inside = {
             name: [
                 option for option in options if option.kept >= best.cuts.get(name, options[0].kept)
             ]
             for name, options in curves.items()
         }
-        knapsack, floor = self._knapsack(inside, {})
-        shares = [share * best.saved - floor for share in MILDER]
-        found = [dict(zip(curves, knapsack.solve(share), strict=True)) for share in shares]
-        unique = {frozenset(kept.items()): self._cuts(kept) for kept in found}
+        found = []
+        for share in MILDER:
+            knapsack, floor = self._knapsack(inside, {}, share=share)
+            kept = knapsack.solve(share * best.saved - floor)
+            found.append(dict(zip(curves, kept, strict=True)))
+        unique = {frozenset(kept.items()): self.cuts(kept) for kept in found}
         milder = [cuts for cuts in unique.values() if cuts and cuts != best.cuts]
         return [*sorted(milder, key=self.tools.bytes_saved), best.cuts]
-
-    def _choices(self, cuts: Mapping[str, int]) -> tuple[Choice, ...]:
-        """From the largest group to the smallest."""
-        return tuple(_choice(grid, cuts[grid.group]) for grid in self.grids if grid.group in cuts)
-
-
-def _choice(grid: Grid, kept: int) -> Choice:
-    return Choice(
-        group=grid.group,
-        positions=grid.positions,
-        size=grid.size,
-        rate=grid.widths[kept],
-        kept=kept,
-    )
 
 
 def near(grid: Grid, kept: int) -> list[int]:

@@ -35,16 +35,22 @@ class Augmentation(BaseModel):
     flip: bool = False
     """Mirror half of the images left to right."""
 
-    def __call__(self, images: Tensor, fill: Tensor, generator: Generator) -> Tensor:
+    def __call__(
+        self, images: Tensor, fill: Tensor, generator: Generator, *, rank: int = 0, size: int = 1
+    ) -> Tensor:
         """Change images ``[B, C, H, W]`` or ``[B, T, C, H, W]``, all time steps of one alike.
 
-        ``fill`` ``[C]`` is the normalised black that moves in from outside.
+        ``fill`` ``[C]`` is the normalised black that moves in from outside. Of a batch that
+        ``size`` processes share, ``images`` are those of process ``rank``: each is changed as if
+        one process had them all, and all generators stay alike.
         """
         if self == Augmentation():
             return images
         frames = images.reshape(len(images), -1, *images.shape[-2:])
         black = fill.repeat(frames.shape[1] // len(fill)).reshape(1, -1, 1, 1)
-        theta = self._transforms(len(images), images.shape[-2], images.shape[-1], generator)
+        count, height, width = len(images), images.shape[-2], images.shape[-1]
+        theta = self._transforms(count * size, height, width, generator)
+        theta = theta[count * rank : count * (rank + 1)]
         grid = F.affine_grid(theta.to(images), list(frames.shape), align_corners=False)
         moved = F.grid_sample(frames - black, grid, align_corners=False) + black
         return moved.reshape(images.shape)

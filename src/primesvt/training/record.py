@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Score", "TrainRecord"]
+import numpy.typing as npt
+
+from primesvt import __version__
+from primesvt.models import list_models, model_entry
+from primesvt.statistics import wilson_interval
+from primesvt.training.recipe import TrainRecipe
+
+__all__ = ["Score", "TrainRecord", "recorded_recipe", "score_of", "shared_note", "versions"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +29,71 @@ class Score:
     low: float
     high: float
     images: int
+
+
+def score_of(correct: npt.NDArray[Any]) -> Score:
+    """The score of per-sample outcomes, right or wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> score_of(np.array([True, False])).images
+        2
+    """
+    low, high = wilson_interval(int(correct.sum()), len(correct))
+    return Score(accuracy=float(correct.mean()), low=low, high=high, images=len(correct))
+
+
+def versions() -> dict[str, str]:
+    """What a training depends on beside its recipe."""
+    packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
+    ours = {"python": platform.python_version(), "primesvt": __version__}
+    return ours | {name: version(name) for name in packages}
+
+
+def recorded_recipe(source: str | Path) -> TrainRecipe | None:
+    """The recipe that a model was trained with, where its record lies beside it.
+
+    Args:
+        source: a registry name with weights in the package, or a folder that ``train`` has written
+            (or the model folder in it). Anything else has no record here.
+
+    Example:
+        >>> recorded_recipe("sdt_v2_digits").epochs, recorded_recipe("sdt_v2_15m")
+        (70, None)
+    """
+    for place in _records(source):
+        try:
+            content = json.loads(place.read_text(encoding="utf-8"))
+            return TrainRecipe.model_validate(content["recipe"])
+        except (OSError, ValueError, KeyError, TypeError):  # of something else, or not there
+            continue
+    return None
+
+
+def _records(source: str | Path) -> Iterator[Any]:
+    """Where a record may be."""
+    if str(source) in list_models():
+        weights = model_entry(str(source)).weights
+        if weights is not None:
+            yield files("primesvt").joinpath("weights", str(Path(weights).with_suffix(".json")))
+        return
+    folder = Path(source)
+    if folder.is_dir():
+        yield folder / "record.json"
+        if folder.name == "model":
+            yield folder.parent / "record.json"
+
+
+def shared_note(processes: int) -> tuple[str, ...]:
+    """What a result depends on where several processes made it.
+
+    Example:
+        >>> shared_note(1), len(shared_note(2))
+        ((), 1)
+    """
+    if processes == 1:
+        return ()
+    return (f"{processes} processes shared every batch; batch norms saw one share each.",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import platform
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from primesvt import __version__
 from primesvt._files import check_writable, write_json
 from primesvt.artifact import save_model
 from primesvt.batches import batch_note
@@ -20,9 +15,11 @@ from primesvt.data import check_classes, load_data
 from primesvt.data.splits import HELD_OUT_SEED
 from primesvt.evaluation import Progress, resolve_device
 from primesvt.models import Provenance, SpikingViT, create_model, model_entry
+from primesvt.processes import Processes
 from primesvt.training.fit import Fit
+from primesvt.training.randomness import repeatable
 from primesvt.training.recipe import TrainRecipe
-from primesvt.training.record import TrainRecord
+from primesvt.training.record import TrainRecord, shared_note, versions
 
 __all__ = ["train"]
 
@@ -41,6 +38,7 @@ def train(
     The selection images are held out; the weights of the epoch that is best on them are kept (the
     later one of equals). The test images are read once, at the end. The folder is made once
     model and data are checked; ``record.json`` is written last: a folder that has it is complete.
+    Started by ``torchrun`` or ``accelerate launch``, processes share every batch, and one writes.
 
     Args:
         recipe: what to train on what, and how.
@@ -52,13 +50,14 @@ def train(
 
     Raises:
         ValueError: folder not writable or used, unknown model or option, data that do not fit,
-            a loss that is not finite.
+            a loss that is not finite, a batch that the processes cannot share evenly.
     """
     begin = time.monotonic()
-    place = resolve_device(device)
-    folder = _usable(Path(out_dir))
-    with _repeatable(recipe):
-        model = _fresh_model(recipe).to(place)
+    Processes.take_gpu()
+    processes = Processes.start(resolve_device(device))
+    folder = processes.on_main(lambda: _usable(Path(out_dir)))
+    with repeatable(recipe.seed, recipe.threads, processes.device):
+        model = _fresh_model(recipe).to(processes.device)
         config = model_entry(recipe.model).data
         splits = load_data(
             recipe.data,
@@ -70,14 +69,15 @@ def train(
         if splits.train is None:
             raise ValueError(f"{splits.name} has no training {splits.unit}; add a train part")
         check_classes(splits, model.config.num_classes)
-        fit = Fit(model, splits, recipe, config, place, workers)
-        check_writable(folder)
+        processes.share(recipe.batch_size)
+        fit = Fit(model, splits, recipe, config, processes, workers)
+        processes.on_main(lambda: check_writable(folder))
         fit.run(progress or (lambda stage, done, total: None))
-        model.load_state_dict(fit.best_state)
+        fit.best.give(model)
         model.provenance = Provenance(data=config, held_out=True)
-        save_model(model, folder / "model")
+        processes.on_main(lambda: save_model(model, folder / "model"))
         record = _record(fit, command=command, begin=begin)
-    write_json(folder / "record.json", record.to_dict())
+    processes.on_main(lambda: write_json(folder / "record.json", record.to_dict()))
     return record
 
 
@@ -97,31 +97,21 @@ def _record(fit: Fit, *, command: str, begin: float) -> TrainRecord:
         data=splits.description(),
         data_config=dataclasses.asdict(fit.config),
         held_out_seed=HELD_OUT_SEED,
-        versions=_versions(),
+        versions=versions(),
         parameters=sum(parameter.numel() for parameter in fit.model.parameters()),
-        kept_epoch=fit.best_epoch,
+        kept_epoch=fit.best.epoch,
         selection=fit.score(splits.selection),
         test=None if splits.test is None else fit.score(splits.test),
-        loss=tuple(round(loss, 6) for loss in fit.losses),
-        selection_accuracy=tuple(fit.accuracies),
-        notes=batch_note(
-            fit.model, fit.scored_at_once, selection=splits.selection, test=splits.test
-        ),
+        loss=tuple(round(loss, 6) for loss in fit.loop.losses),
+        selection_accuracy=tuple(fit.best.accuracies),
+        notes=(*shared_note(fit.processes.size), *_batches(fit)),
         seconds=round(time.monotonic() - begin, 1),
     )
 
 
-@contextlib.contextmanager
-def _repeatable(recipe: TrainRecipe) -> Iterator[None]:
-    """Seed and thread count for the time of a training; the caller's are put back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        torch.set_num_threads(recipe.threads or threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+def _batches(fit: Fit) -> tuple[str, ...]:
+    splits = fit.splits
+    return batch_note(fit.model, fit.scored_at_once, selection=splits.selection, test=splits.test)
 
 
 def _usable(folder: Path) -> Path:
@@ -139,9 +129,3 @@ def _usable(folder: Path) -> Path:
     if above == folder and any(entry.name != "model" for entry in folder.iterdir()):
         raise ValueError(f"{folder} already holds a run; choose another folder or delete this one")
     return folder
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
-    ours = {"python": platform.python_version(), "primesvt": __version__}
-    return ours | {name: version(name) for name in packages}

@@ -1,0 +1,166 @@
+"""The page and the picture made of the evidence table; nothing on them is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from evidence.rows import POLICIES, PUBLISHED, goals
+
+__all__ = ["write_page"]
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+Record = Mapping[str, Any]
+
+INTRODUCTION = """# Results
+
+Made by `python benchmarks/evidence/run.py CIFAR-FOLDER` from the networks in `checkpoints/`, whose
+`record.json` says how each was trained. Nothing on this page is typed by hand.
+
+All policies cut the same groups of the same networks, with the same images, limits and recovery
+(docs/method.md, "Policies to compare with"). *none*: L2 norm, nothing recovered. *refit*: what this
+package does without training. Limits are held by the bound gate and confirmed on images that chose
+nothing; savings are reached by the point gate, as the limit there does not bind. "prime, as
+published" is the `paper` preset: point gate, no confirmation. *Drop*: points of top-1 lost on the
+test set, which decided nothing, against the unpruned network; below zero is a gain. *Tuned*: after
+fine-tuning with distillation for a tenth of the training epochs, the same for all. Intervals: 95 %,
+Wilson; of an unpruned network beside its name.
+"""
+
+
+def write_page(rows: Sequence[Record], machine: Record) -> None:
+    """Write docs/results.md and docs/results.png."""
+    parts = [INTRODUCTION]
+    if _drawn(rows):
+        parts.append(
+            f"![accuracy on the test set against memory saved]({_picture(rows).name})\n\n"
+            "Accuracy as a share of the unpruned network's, each policy with refit, before"
+            " fine-tuning. The cross: PrimeSVT as published on ImageNet-1K, a ratio of another"
+            " network on other images, to compare shapes by and not numbers.\n"
+        )
+    parts += [_seeds(rows), *(_network(name, own) for name, own in _by_model(rows).items())]
+    parts.append(", ".join(f"{key} {value}" for key, value in machine.items()) + ".\n")
+    (DOCS / "results.md").write_text("\n".join(part for part in parts if part))
+
+
+def _by_model(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def _family(model: str) -> str:
+    """A network's name without its seed."""
+    return model.rpartition("_seed")[0] or model
+
+
+def _drop(row: Record, tuned: bool = False) -> float:
+    """Points lost on the test set."""
+    after = row["tuned"]["test"] if tuned else row["after"]["test"]
+    return 100 * float(row["before"]["test"]["accuracy"] - after["accuracy"])
+
+
+def _seeds(rows: Sequence[Record]) -> str:
+    """Means over training seeds, where there are several."""
+    lines = [
+        "## Over training seeds\n",
+        "Mean and standard deviation over networks that differ in their training seed alone.\n",
+        "| network | goal | policy | recovery | seeds | saved | drop | drop, tuned |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[str, ...], list[Record]] = {}
+    for row in rows:
+        key = (_family(row["model"]), row["goal"], row["policy"], row["recovery"])
+        found.setdefault(key, []).append(row)
+    body = [
+        f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {len(own)}"
+        f" | {_spread([100 * row['saving'] for row in own])} %"
+        f" | {_spread([_drop(row) for row in own])} | {_tuned_spread(own)} |"
+        for key, own in found.items()
+        if len(own) > 1
+    ]
+    return "\n".join([*lines, *body, ""]) if body else ""
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def _tuned_spread(rows: Sequence[Record]) -> str:
+    values = [_drop(row, tuned=True) for row in rows if "tuned" in row]
+    return _spread(values) if len(values) > 1 else ""
+
+
+def _network(name: str, rows: Sequence[Record]) -> str:
+    before = rows[0]["before"]
+    test = before["test"]
+    lines = [
+        f"## {name}\n",
+        f"{before['parameters']:,} parameters, {test['accuracy']:.2%} of {test['images']:,} test"
+        f" images ({test['low']:.1%} .. {test['high']:.1%}).\n",
+        "| goal | policy | recovery | saved | selection drop | test | drop | tuned | drop, tuned"
+        " | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = {goal.name: number for number, goal in enumerate(goals())}
+    return "\n".join([*lines, *map(_line, sorted(rows, key=lambda r: order[r["goal"]])), ""])
+
+
+def _line(row: Record) -> str:
+    tuned = row.get("tuned")
+    after = _accuracy(tuned["test"]) if tuned else ""
+    lost = f"{_drop(row, tuned=True):.2f}" if tuned else ""
+    return (
+        f"| {row['goal']} | {row['policy']} | {row['recovery']} | {row['saving']:.2%}"
+        f" | {100 * row['drop']:.2f} | {_accuracy(row['after']['test'])} | {_drop(row):.2f}"
+        f" | {after} | {lost} | {row['seconds']:.0f} |"
+    )
+
+
+def _accuracy(test: Record) -> str:
+    return f"{test['accuracy']:.2%} ({test['low']:.1%} .. {test['high']:.1%})"
+
+
+def _drawn(rows: Sequence[Record]) -> dict[str, list[tuple[float, float]]]:
+    """Per policy: memory saved, and the share of the accuracy that is left, of one network."""
+    whole = [row for row in rows if row["recovery"] == "refit" and "cifar" in row["model"]]
+    name = whole[0]["model"] if whole else ""
+    return {
+        policy: sorted(
+            (100 * row["saving"], 100 * row["after"]["test"]["accuracy"] / _before(row))
+            for row in whole
+            if row["model"] == name and row["policy"] == policy
+        )
+        for policy in POLICIES
+        if any(row["policy"] == policy for row in whole)
+    }
+
+
+def _before(row: Record) -> float:
+    return float(row["before"]["test"]["accuracy"])
+
+
+def _picture(rows: Sequence[Record]) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for (policy, points), marker in zip(_drawn(rows).items(), _markers(), strict=False):
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=policy)
+    axes.plot(100 * PUBLISHED, 100 * 70.3 / 73.3, "kx", label="PrimeSVT, published (ImageNet-1K)")
+    axes.set(xlabel="memory saved (%)", ylabel="accuracy left (% of the unpruned network's)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path = DOCS / "results.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _markers() -> Iterator[str]:
+    yield from "osD^vP"

@@ -1,0 +1,154 @@
+"""How well an exported file agrees with its network: predictions, logits and spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from primesvt.exporting.runtime import Runner
+
+__all__ = ["Agreement", "compare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Two ways to compute one network, on the same samples.
+
+    Attributes:
+        samples: how many were compared.
+        source: where they come from, in words.
+        predictions: share of samples with the same prediction.
+        mean_difference: mean absolute difference of the logits.
+        largest_difference: the largest.
+        scale: mean absolute value of the network's own logits.
+        spikes: neuron layer -> share of its outputs that are equal, bit for bit.
+        accuracy: share of right predictions of the network, and of the file; ``None`` without
+            labels.
+    """
+
+    samples: int
+    source: str
+    predictions: float
+    mean_difference: float
+    largest_difference: float
+    scale: float
+    spikes: Mapping[str, float] = field(default_factory=dict, repr=False)
+    accuracy: tuple[float, float] | None = None
+
+    @property
+    def equal_spikes(self) -> float | None:
+        """The mean of that share over all neuron layers."""
+        shares = self.spikes.values()
+        return sum(shares) / len(shares) if shares else None
+
+    @property
+    def least(self) -> tuple[str, float] | None:
+        """The neuron layer that agrees least, and its share."""
+        return min(self.spikes.items(), key=lambda item: item[1], default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"equal_spikes": self.equal_spikes}
+
+
+def compare(
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    *,
+    reference: Runner,
+    file: Runner,
+    watched: Runner | None,
+    neurons: Sequence[str],
+    source: str,
+    progress: Callable[[int], None] | None = None,
+) -> Agreement:
+    """Run a network and a file made of it on the same batches.
+
+    Args:
+        batches: inputs, and labels where they are known.
+        reference: the network: logits, then the spikes of ``neurons``.
+        file: what is shipped; its first output is compared.
+        watched: the same graph with the spikes as further outputs; ``file`` itself where it has
+            them, ``None`` to compare no spikes.
+        neurons: names of the neuron layers.
+        source: what the samples are.
+        progress: called with the number of samples done.
+
+    Raises:
+        ValueError: outputs of another number or shape, or no samples.
+    """
+    counts = _Counts(neurons if watched is not None else ())
+    for inputs, labels in batches:
+        expected = reference(inputs)
+        found = file(inputs)
+        spikes = found if watched is file else watched(inputs) if watched is not None else []
+        counts.logits(expected[0], found[0], labels)
+        counts.spikes(expected[1:], spikes[1:])
+        if progress is not None:
+            progress(counts.samples)
+    return counts.agreement(source)
+
+
+class _Counts:
+    """Sums over batches, in double precision and whole numbers."""
+
+    def __init__(self, neurons: Sequence[str]) -> None:
+        self.samples = self.same = 0
+        self.right: list[int] | None = [0, 0]
+        self.difference = self.largest = self.magnitude = 0.0
+        self.entries = 0
+        self.neurons = dict.fromkeys(neurons, (0, 0))
+
+    def logits(self, expected: Tensor, found: Tensor, labels: Tensor | None) -> None:
+        if expected.shape != found.shape or expected.ndim != 2:
+            raise ValueError(
+                f"the network gives {list(expected.shape)} and the file {list(found.shape)} where"
+                " logits [batch, classes] are needed; export a network that gives these"
+            )
+        for answer, who in ((expected, "network"), (found, "file")):
+            if not bool(answer.isfinite().all()):
+                raise ValueError(f"the {who} gives logits that are not finite; nothing was kept")
+        gap = (expected.double() - found.double()).abs()
+        self.samples += len(expected)
+        self.entries += gap.numel()
+        self.same += int((expected.argmax(1) == found.argmax(1)).sum())
+        self.difference += float(gap.sum())
+        self.largest = max(self.largest, float(gap.max()))
+        self.magnitude += float(expected.double().abs().sum())
+        if labels is None or self.right is None:
+            self.right = None
+            return
+        for place, logits in enumerate((expected, found)):
+            self.right[place] += int((logits.argmax(1) == labels).sum())
+
+    def spikes(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+        if not self.neurons:
+            return
+        for name, before, after in zip(self.neurons, expected, found, strict=True):
+            if before.shape != after.shape:
+                raise ValueError(
+                    f"{name} gives {list(before.shape)} in the network and {list(after.shape)} in"
+                    " the file; say which axis of the input counts samples"
+                )
+            equal, total = self.neurons[name]
+            self.neurons[name] = (
+                equal + int((before == after).sum()),
+                total + before.numel(),
+            )
+
+    def agreement(self, source: str) -> Agreement:
+        if not self.samples:
+            raise ValueError("there is nothing to compare on; give at least one sample")
+        right = self.right
+        return Agreement(
+            samples=self.samples,
+            source=source,
+            predictions=self.same / self.samples,
+            mean_difference=self.difference / self.entries,
+            largest_difference=self.largest,
+            scale=self.magnitude / self.entries,
+            spikes={name: equal / total for name, (equal, total) in self.neurons.items() if total},
+            accuracy=None if right is None else (right[0] / self.samples, right[1] / self.samples),
+        )

@@ -1,0 +1,187 @@
+"""A network made ready for another runtime: plain neurons, no batch norm, nothing unread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base, layer
+from torch import Tensor, nn
+
+from primesvt.batches import mixing_of
+from primesvt.channels.copies import working_copy
+from primesvt.exporting.folding import Folded, fold_norms
+from primesvt.exporting.neurons import KNOWN, Plain, plain
+from primesvt.lossless.leftovers import merge_head, strip_unused
+from primesvt.models import reset
+from primesvt.models.families.qkformer.blocks import AcrossImages
+from primesvt.models.neurons import neurons
+
+__all__ = ["Deployed", "deploy", "spiking_modules"]
+
+_DROPOUTS = (layer.Dropout, layer.Dropout2d)  # modules with a memory; in evaluation they pass on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A network as it is exported, and what became of the original.
+
+    Attributes:
+        network: takes one tensor, gives logits ``[batch, classes]``; all weights in float32.
+        neurons: its neuron layers by the names they have in the original.
+        norms: what was folded.
+        mixing: the setting by which images of a batch influence each other in the original; here
+            each is answered as if it were alone.
+        unfolded: folding would have changed more than rounding, so no norm is folded.
+    """
+
+    network: nn.Module = field(repr=False)
+    neurons: Mapping[str, Plain] = field(repr=False)
+    norms: Folded
+    mixing: str = ""
+    unfolded: bool = False
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user of the export must know, one sentence each."""
+        notes = []
+        if self.mixing:
+            notes.append(
+                f"The images of a batch influence each other in this model ({self.mixing}); the"
+                " export answers each image as the model does in a batch of one."
+            )
+        if self.unfolded:
+            notes.append(
+                "Folding batch norms would change what this model computes, as something else"
+                " reads the layers in front too; they are written as a scale and a shift."
+            )
+        elif self.norms.scaled:
+            count = len(self.norms.scaled)
+            notes.append(
+                f"{count} of {count + len(self.norms.folded)} batch norms have no layer directly in"
+                " front that could take them up; they are written as a scale and a shift."
+            )
+        return tuple(notes)
+
+
+def deploy(model: nn.Module, example: Tensor) -> Deployed:
+    """Copy a network and make the copy ready; the original is left as it is.
+
+    Whether folding changed anything but rounding is checked in double precision on ``example``;
+    where it did, which a module may bring about that reads a layer in a second way, no norm is
+    folded.
+
+    Args:
+        model: a ``SpikingViT``, or a module with SpikingJelly's neurons.
+        example: what it reads, at least two samples.
+
+    Raises:
+        ValueError: a kind of neuron, or of module with a memory, that cannot be written out.
+
+    Example:
+        >>> from primesvt.models import create_model
+        >>> made = deploy(create_model("sdt_v2_digits"), torch.rand(2, 1, 8, 8))
+        >>> len(made.neurons), len(made.norms.folded), made.norms.scaled
+        (31, 45, ())
+    """
+    double = example.double()
+    made = _made(model, double)
+    before = _answer(working_copy(model, double=True), double, alone=bool(made.mixing))
+    after = _answer(made.network, double)
+    if not torch.allclose(before, after, rtol=1e-6, atol=1e-6):
+        made = _made(model, double, keep=True)
+    made.network.float()
+    return made
+
+
+def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> Deployed:
+    """In double precision, so that folding rounds once."""
+    copy = working_copy(model, double=True)
+    strip_unused(copy)
+    merge_head(copy)
+    _answer(copy, example)  # some networks fix what depends on the image size now
+    norms = fold_norms(copy, (example,), keep=keep)
+    return Deployed(
+        network=copy,
+        neurons=dict(_written_out(copy)),
+        norms=norms,
+        mixing=mixing_of(model),
+        unfolded=keep,
+    )
+
+
+def _written_out(model: nn.Module) -> Iterator[tuple[str, Plain]]:
+    """Replace every neuron by a plain one."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for module in list(spiking_modules(model).values()):
+        name = names[id(module)]
+        made = plain(module.lif if isinstance(module, AcrossImages) else module, name=name)
+        made._forward_pre_hooks.update(module._forward_pre_hooks)
+        made._forward_hooks.update(module._forward_hooks)
+        _put(model, name, made)
+        yield name, made
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _DROPOUTS):
+            _put(model, name, nn.Identity())
+        elif isinstance(module, base.MemoryModule):
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, which remembers what it has seen and cannot"
+                f" be written as plain operators; {KNOWN} can"
+            )
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    if not name:
+        raise ValueError("the model is a single neuron; give a network that classifies")
+    model.set_submodule(name, module)
+
+
+def spiking_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The neuron layers of a network by name; one that runs across images stands for its neuron.
+
+    Example:
+        >>> from primesvt.models import create_model
+        >>> [n for n in spiking_modules(create_model("qkformer_digits")) if "proj_lif" in n][-1]
+        'blocks.block3_0.attn.proj_lif'
+    """
+    spiking = {id(m) for m in neurons(model) if not isinstance(m, _DROPOUTS)}
+    across = {name: m for name, m in model.named_modules() if isinstance(m, AcrossImages)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (id(module) in spiking or name in across) and name.rpartition(".")[0] not in across
+    }
+
+
+def _answer(model: nn.Module, x: Tensor, *, alone: bool = False) -> Tensor:
+    with torch.no_grad():
+        parts = x.split(1) if alone else (x,)
+        answers = []
+        for part in parts:
+            reset(model)
+            for module in model.modules():
+                if isinstance(module, Plain):
+                    module.rest()
+            answers.append(_tried(model, part))
+        reset(model)
+    return torch.cat([_logits(answer) for answer in answers])
+
+
+def _tried(model: nn.Module, x: Tensor) -> Any:
+    try:
+        return model(x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the model cannot read inputs {list(x.shape)}: {str(error).splitlines()[0][:200]};"
+            " give it inputs that it can, for any number of samples"
+        ) from error
+
+
+def _logits(answer: Any) -> Tensor:
+    if not isinstance(answer, Tensor):
+        raise ValueError(
+            f"the model must give logits [batch, classes] in evaluation mode, but gave a"
+            f" {type(answer).__name__}"
+        )
+    return answer

@@ -1,0 +1,201 @@
+"""Several runs side by side on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primesvt._files import write_text
+from primesvt.report.changes import Change, changes
+from primesvt.report.comparisonplot import comparison_plot
+from primesvt.report.heat import Cell, Heat, Row
+from primesvt.report.names import by_block, inside
+from primesvt.report.page import asked, render
+from primesvt.report.plantable import kept_share
+from primesvt.report.runfiles import RunFiles, flat, read_run
+from primesvt.report.summary import limits_asked, summary
+from primesvt.report.tuned import tuning
+
+__all__ = ["Difference", "compare_plans", "compare_recipes", "write_comparison"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One setting of several runs; ``values`` has an empty text where a run does not know it."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Not all runs have the same value."""
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One measure of several runs: for each a text, and what stands below it."""
+
+    name: str
+    cells: tuple[tuple[str, ...], ...]
+
+
+def write_comparison(runs: Sequence[str | Path], out: str | Path = "comparison.html") -> Path:
+    """Write one page that compares finished runs; it stands alone like a run's own page.
+
+    Raises:
+        ValueError: fewer than two runs, one given twice, or a folder without a finished run.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"a comparison needs two runs or more; got {len(runs)}")
+    places = [Path(run).resolve() for run in runs]
+    twice = next((run for run in runs if places.count(Path(run).resolve()) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice; name every run once")
+    return write_text(out, render("comparison.html.j2", **_content([read_run(r) for r in runs])))
+
+
+def compare_recipes(runs: Sequence[RunFiles]) -> list[Difference]:
+    """Every setting of any run, by its own name, those that differ first."""
+    settings = [_settings(run) for run in runs]
+    names = dict.fromkeys(name for each in settings for name in each)
+    found = [
+        Difference(name=name, values=tuple(each.get(name, "") for each in settings))
+        for name in names
+    ]
+    return sorted(found, key=lambda each: not each.differs)
+
+
+def compare_plans(runs: Sequence[RunFiles]) -> Heat | None:
+    """The share of its channels that every group keeps in every run; ``None`` if none was cut."""
+    kept = [{step["group"]: kept_share(step) for step in run.steps} for run in runs]
+    cut = {name for each in kept for name in each}
+    if not cut:
+        return None
+    order = list(dict.fromkeys(name for run in runs for name in run.groups if name in cut))
+    rows: list[Row] = []
+    for block, names in by_block(order):
+        rows.append(Row(name=block))
+        rows += [
+            Row(
+                name=inside(name),
+                cells=tuple(
+                    _kept(own.get(name), known=_has(run, name, runs))
+                    for run, own in zip(runs, kept, strict=True)
+                ),
+            )
+            for name in names
+        ]
+    return Heat(
+        label=f"Share of channels kept by {len(order)} groups in {len(runs)} runs",
+        corner="Channel group",
+        columns=tuple(f"{number}: {name}" for number, name in enumerate(_names(runs), start=1)),
+        rows=tuple(rows),
+    )
+
+
+def _content(runs: list[RunFiles]) -> dict[str, Any]:
+    names = _names(runs)
+    return {
+        "names": names,
+        "subtitles": [f"{run.model} on {run.data}" for run in runs],
+        "met": [run.metrics["met"] for run in runs],
+        "lines": _lines(runs),
+        "plot_of": comparison_plot(runs, names),
+        "plans": compare_plans(runs),
+        "recipes": compare_recipes(runs),
+        "folders": [run.path.as_posix() for run in runs],
+        "images": all(run.images for run in runs),
+    }
+
+
+def _lines(runs: list[RunFiles]) -> list[Line]:
+    """Limits, what was reached, and every measure that any run has."""
+    return [*_limits(runs), *_figures(runs)]
+
+
+def _limits(runs: list[RunFiles]) -> list[Line]:
+    """What was asked, limit by limit, and whether it was met."""
+    asked_of = [limits_asked(run) for run in runs]
+    names = dict.fromkeys(name for each in asked_of for name in each)
+    return [
+        *(
+            Line(name=name, cells=tuple((each.get(name, "no limit"),) for each in asked_of))
+            for name in names
+        ),
+        Line(name="Limits", cells=tuple((_met(run),) for run in runs)),
+        Line(name="What bound", cells=tuple((summary(run).bound.lower(),) for run in runs)),
+        Line(name="Memory saved", cells=tuple((f"{r.metrics['saving']:.2%}",) for r in runs)),
+    ]
+
+
+def _met(run: RunFiles) -> str:
+    return "met" if run.metrics["met"] else "not met"
+
+
+def _figures(runs: list[RunFiles]) -> list[Line]:
+    """Every measure after pruning; below it the interval, and the change from before."""
+    told = [{**_told(changes(run.metrics)), **_tuned(run)} for run in runs]
+    names = dict.fromkeys(name for each in told for name in each)
+    return [
+        Line(name=name, cells=tuple(each.get(name, ("not measured",)) for each in told))
+        for name in names
+    ]
+
+
+def _tuned(run: RunFiles) -> dict[str, tuple[str, ...]]:
+    """What a fine-tuning reached, where there was one."""
+    found = tuning(run)
+    return {
+        f"Fine-tuned, {row.name}": (row.tuned, f"{row.change}, before {row.before}")
+        for row in (found.rows if found else ())
+    }
+
+
+def _told(rows: list[Change]) -> dict[str, tuple[str, ...]]:
+    """Measures and what is said about each; what is indented belongs to the measure above it."""
+    found: dict[str, tuple[str, ...]] = {}
+    last = ""
+    for row in rows:
+        if not row.change:  # an interval
+            found[last] = (found[last][0], row.after, *found[last][1:])
+            continue
+        inner = row.measure.startswith(" ")
+        last = last if inner else row.measure
+        name = f"{last}, {row.measure.strip()}" if inner else last
+        found[name] = (row.after, f"{row.change}, before {row.before}")
+    return found
+
+
+def _settings(run: RunFiles) -> dict[str, str]:
+    """Settings by their own names: runs of the command line and of Python nest them differently."""
+    names = [name.rpartition(".")[2] for name, _ in flat(run.recipe)]
+    return dict(zip(names, asked(run.recipe).values(), strict=True))
+
+
+def _has(run: RunFiles, group: str, runs: Sequence[RunFiles]) -> bool:
+    """The run's model has that group, cut or not."""
+    if group in run.groups:
+        return True
+    config: Mapping[str, Any] | None = run.plan.get("config")
+    return any(
+        config and config == other.plan.get("config") and group in other.groups for other in runs
+    )
+
+
+def _kept(share: float | None, *, known: bool) -> Cell:
+    if share is None:
+        return Cell(value="100%", tone=0.0) if known else Cell()
+    return Cell(value=f"{share:.0%}", tone=round(1 - share, 3))
+
+
+def _names(runs: Sequence[RunFiles]) -> tuple[str, ...]:
+    """The shortest ends of the folders' paths that tell them apart."""
+    parts = [run.path.resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = tuple("/".join(each[-length:]) for each in parts)
+        if len(set(names)) == len(names):
+            return names
+    return tuple(run.path.as_posix() for run in runs)

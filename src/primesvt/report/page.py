@@ -1,0 +1,141 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from primesvt._files import write_text
+from primesvt.report.changes import Change, changes, headline
+from primesvt.report.costs import cost_notes, firing_rates
+from primesvt.report.plantable import plan_table
+from primesvt.report.robustness import robustness
+from primesvt.report.runfiles import RunFiles, flat, read_run
+from primesvt.report.sizes import block_sizes
+from primesvt.report.summary import summary
+from primesvt.report.tuned import tuning
+from primesvt.report.walkplot import text_of, walk_plot
+
+# The costs that are shown large, as far as they were measured: the first two of these.
+LARGE = (
+    "Time of a batch of 32",
+    "Energy by operations",
+    "Membrane potentials per image",
+    "Peak activations per image",
+)
+
+__all__ = ["asked", "render", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """What to type: to load the model, to run it all again, to cut another model alike."""
+
+    load: str
+    again: str
+    apply: str
+
+
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a finished run, from nothing but the files of its folder.
+
+    The page stands alone: no scripts, no network, one file. The same run gives the same bytes.
+
+    Args:
+        run_dir: a folder that ``primesvt prune`` has written, of this version or an older one.
+        out: where to write; ``report.html`` in the run folder, when not given.
+
+    Raises:
+        ValueError: the folder holds no finished run, or a damaged file.
+    """
+    run = read_run(run_dir)
+    page = render("report.html.j2", **_content(run))
+    return write_text(run.path / "report.html" if out is None else out, page)
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of the package filled in; a name that it misses is an error."""
+    environment = Environment(
+        loader=PackageLoader("primesvt"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**content)
+
+
+def asked(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Every setting of a recipe as text, by its dotted name."""
+    return {name: _plain(value) for name, value in flat(recipe)}
+
+
+def _content(run: RunFiles) -> dict[str, Any]:
+    rows = changes(run.metrics)
+    return {
+        "headline": headline(run.metrics),
+        "subtitle": f"{run.model} on {run.data}",
+        "met": run.metrics["met"],
+        "summary": summary(run),
+        "warnings": _warnings(run.metrics),
+        "tiles": _tiles(rows),
+        "outcome": [row for row in rows if row.part != "cost"],
+        "costs": [row for row in rows if row.part == "cost"],
+        "cost_notes": cost_notes(run.metrics["after"]),
+        "firing": firing_rates(run.metrics["before"], run.metrics["after"]),
+        "tuned": tuning(run),
+        "notes": [note for note in (run.metrics["data"], *run.metrics.get("notes", [])) if note],
+        "images": run.images,
+        "walk": walk_plot(run),
+        "robustness": robustness(run),
+        "blocks": block_sizes(run),
+        "cuts": plan_table(run),
+        "bounded": run.settings.get("gate") == "bound",
+        "policy": run.settings.get("policy", ""),
+        "limit": run.metrics.get("limits", {}).get("max_accuracy_drop"),
+        "repeat": _repeat(run),
+        "asked": asked(run.recipe),
+        "text_of": text_of,
+    }
+
+
+def _tiles(rows: Iterable[Change]) -> list[Change]:
+    """The figures that are shown large: the accuracy or score, the memory, and what it costs."""
+    rows = list(rows)
+    quality = [row for row in rows if row.part == "quality" and row.change][:1]
+    memory = [row for row in rows if row.measure == "Parameter memory"]
+    costs = {row.measure: row for row in rows if row.part == "cost"}
+    return [*memory, *quality, *[costs[name] for name in LARGE if name in costs][:2]]
+
+
+def _warnings(metrics: Mapping[str, Any]) -> list[str]:
+    if not metrics.get("selection_from_train"):
+        return []
+    return ["Choices were made on images the model was trained on: drops look too small there."]
+
+
+def _repeat(run: RunFiles) -> Repeat:
+    """Commands for this run; a module given in Python has to be given again."""
+    folder = run.path.as_posix()
+    named = run.recipe.get("model")
+    quoted = shlex.quote(folder)
+    into = "" if run.plan.get("config", True) else ", into=MyNet()"
+    return Repeat(
+        load=f"import primesvt\n\nmodel = primesvt.load({folder!r}{into})\n"
+        "logits = model(images)  # [B, C, H, W] -> [B, classes]",
+        again=f"primesvt prune --recipe {quoted}/recipe.yaml --out again" if named else "",
+        apply=f"primesvt apply {quoted} {shlex.quote(str(named))} --out smaller" if named else "",
+    )
+
+
+def _plain(value: Any) -> str:
+    """A setting as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return "none" if text in ("", None) else str(text)

@@ -1,0 +1,183 @@
+"""The trade in words: what was asked, what was reached, which limit bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from primesvt.report.runfiles import RunFiles
+from primesvt.text import above, megabytes, percent_points
+
+__all__ = ["Summary", "limits_asked", "summary"]
+
+_BOUND = {
+    "accuracy": ("The accuracy limit", "Any more saving that was tried breaks it."),
+    "saving": ("The saving asked for", "The run stopped as soon as it was reached."),
+    "rates": ("No limit", "Every layer is at the last rate that is tried."),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Short sentences for the head of a page.
+
+    ``bound`` names the limit that bound, ``why`` explains it.
+    """
+
+    verdict: str
+    asked: tuple[str, ...]
+    reached: tuple[str, ...]
+    bound: str
+    why: str
+
+
+def summary(run: RunFiles) -> Summary:
+    """What a run was asked, and what it reached."""
+    bound, why = _bound(run.metrics.get("bounded_by", ""))
+    return Summary(
+        verdict=_verdict(run),
+        asked=tuple(_asked(run)),
+        reached=tuple(_reached(run)),
+        bound=bound,
+        why=why,
+    )
+
+
+def _bound(name: str) -> tuple[str, str]:
+    if name in _BOUND:
+        return _BOUND[name]
+    return (f"The limit on {name.replace('_', ' ')}", "") if name else ("Not recorded", "")
+
+
+def _verdict(run: RunFiles) -> str:
+    metrics = run.metrics
+    if "drop" not in metrics:
+        return str(metrics["verdict"])
+    saving, required = metrics["saving"], metrics.get("required_saving") or 0.0
+    if not metrics["met"]:
+        short = f"{saving:.2%} of the parameter memory saved, {required:.2%} asked"
+        return f"The limits cannot be met together; this is the best plan found: {short}."
+    if not run.steps:
+        return "Nothing was removed: no probed cut stays within the limits."
+    return "All limits are met."
+
+
+def _asked(run: RunFiles) -> list[str]:
+    limits = dict(run.metrics.get("limits", {}))
+    stop = limits.pop("stop_at_saving", False)
+    said = [
+        _LIMITS.get(name, _other)(value, run, name)
+        for name, value in limits.items()
+        if value is not None
+    ]
+    if not {"min_memory_saving", "max_parameter_memory"} & {k for k, v in limits.items() if v}:
+        said.append("as much memory saved as the other limits allow")
+    elif stop:
+        said.append("no more saving than that")
+    return [*said, *_gate(run)]
+
+
+def _accuracy_limit(value: Any, run: RunFiles, _: str) -> str:
+    return f"at most {_loss(value, run)} {'of accuracy ' if run.images else ''}lost"
+
+
+def _loss(value: float | None, run: RunFiles) -> str:
+    if value is None:
+        return ""
+    points = "point" if value == 1 else "points"
+    return f"{value:g} {points if run.images else 'of the score'}"
+
+
+def _saving_limit(value: Any, *_: Any) -> str:
+    share = f"{value:.1%} of the parameter memory" if isinstance(value, float) else value
+    return f"at least {share} saved"
+
+
+def _size_limit(value: Any, *_: Any) -> str:
+    return f"at most {value if isinstance(value, str) else megabytes(value)} of parameters left"
+
+
+def limits_asked(run: RunFiles) -> dict[str, str]:
+    """Every limit by a short name, and how it was judged, for a table."""
+    limits = run.metrics.get("limits", {})
+    asked = {
+        "Loss allowed": _loss(limits.get("max_accuracy_drop"), run),
+        "Saving asked": _short(limits.get("min_memory_saving"), "{:.1%}"),
+        "Memory allowed": _short(limits.get("max_parameter_memory"), "{} bytes"),
+        **{
+            name.replace("_", " ").capitalize(): str(value)
+            for name, value in limits.items()
+            if name not in _LIMITS and name != "stop_at_saving" and value is not None
+        },
+    }
+    if not asked["Saving asked"] and not asked["Memory allowed"]:
+        asked["Saving asked"] = "as much as can be had"
+    if limits.get("stop_at_saving"):
+        asked["Stop"] = "as soon as the saving is met"
+    judged = [said.removeprefix("judged by ") for said in _gate(run)]
+    return {name: text for name, text in {**asked, "Judged by": "".join(judged)}.items() if text}
+
+
+def _short(value: Any, form: str) -> str:
+    """A limit as text: numbers in a form, sizes as they were written, nothing for no limit."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else form.format(value)
+
+
+def _other(value: Any, _: RunFiles, name: str) -> str:
+    return f"{name.replace('_', ' ')}: {value}"
+
+
+_LIMITS: Mapping[str, Callable[[Any, RunFiles, str], str]] = {
+    "max_accuracy_drop": _accuracy_limit,
+    "min_memory_saving": _saving_limit,
+    "max_parameter_memory": _size_limit,
+}
+
+
+def _gate(run: RunFiles) -> list[str]:
+    gate, level = run.settings.get("gate"), run.settings.get("level")
+    if gate == "bound" and run.metrics.get("bound") is not None:
+        return [f"judged by an upper bound of the true loss, at {level:.0%} confidence"]
+    return ["judged by the measured loss"] if gate else []
+
+
+def _reached(run: RunFiles) -> list[str]:
+    metrics = run.metrics
+    before, after = metrics["before"], metrics["after"]
+    sizes = f"{megabytes(before['parameter_bytes'])} to {megabytes(after['parameter_bytes'])}"
+    said = [f"{metrics['saving']:.2%} of the parameter memory saved, {sizes}"]
+    lossless = metrics.get("lossless")
+    if lossless and lossless["share"]:
+        said.append(f"{lossless['share']:.2%} went losslessly before, and is not counted in that")
+    if "drop" in metrics:
+        said.append(_drop(run))
+    if metrics.get("confirmation"):
+        said.append(_confirmed(metrics["confirmation"]))
+    if before.get("test") and after.get("test"):
+        change = percent_points(after["test"]["accuracy"] - before["test"]["accuracy"])
+        said.append(f"{change} on the test set, which chose nothing")
+    return said
+
+
+def _drop(run: RunFiles) -> str:
+    drop, bound = run.metrics["drop"], run.metrics.get("bound")
+    if not run.images:
+        sure = "" if bound is None else f", surely no more than {bound:.4g}"
+        return f"{-drop + 0.0:+.4g} of the score{sure}"
+    level = run.settings.get("level")
+    sure = (
+        f"; at {level:.0%} confidence less than {above(100 * bound)} points lost"
+        if bound and level
+        else ""
+    )
+    return f"{percent_points(-drop + 0.0)} on the selection set{sure}"
+
+
+def _confirmed(found: Mapping[str, Any]) -> str:
+    return (
+        f"{percent_points(-found['drop'] + 0.0)} on {found['images']:,} images set aside, "
+        f"with a bound of {above(100 * found['bound'])}"
+    )

@@ -1,0 +1,192 @@
+"""The one training loop: AdamW, warm-up and cosine; it can go on from any step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sized
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from primesvt.evaluation import Progress
+from primesvt.models import reset
+from primesvt.processes import Processes
+from primesvt.training.order import Order
+from primesvt.training.randomness import random_states, restore_random_states
+from primesvt.training.recipe import Learning
+from primesvt.training.snapshot import Snapshot, named
+
+__all__ = ["Loop", "Loss", "learning_rate_factor"]
+
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
+"""(what the model gives in training mode, images, labels) -> the loss of a batch."""
+
+
+class Loop:
+    """Weights, optimizer, schedule, order of images and random states of one training.
+
+    Args:
+        model: trained in place, on the device of ``processes``.
+        images: pairs of a tensor and a label.
+        learning: how.
+        loss: of a batch.
+        processes: those that share every batch.
+        fill: what moves in where an augmentation moves an image, ``[C]`` or ``[1]``.
+        workers: processes that decode images.
+        bf16: compute under bfloat16 autocast.
+        stage: what to tell of the progress.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Dataset[Any],
+        learning: Learning,
+        *,
+        loss: Loss,
+        processes: Processes,
+        fill: Tensor,
+        workers: int = 0,
+        bf16: bool = False,
+        stage: str = "training",
+    ) -> None:
+        self.model, self.learning, self.loss, self.processes = model, learning, loss, processes
+        self.fill, self.bf16, self.stage = fill, bf16, stage
+        self.generator = torch.Generator().manual_seed(learning.seed)
+        self.order = Order(
+            len(cast(Sized, images)),
+            learning.batch_size,
+            self.generator,
+            rank=processes.rank,
+            size=processes.size,
+        )
+        if processes.rank:  # random depths and the like are drawn by each process on its own
+            torch.manual_seed(learning.seed + processes.rank)
+        self._loading = torch.Generator()
+        self.loader = DataLoader(
+            images,
+            batch_sampler=self.order,
+            num_workers=workers,
+            generator=self._loading,
+            persistent_workers=workers > 0,
+        )
+        self.optimizer = _optimizer(model, learning)
+        wrapped = processes.wrap(model)
+        self.network: Callable[..., Any] = torch.compile(wrapped) if learning.compile else wrapped
+        self.step = 0  # of this epoch
+        self.total = 0.0  # of its losses
+        self.losses: list[float] = []
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.learning.epochs * self.order.steps
+
+    @property
+    def done(self) -> int:
+        """Steps that are behind."""
+        return len(self.losses) * self.order.steps + self.step
+
+    def epoch(self, progress: Progress, after_step: Callable[[], None] = lambda: None) -> None:
+        """One pass over the training images, or what is left of it; adds its mean loss."""
+        self.model.train()
+        if not self.step:
+            self._loading.manual_seed(self.order.begin())
+        for images, labels in self.loader:
+            self._take(images, labels)
+            progress(self.stage, self.done, self.steps)
+            after_step()
+        self.order.end()
+        self.losses.append(self.total / self.order.steps)
+        self.step, self.total = 0, 0.0
+
+    def _take(self, images: Tensor, labels: Tensor) -> None:
+        """One step on a batch."""
+        place = self.processes
+        images = self.learning.augmentation(
+            images, self.fill, self.generator, rank=place.rank, size=place.size
+        )
+        images, labels = images.to(place.device), labels.to(place.device)
+        reset(self.model)  # a network of the user's may not do it itself
+        with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(self.network(images), images, labels)
+        value = place.mean(loss)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the loss is {value} in step {self.done + 1}: lower learning_rate "
+                f"(now {self.learning.learning_rate}) or lengthen warmup_epochs"
+            )
+        self._update(loss)
+        self.total += value
+        self.step += 1
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.processes.backward(loss)
+        reset(self.model)
+        if self.learning.gradient_clip is not None:
+            self.processes.clip(self.model, self.learning.gradient_clip)
+        warmup = round(self.learning.warmup_epochs * self.order.steps)
+        factor = learning_rate_factor(self.done, warmup, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning.learning_rate * factor
+        self.optimizer.step()
+
+    def snapshot(self) -> Snapshot:
+        """Everything that the rest of the training depends on."""
+        tensors = {
+            "order": self.order.state,
+            "generator": self.generator.get_state(),
+            **named("model", self.model.state_dict()),
+            **named("random", random_states(self.processes)),
+        }
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= named(f"optimizer.{number}", state)
+        facts = {"step": self.step, "total": self.total, "losses": list(self.losses)}
+        return Snapshot(tensors=tensors, facts={**facts, "processes": self.processes.size})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from there."""
+        facts = snapshot.facts
+        self.step, self.total = facts["step"], facts["total"]
+        self.losses = list(facts["losses"])
+        self.model.load_state_dict(snapshot.part("model"))
+        self._restore_optimizer(snapshot.part("optimizer"))
+        if self.step:
+            self._loading.manual_seed(self.order.again(snapshot.tensors["order"]))
+            self.order.skip(self.step)
+        self.generator.set_state(snapshot.tensors["generator"])
+        restore_random_states(snapshot.part("random"), self.processes)
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
+    """Linear rise over ``warmup`` steps, then half a cosine down to zero.
+
+    Loshchilov and Hutter, "SGDR", ICLR 2017, cosine annealing with one period.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 2, 6), 2) for step in range(7)]
+        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _optimizer(model: nn.Module, learning: Learning) -> torch.optim.AdamW:
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": learning.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning.learning_rate)

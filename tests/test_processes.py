@@ -1,0 +1,198 @@
+"""Two processes find what one finds: the same outcomes, the same steps, one writer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Subset, TensorDataset
+
+from primesvt.data import Splits, load_data
+from primesvt.evaluation import outcomes
+from primesvt.models import SpikingViT, create_model
+from primesvt.processes import Processes
+from primesvt.training import Augmentation
+from primesvt.training.loop import Loop
+from primesvt.training.recipe import Learning
+
+from .channels.firing import excite
+from .two_processes import run_twice
+
+CPU = torch.device("cpu")
+SCRIPT = """
+from tests.test_processes import everything
+answer(everything())
+"""
+
+
+def mixed() -> tuple[SpikingViT, Splits]:
+    """A model in which the images of a batch influence each other, and sets that end unevenly."""
+    whole = load_data("digits")
+    few = dataclasses.replace(whole, selection=Subset(whole.selection, range(60)))
+    torch.manual_seed(0)
+    model = create_model("qkformer_digits").double()
+    images = torch.stack([few.selection[i][0] for i in range(16)]).double()
+    assert excite(model, images, seed=0, low=0.001, high=0.99)
+    return model.float(), few
+
+
+def correct(processes: Processes, images: int, batch: int) -> list[bool]:
+    model, splits = mixed()
+    chosen = Subset(splits.selection, range(images))
+    return processes.outcomes(
+        chosen, batch, lambda part: outcomes(model, part, batch_size=batch)
+    ).tolist()
+
+
+class Plain(nn.Module):
+    """No batch norm, so shares of a batch add up to the whole; one parameter is never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(36, 8), nn.Linear(8, 3)
+        self.unread = nn.Parameter(torch.ones(2, 2))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.second(self.first(x.flatten(1)).relu())
+
+
+def losses(processes: Processes) -> tuple[list[float], float]:
+    """Of three epochs, and a number that tells all weights."""
+    torch.manual_seed(1)
+    images = torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    learning = Learning(
+        epochs=3, batch_size=8, warmup_epochs=0, augmentation=Augmentation(shift=1, flip=True)
+    )
+    loop = Loop(
+        Plain(),
+        TensorDataset(images, torch.arange(20) % 3),
+        learning,
+        loss=lambda output, _, labels: F.cross_entropy(output, labels),
+        processes=processes,
+        fill=torch.zeros(1),
+    )
+    for _ in range(3):
+        loop.epoch(lambda *_: None)
+    assert torch.equal(loop.model.get_parameter("unread"), torch.ones(2, 2))
+    return loop.losses, sum(p.detach().double().sum().item() for p in loop.model.parameters())
+
+
+def refused(processes: Processes) -> str:
+    def work() -> None:
+        raise ValueError(f"process {processes.rank} refuses")
+
+    with pytest.raises(ValueError) as caught:
+        processes.on_main(work)
+    return str(caught.value)
+
+
+def aligned(processes: Processes) -> float:
+    model = Plain()
+    model.count += 10 + processes.rank
+    processes.align(model)
+    return float(model.count)
+
+
+def everything() -> dict[str, Any]:
+    """What each of several processes finds."""
+    processes = Processes.start(CPU)
+    return {
+        "place": [processes.rank, processes.size, processes.main, processes.device.type],
+        "correct": [correct(processes, *asked) for asked in ASKED],
+        "losses": losses(processes),
+        "gathered": processes.gather(f"from {processes.rank}"),
+        "agreed": processes.agree(f"from {processes.rank}"),
+        "on main": processes.on_main(lambda: processes.rank),
+        "refused": refused(processes),
+        "aligned": aligned(processes),
+        "mean": processes.mean(torch.tensor(float(processes.rank))),
+    }
+
+
+# The last batch incomplete, on the first or the second process; fewer images than one batch.
+ASKED = [(60, 16), (60, 25), (48, 16), (10, 16)]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_twice(SCRIPT, tmp_path_factory.mktemp("two"))
+
+
+def test_two_processes_know_each_other(both) -> None:
+    assert [found["place"] for found in both] == [[0, 2, True, "cpu"], [1, 2, False, "cpu"]]
+    for found in both:
+        assert found["gathered"] == ["from 0", "from 1"]
+        assert found["agreed"] == "from 0" and found["on main"] == 0
+        assert found["refused"] == "process 0 refuses"
+        assert found["aligned"] == 10 and found["mean"] == 0.5
+
+
+@pytest.mark.parametrize("number", range(len(ASKED)))
+def test_outcomes_are_those_of_one_process(both, number: int) -> None:
+    alone = correct(Processes.start(CPU), *ASKED[number])
+    assert len(alone) == ASKED[number][0]
+    assert all(found["correct"][number] == alone for found in both)
+
+
+def test_outcomes_that_mix_depend_on_the_batches() -> None:
+    """So that the test above could fail."""
+    alone = Processes.start(CPU)
+    model, splits = mixed()
+    with torch.no_grad():
+        images = torch.stack([splits.selection[i][0] for i in range(60)])
+        logits = [torch.cat([model(part) for part in images.split(n)]) for n in (16, 25)]
+    assert not torch.equal(*logits)
+    assert any(correct(alone, 60, 16)) and not all(correct(alone, 60, 16))
+
+
+def test_steps_are_those_of_one_process(both) -> None:
+    alone, total = losses(Processes.start(CPU))
+    for found in both:
+        assert found["losses"][0] == pytest.approx(alone, rel=1e-5)
+        assert found["losses"][1] == pytest.approx(total, rel=1e-5)
+    assert both[0]["losses"] == both[1]["losses"]
+
+
+def test_every_sample_is_dealt_once() -> None:
+    for size, total, batch in ((3, 100, 7), (2, 5, 8), (4, 64, 16)):
+        ranks = [Processes(device=CPU, rank=rank, size=size) for rank in range(size)]
+        dealt = [each._dealt(total, batch, each.rank) for each in ranks]
+        assert sorted(np.concatenate(dealt)) == list(range(total))
+        for mine in dealt:
+            full = [mine[i : i + batch] for i in range(0, len(mine), batch)]
+            assert all(part[0] % batch == 0 for part in full)
+            assert all((np.diff(part) == 1).all() for part in full)
+
+
+def test_batches_that_cannot_be_shared() -> None:
+    with pytest.raises(ValueError, match="batch_size is 32, but 3 processes share it evenly"):
+        Processes(device=CPU, size=3).share(32)
+    assert Processes(device=CPU, size=3).share(33) == 11
+
+
+def test_one_numbered_gpu_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="cuda:1 was asked for, but each of several processes"):
+        Processes.start(torch.device("cuda:1"))
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        Processes.take_gpu()
+    assert taken == [0]
+    with pytest.raises(ValueError, match=r"this machine has 1 GPU.s., too few for a process each"):
+        Processes.start(torch.device("cuda"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Processes.start(torch.device("cuda")).size == 1

@@ -1,0 +1,196 @@
+"""The loop can be stopped after any step, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from primesvt.models.neurons import lif, reset
+from primesvt.processes import Processes
+from primesvt.training import Augmentation
+from primesvt.training.best import Best
+from primesvt.training.loop import Loop, learning_rate_factor
+from primesvt.training.randomness import repeatable
+from primesvt.training.recipe import Learning
+from primesvt.training.snapshot import Snapshot
+
+ALONE = Processes.start(torch.device("cpu"))
+IMAGES = torch.rand(26, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+DATA = TensorDataset(IMAGES, torch.arange(26) % 3)
+LEARNING = Learning(
+    epochs=3,
+    batch_size=8,
+    warmup_epochs=1,
+    augmentation=Augmentation(shift=1, flip=True),
+)
+
+
+class Net(nn.Module):
+    """Spikes, batch norm and dropout, which draws from torch's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.lif = lif(0.5)
+        self.drop, self.fc = nn.Dropout(0.3), nn.Linear(64, 3)
+        self.twin = self.fc.bias  # a parameter with two names
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.norm(self.conv(x))
+        spikes = self.lif(torch.stack([current, current])).mean(0)
+        return self.fc(self.drop(spikes.flatten(1)))  # type: ignore[no-any-return]
+
+
+def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(output, labels)
+
+
+def loop(learning: Learning = LEARNING, **options: Any) -> Loop:
+    torch.manual_seed(5)
+    asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1)} | options
+    return Loop(Net(), DATA, learning, **asked)
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def trained(moving: Loop, best: Best) -> tuple[dict[str, Tensor], list[float]]:
+    """Weights and losses at the end of whatever is left."""
+    for _ in range(len(moving.losses), moving.learning.epochs):
+        moving.epoch(quiet)
+        best.offer(moving.model, -abs(len(moving.losses) - 2.0))
+    return moving.model.state_dict(), moving.losses
+
+
+def test_it_goes_on_from_every_step(tmp_path) -> None:
+    snapshots: list[Snapshot] = []
+    moving, best = loop(), Best()
+
+    def keep() -> None:
+        one, other = moving.snapshot(), best.snapshot()
+        facts = {**one.facts, **other.facts}
+        snapshots.append(Snapshot(tensors={**one.tensors, **other.tensors}, facts=facts))
+
+    keep()
+    for _ in range(3):
+        moving.epoch(quiet, after_step=keep)
+        best.offer(moving.model, -abs(len(moving.losses) - 2.0))
+        keep()
+    expected, losses = moving.model.state_dict(), moving.losses
+    assert len(snapshots) == 1 + 3 * 4 and moving.order.steps == 3
+    assert best.epoch == 2
+
+    for snapshot in snapshots:
+        again, kept = loop(), Best()
+        torch.manual_seed(1234)
+        stored = Snapshot.load(snapshot.save(tmp_path / "state.safetensors"))
+        again.restore(stored)
+        kept.restore(stored, torch.device("cpu"))
+        assert again.done == stored.facts["step"] + 3 * len(stored.facts["losses"])
+        epochs = range(len(again.losses), 3)
+        for number in epochs:
+            again.epoch(quiet)
+            kept.offer(again.model, -abs(number + 1 - 2.0))
+        assert again.losses == losses
+        assert kept.accuracies == best.accuracies and kept.epoch == 2
+        found = again.model.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert all(torch.equal(kept.state[name], best.state[name]) for name in best.state)
+
+
+def test_an_epoch_that_had_ended_is_only_closed() -> None:
+    """Stopped between the last step and the end of the epoch."""
+    moving = loop()
+    last: list[Snapshot] = []
+    moving.epoch(quiet, after_step=lambda: last.append(moving.snapshot()))
+    again = loop()
+    again.restore(last[-1])
+    told: list[int] = []
+    again.epoch(lambda stage, done, total: told.append(done))
+    assert told == [] and again.losses == moving.losses
+
+
+def test_workers_change_nothing() -> None:
+    expected, losses = trained(loop(), Best())
+    found, others = trained(loop(workers=1), Best())
+    assert others == losses
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_progress_counts_all_steps() -> None:
+    told: list[tuple[str, int, int]] = []
+    moving = loop(stage="fine-tuning")
+    for _ in range(3):
+        moving.epoch(lambda *call: told.append(call))
+    assert told == [("fine-tuning", step, 9) for step in range(1, 10)]
+
+
+def test_bfloat16_is_close_and_not_the_same() -> None:
+    learning = LEARNING.changed(epochs=1)
+    _, exact = trained(loop(learning), Best())
+    _, rounded = trained(loop(learning, bf16=True), Best())
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.1)
+
+
+def test_the_callers_random_state_is_put_back() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    with repeatable(3, 1, torch.device("cpu")):
+        torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_damaged_state_is_named(tmp_path) -> None:
+    path = loop().snapshot().save(tmp_path / "state.safetensors")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged .*; delete it"):
+        Snapshot.load(path)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_compiling_is_asked_for(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    moving = loop(LEARNING.changed(epochs=1, compile=asked))
+    moving.epoch(quiet)
+    assert compiled == ([moving.model] if asked else [])
+
+
+def test_the_steps_are_those_of_a_plain_loop() -> None:
+    """Order, augmentation, schedule, decay and clipping, written out once more, bit by bit."""
+    moving = loop()
+    expected, losses = trained(moving, Best())
+    torch.manual_seed(5)
+    net, generator = Net(), torch.Generator().manual_seed(LEARNING.seed)
+    loader = DataLoader(DATA, batch_size=8, shuffle=True, drop_last=True, generator=generator)
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, 3, 9)
+    )
+    found = []
+    for _ in range(3):
+        total = 0.0
+        for images, labels in loader:
+            images = LEARNING.augmentation(images, torch.zeros(1), generator)
+            reset(net)
+            value = F.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += value.item()
+        found.append(total / 3)
+    assert found == losses
+    assert all(torch.equal(net.state_dict()[name], expected[name]) for name in expected)
