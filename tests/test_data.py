@@ -407,3 +407,16 @@ def test_draws_are_disjoint_complete_and_balanced(labels: list[int], seed: int) 
         assert np.abs(shares - overall).max() <= 2 / third
     train, selection = hold_out(pool)
     assert not indices(train) & indices(selection)
+
+
+def test_samples_are_prepared_once_as_far_as_memory_allows(monkeypatch):
+    chosen = load_data("digits").selection
+    prepared, prepare = [], chosen.preprocess
+    chosen.preprocess = lambda image: prepared.append(1) or prepare(image)
+    first = [chosen[n][0].clone() for n in range(5)]
+    assert all(torch.equal(chosen[n][0], first[n]) for n in range(5))
+    assert len(prepared) == 5
+    monkeypatch.setattr("primesvt.data.images.REMEMBERED", 7 * first[0].nbytes)
+    for _ in range(2):
+        [chosen[n] for n in range(10)]
+    assert len(prepared) == 5 + 2 + 3 + 3

@@ -45,13 +45,15 @@ def test_a_potential_at_the_threshold_fires(reset):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_step_by_step_until_rest(kind):
-    layer = KINDS[kind](v_reset=None)
+@pytest.mark.parametrize("reset", RESETS)
+def test_step_by_step_potentials_are_rounded_alike(kind, reset):
+    layer = KINDS[kind](v_reset=reset)
     made = plain(layer)
     for _ in range(2):
         with torch.no_grad():
             for current in currents(4):
                 assert torch.equal(made(current), layer(current))
+                assert torch.equal(made._v, layer.v)
         layer.reset()
         made.rest()
 

@@ -76,6 +76,7 @@ PAPER = {
     "confirm": False,
     "lossless": False,
     "gate": "point",
+    "exact": True,
 }
 METHODS = {"paper": PAPER, "best": {"gate": "point"}}
 

@@ -212,7 +212,7 @@ def test_no_more_networks_live_than_the_limit_says(model, graph, digits) -> None
         memory=7 * each,
     )
     bench.probes([{g.name: g.size // 2} for g in graph.prunable()])
-    assert 2 <= most <= 3
+    assert 2 <= most <= 4  # three at a time, and the last one made before them
 
 
 @pytest.mark.parametrize("listening", ["model", "blocks", "forward", "own forward"])

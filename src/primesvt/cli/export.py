@@ -106,10 +106,12 @@ def _tell(console: Console, made: ExportResult) -> None:
 
 
 def _rounded(found: Rounded) -> str:
-    told = f"The weights of {found.layers} of {found.total} layers are in {found.bits} bits"
-    if not found.front:
-        return f"{told}."
-    return f"{told}; the first {found.front} stay in float32, so that the predictions agree."
+    parts = [f"Weights: {found.layers} of {found.total} layers in {found.bits} bits"]
+    if found.front:
+        parts.append(f"the first {found.front} in float32, so that predictions agree")
+    if small := found.total - found.layers - found.front:
+        parts.append(f"{small} in float32, as they are too small to gain by it")
+    return "; ".join(parts) + "."
 
 
 def _agreement(made: ExportResult) -> Table:

@@ -75,11 +75,15 @@ class Preprocess:
         return max(least_width, least_height * width // height), least_height
 
 
+REMEMBERED = 2**28  # bytes of prepared samples that a set keeps
+
+
 class ImageSet(Dataset[Sample]):
     """A fixed choice of samples from one source, as ``(float32 tensor, label)`` pairs.
 
     Images are ``[C, H, W]``, event frames ``[T, C, H, W]``. Nothing is random here: augmentation
-    belongs to training.
+    belongs to training. The first samples read stay in memory, prepared, up to ``REMEMBERED``
+    bytes: a search reads the same ones hundreds of times. Nobody may write into them.
 
     Example:
         >>> from primesvt.data import load_data
@@ -100,13 +104,26 @@ class ImageSet(Dataset[Sample]):
         self.preprocess = preprocess
         self.name = name
         self.indices: Indices = np.arange(len(source.labels)) if indices is None else indices
+        self._known: dict[int, Tensor] = {}
+        self._taken = 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         where = int(self.indices[index])
-        return self.preprocess(self.source.sample(where)), int(self.source.labels[where])
+        return self._prepared(where), int(self.source.labels[where])
+
+    def _prepared(self, where: int) -> Tensor:
+        known = self._known.get(where)
+        if known is not None:
+            return known
+        prepared = self.preprocess(self.source.sample(where))
+        size = prepared.untyped_storage().nbytes()
+        if self._taken + size <= REMEMBERED:
+            self._known[where] = prepared
+            self._taken += size
+        return prepared
 
     @property
     def labels(self) -> Labels:

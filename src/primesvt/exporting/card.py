@@ -12,6 +12,7 @@ from primesvt.exporting.origin import Origin
 from primesvt.models import SpikingViT
 from primesvt.models.families import FAMILIES
 from primesvt.report import Change, changes, headline
+from primesvt.report.costs import cost_notes
 
 __all__ = ["card"]
 
@@ -48,6 +49,7 @@ def card(
         family=FAMILIES[model.config.family].title,
         headline=headline(metrics) if metrics else "",
         rows=[_cells(row) for row in changes(metrics)] if metrics else [],
+        told=cost_notes(metrics["after"]) if metrics else [],
         data=metrics.get("data", ""),
         config=model.config,
         time_steps=model.time_steps,

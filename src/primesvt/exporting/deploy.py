@@ -143,7 +143,7 @@ def spiking_modules(model: nn.Module) -> dict[str, nn.Module]:
     Example:
         >>> from primesvt.models import create_model
         >>> [n for n in spiking_modules(create_model("qkformer_digits")) if "proj_lif" in n][-1]
-        'blocks.block3_0.attn.proj_lif'
+        'blocks.block2_0.attn.proj_lif'
     """
     spiking = {id(m) for m in neurons(model) if not isinstance(m, _DROPOUTS)}
     across = {name: m for name, m in model.named_modules() if isinstance(m, AcrossImages)}

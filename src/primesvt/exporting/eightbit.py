@@ -29,7 +29,7 @@ def quantized(weight: Array, axis: int) -> tuple[Array, Array]:
 
     Example:
         >>> q, scale = quantized(np.float32([[1.0, -0.5], [0.0, 0.0]]), 0)
-        >>> q.tolist(), scale.round(4).tolist()
+        >>> q.tolist(), [round(float(each), 4) for each in scale]
         ([[127, -64], [0, 0]], [0.0079, 1.0])
     """
     others = tuple(a for a in range(weight.ndim) if a != axis % weight.ndim)
@@ -54,7 +54,7 @@ def with_8bit_weights(model: ModelProto, *, front: int = 0) -> ModelProto:
     made.CopyFrom(model)
     stored = {tensor.name: tensor for tensor in made.graph.initializer}
     scaled = []
-    for name, axis in list(dict(_weights(model)).items()):
+    for name, axis in list(dict(_weights(model)).items())[front:]:
         weight = numpy_helper.to_array(stored[name])
         channels = weight.shape[axis]
         if weight.dtype != np.float32 or 3 * weight.size <= 4 * channels + _COST:

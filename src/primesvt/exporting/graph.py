@@ -83,7 +83,6 @@ class _Whole(nn.Module):
 
     def forward(self, input: Tensor) -> Any:
         for neuron in self._neurons.values():
-            neuron.rest()
             neuron.seen = [] if self._watch else None
         logits = self.model(input)
         spikes = []
@@ -91,7 +90,7 @@ class _Whole(nn.Module):
             self._calls[name] = len(neuron.seen or ())
             spikes += neuron.seen or []
             neuron.seen = None
-            neuron.rest()
+            neuron.rest()  # so that every forward begins there
         return (logits, *spikes) if self._watch else logits
 
     def outputs(self) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def _labelled(axes: Any, run: RunFiles, taken: list[Network], unit: float) -> No
     axes.set_ylim(min(values) - 3 * room, max(values) + room)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e7eb", linewidth=0.6)
-    axes.legend(frameon=False, loc="lower left")
+    axes.figure.legend(frameon=False, loc="outside upper center", ncols=3)
 
 
 def _points(networks: list[Network], unit: float) -> tuple[list[float], list[float]]:

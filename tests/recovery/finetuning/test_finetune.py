@@ -92,8 +92,8 @@ def test_never_worse_than_before(pruned, teacher, splits, short, monkeypatch) ->
     scores = iter([0.5, 0.25, 0.375])
     judged = tuning.Tuning.score
 
-    def scripted(self, model, part):
-        real = judged(self, model, part)
+    def scripted(self, model, part, stage=""):
+        real = judged(self, model, part, stage)
         if part == "selection" and model is self.student:
             return dataclasses.replace(real, accuracy=next(scores))
         return real
@@ -110,13 +110,26 @@ def test_the_test_set_is_read_at_the_end_only(pruned, teacher, splits, short, mo
     read = []
     judged = tuning.Tuning.score
 
-    def watched(self, model, part):
+    def watched(self, model, part, stage=""):
         read.append((part, len(self.loop.losses)))
-        return judged(self, model, part)
+        return judged(self, model, part, stage)
 
     monkeypatch.setattr(tuning.Tuning, "score", watched)
     finetune(pruned, teacher=teacher, data=splits, recipe=short)
     assert [epochs for part, epochs in read if part == "test"] == [2, 2, 2]
+
+
+def test_every_stage_counts_up_once(pruned, teacher, splits, short) -> None:
+    told = []
+    finetune(
+        pruned, teacher=teacher, data=splits, recipe=short, batch_size=8,
+        progress=lambda *call: told.append(call),
+    )  # fmt: skip
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages[:2] == ["measuring", "fine-tuning"] and len(stages) == 6
+    for each in stages:
+        counts = [done for stage, done, _ in told if stage == each]
+        assert counts == sorted(set(counts)) and len(counts) > 1
 
 
 def test_without_distillation_no_teacher_is_asked(run, short, monkeypatch) -> None:

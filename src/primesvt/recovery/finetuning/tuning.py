@@ -91,7 +91,7 @@ class Tuning:
     def run(self, save: Callable[[], None], after_step: Callable[[], None]) -> None:
         """What is left of all epochs; ``save`` is called where an epoch has ended."""
         if not self.best.accuracies:
-            self._judge()
+            self._judge("measuring")
             save()
         for _ in range(len(self.loop.losses), self.recipe.epochs):
             with self.loss.watching():
@@ -100,16 +100,16 @@ class Tuning:
             self._judge()
             save()
 
-    def _judge(self) -> None:
-        self.best.offer(self.student, self.score(self.student, "selection").accuracy)
+    def _judge(self, stage: str = "") -> None:
+        self.best.offer(self.student, self.score(self.student, "selection", stage).accuracy)
 
-    def score(self, model: nn.Module, part: str) -> Accuracy:
-        """Top-1 of a network on the ``selection`` or ``test`` set."""
+    def score(self, model: nn.Module, part: str, stage: str = "") -> Accuracy:
+        """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` tells the progress."""
         dataset = getattr(self.evaluate.splits, part)
+        progress = self.progress if stage else None
 
         def measure(images: Dataset[Any]) -> Any:
-            stage = f"measuring on {part}"
-            return self.evaluate.on(images, model, progress=self.progress, stage=stage).outcomes
+            return self.evaluate.on(images, model, progress=progress, stage=stage).outcomes
 
         correct = self.processes.outcomes(dataset, self.evaluate.batch_size, measure)
         found = accuracy_of(float(correct.mean()), len(correct))
@@ -124,17 +124,21 @@ class Tuning:
         accuracies, images = self.best.accuracies, _size(self.evaluate.splits.selection)
         found: dict[str, Scores | None] = {"unpruned": None}
         if self.loss.teacher is not None:
-            found["unpruned"] = self._scores(self.loss.teacher, None)
+            found["unpruned"] = self._scores("unpruned", self.loss.teacher, None)
+        before = accuracy_of(accuracies[0], images)
         self.student.load_state_dict(self.start)
-        found["before"] = self._scores(self.student, accuracy_of(accuracies[0], images))
+        found["before"] = self._scores("pruned", self.student, before)
         self.best.give(self.student)
         kept = accuracy_of(accuracies[self.best.epoch], images)
-        found["after"] = self._scores(self.student, kept)
+        found["after"] = self._scores("fine-tuned", self.student, kept)
         return found
 
-    def _scores(self, model: nn.Module, selection: Accuracy | None) -> Scores:
-        test = None if self.evaluate.splits.test is None else self.score(model, "test")
-        return Scores(selection=selection or self.score(model, "selection"), test=test)
+    def _scores(self, name: str, model: nn.Module, selection: Accuracy | None) -> Scores:
+        stage, tested = f"measuring {name}", self.evaluate.splits.test is not None
+        return Scores(
+            selection=selection or self.score(model, "selection", f"{stage}, selection"),
+            test=self.score(model, "test", f"{stage}, test") if tested else None,
+        )
 
     def snapshot(self) -> Snapshot:
         """Everything that the rest depends on."""
