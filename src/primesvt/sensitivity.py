@@ -98,7 +98,7 @@ def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, fl
 
     Example:
         >>> widths(4, (0.1, 0.2, 0.3, 0.9)), widths(32, (0.1, 0.4, 0.9), multiple=8)
-        ({3: 0.3, 1: 0.9}, {24: 0.4, 8: 0.9})
+        ({3: 0.3, 1: 0.9}, {16: 0.4, 8: 0.9})
     """
     counts = ((kept_count(size, rate), rate) for rate in sorted(rates))
     found = {multiple * max(1, (2 * k + multiple) // (2 * multiple)): r for k, r in counts}
@@ -134,7 +134,7 @@ def grids_of(
     order: str = "producer",
     multiple: int = 1,
 ) -> tuple[Grid, ...]:
-    """The widths of every group, multiples of ``multiple``, in forward order; nothing is measured."""
+    """The widths of every group, multiples of ``multiple``, in forward order; none is measured."""
     members = order == "group"
     return tuple(
         Grid(
