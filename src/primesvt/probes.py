@@ -99,7 +99,7 @@ class OldFormatError(ValueError):
 class ProbeTable:
     """All probes of one run, looked up by their cuts; with a path, kept in a file.
 
-    Every probe is one line, on disk before the next one starts. The line that a kill cut short is
+    Every probe is one line, on disk before the next ones start. The line that a kill cut short is
     dropped when the file is opened again.
 
     Example:
@@ -129,19 +129,19 @@ class ProbeTable:
         """The probe of exactly these cuts, if it was made."""
         return self._probes.get(frozenset(cuts.items()))
 
-    def add(self, probe: Probe) -> None:
-        """Remember a probe, and write it to the file."""
-        self._probes[frozenset(probe.cuts.items())] = probe
-        self._append(_probe_line(probe))
+    def add(self, *probes: Probe) -> None:
+        """Remember probes, and write them to the file."""
+        self._probes.update({frozenset(probe.cuts.items()): probe for probe in probes})
+        self._append(*map(_probe_line, probes))
 
     def find_distance(self, cuts: Cuts) -> DistanceProbe | None:
         """The distance of exactly these cuts, if it was measured."""
         return self._distances.get(frozenset(cuts.items()))
 
-    def add_distance(self, probe: DistanceProbe) -> None:
-        """Remember a distance, and write it to the file."""
-        self._distances[frozenset(probe.cuts.items())] = probe
-        self._append(_distance_line(probe))
+    def add_distance(self, *probes: DistanceProbe) -> None:
+        """Remember distances, and write them to the file."""
+        self._distances.update({frozenset(probe.cuts.items()): probe for probe in probes})
+        self._append(*map(_distance_line, probes))
 
     def start(self, reference: Reference) -> None:
         """Remember the unpruned network, once."""
@@ -178,11 +178,11 @@ class ProbeTable:
         text = "".join(f"{line}\n" for line in lines)
         write_text(path, text)
 
-    def _append(self, line: str) -> None:
+    def _append(self, *lines: str) -> None:
         if self.path is None:
             return
         with self.path.open("ab") as file:
-            file.write(f"{line}\n".encode())
+            file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
 

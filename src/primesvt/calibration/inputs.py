@@ -115,14 +115,15 @@ def calibration_of(
 @contextlib.contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Batch]:

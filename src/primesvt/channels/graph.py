@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,9 +148,8 @@ class ChannelGraph:
         return len(self.groups)
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        for group in self.groups:
-            if group.name == name:
-                return group
+        if name in self._by_name:
+            return self._by_name[name]
         from difflib import get_close_matches
 
         near = get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.3)
@@ -167,9 +167,25 @@ class ChannelGraph:
         self[name]
         return self.originals[name].copy()
 
+    @cached_property
+    def _by_name(self) -> dict[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: tuple(axis.length(self.sizes) for axis in info.axes)
+            for name, info in self.tensors.items()
+        }
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, int], dict[int, Ids]]:
+        """Coordinates of axes that were asked for: surgery asks for the same ones again."""
+        return {}
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape the graph expects of a parameter or buffer."""
-        return tuple(axis.length(self.sizes) for axis in self.tensors[tensor].axes)
+        return self._shapes[tensor]
 
     def ids(self, group: ChannelGroup, member: Member) -> Ids:
         """For every index along the member's axis: ``position * size + channel``, or -1.
@@ -177,7 +193,11 @@ class ChannelGraph:
         Where the front symbols do not stand on this axis (axis 1 of a grouped convolution), the
         channel alone is returned.
         """
-        table = coordinates(self.tensors[member.tensor].axes[member.axis], self.sizes)
+        where = (member.tensor, member.axis)
+        if where not in self._tables:
+            axis = self.tensors[member.tensor].axes[member.axis]
+            self._tables[where] = coordinates(axis, self.sizes)
+        table = self._tables[where]
         channel = table[group.symbol]
         if any(front not in table for front in group.front_symbols):
             return channel

@@ -14,6 +14,7 @@ from primesvt.models.spiking_vit import SpikingViT
 __all__ = ["copy_of"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type)
+_CONTAINERS = (dict, set, list, tuple, OrderedDict)
 
 
 def copy_of(model: nn.Module, *, shared: Iterable[nn.Module] = ()) -> nn.Module:
@@ -53,11 +54,13 @@ def _module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
 def _value(name: str, value: Any, known: dict[int, Any]) -> Any:
     """A container of plain values is copied flat; all that holds more goes the usual way."""
     kind = type(value)
+    if kind in _CONTAINERS and not value:
+        return kind()
     if name == "_modules":
         return {key: None if part is None else _module(part, known) for key, part in value.items()}
     if kind is dict and value and all(isinstance(part, Tensor) for part in value.values()):
         return {key: _tensor(part, known) for key, part in value.items()}
-    if kind in (dict, set, list, tuple, OrderedDict):
+    if kind in _CONTAINERS:
         parts = value.values() if isinstance(value, dict) else value
         if all(isinstance(part, _PLAIN) for part in parts):
             return value if kind is tuple else value.copy()

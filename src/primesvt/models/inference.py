@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class LIF(neuron.LIFNode):  # type: ignore[misc]
         usual = bool(args or kwargs) or not isinstance(self.tau, float)
         if usual or not _applies(self, x_seq):
             return super().multi_step_forward(x_seq, *args, **kwargs)
-        return _run(self, x_seq, _divided(torch.tensor(self.tau, dtype=x_seq.dtype)))
+        return _run(self, x_seq, _divided(_scalar(self.tau, x_seq.dtype)))
 
 
 class PLIF(neuron.ParametricLIFNode):  # type: ignore[misc]
@@ -123,6 +124,12 @@ def _fits(v: Any, x: Tensor) -> bool:
     return type(v) is Tensor and (v.shape, v.dtype, v.device) == (x.shape[1:], x.dtype, x.device)
 
 
+@lru_cache
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """Nobody may write into it."""
+    return torch.tensor(value, dtype=dtype)
+
+
 def _divided(tau: Tensor) -> Flow:
     def charge(x: Tensor, v: Tensor, spare: Tensor) -> None:
         torch.sub(x, v, out=spare)
@@ -144,8 +151,9 @@ def _run(layer: neuron.BaseNode, x: Tensor, flow: Flow) -> Tensor:
     begin, charge = flow
     before, threshold = layer.v, layer.v_threshold
     steps, spikes = x.unbind(0), _like_stacked(x)
-    v, spare = torch.empty_like(steps[0]), torch.empty_like(steps[0])
+    v = torch.empty_like(steps[0])
     fresh = isinstance(before, float)
+    spare = v if fresh and len(steps) == 1 else torch.empty_like(v)
     if not fresh:
         v.copy_(before)
     for current, fired in zip(steps, spikes.unbind(0), strict=True):

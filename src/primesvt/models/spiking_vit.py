@@ -86,13 +86,16 @@ class SpikingViT(nn.Module):
             >>> torch.equal(model.resume(first, 1), model(images))
             True
         """
-        reset(self)
+        later = self.blocks[block:] if block else self.blocks
+        running = (later, self.head)
         try:
-            later = self.blocks[block:] if block else self.blocks
+            for part in running:
+                reset(part)
             logits: Logits = self.head(later(x))
         finally:
             # A membrane that is part of an autograd graph would break copy.deepcopy(model).
-            reset(self)
+            for part in running:
+                reset(part)
         if time_steps_out:
             return logits
         if isinstance(logits, tuple):
