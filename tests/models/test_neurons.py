@@ -116,6 +116,39 @@ def test_spikes_of_broken_currents_are_those_of_spikingjelly(value: float) -> No
     assert layer.v.isnan().all()
 
 
+@given(
+    values=st.lists(FLOATS, min_size=1, max_size=20),
+    steps=st.integers(1, 3),
+    kind=st.sampled_from(sorted(KINDS)),
+    threshold=st.sampled_from([1.0, 0.5]) | st.floats(0.0625, 2),
+)
+@settings(deadline=None, max_examples=200)
+@torch.no_grad()
+def test_who_forgets_potentials_fires_alike(
+    values: list[float], steps: int, kind: str, threshold: float
+) -> None:
+    layer, x = KINDS[kind](threshold), torch.tensor(values).repeat(steps, 1)
+    with inference.forgetting():
+        spikes = layer(x)
+    assert layer.v == 0.0 and isinstance(layer.v, float)
+    expected = original(layer)(x)
+    assert torch.equal(spikes, expected) and spikes.stride() == expected.stride()
+
+
+@torch.no_grad()
+def test_potentials_that_somebody_may_read_are_kept() -> None:
+    x = currents(2, 9)
+    for prepare in (
+        lambda layer: layer.register_forward_hook(lambda *_: None),
+        lambda layer: layer(x),  # it goes on
+    ):
+        layer = lif()
+        prepare(layer)
+        twin = original(layer)
+        with inference.forgetting():
+            assert torch.equal(layer(x), twin(x)) and torch.equal(layer.v, twin.v)
+
+
 def layouts() -> dict[str, Tensor]:
     image = currents(6, 4, 5, 7)
     return {

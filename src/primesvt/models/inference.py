@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,12 +13,13 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["LIF", "PLIF", "as_evaluated", "unwatched"]
+__all__ = ["LIF", "PLIF", "as_evaluated", "forgetting", "unwatched"]
 
 # Of a time step: (x, out) writes the share of x that flows in, (x, v, spare) adds it to v.
 Flow = tuple[Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor, Tensor], Any]]
 _EXACT = (torch.float32, torch.float64)  # half precision rounds the threshold otherwise
 _evaluated: list[bool] = []
+_forgetting: list[bool] = []
 
 
 class LIF(neuron.LIFNode):  # type: ignore[misc]
@@ -40,6 +42,9 @@ class LIF(neuron.LIFNode):  # type: ignore[misc]
         usual = bool(args or kwargs) or not isinstance(self.tau, float)
         if usual or not _applies(self, x_seq):
             return super().multi_step_forward(x_seq, *args, **kwargs)
+        if len(x_seq) == 1 and _forgets(self) and _divides_exactly(self):
+            spikes = _like_stacked(x_seq)
+            return torch.ge(x_seq, self.v_threshold * self.tau, out=spikes)
         return _run(self, x_seq, _divided(_scalar(self.tau, x_seq.dtype)))
 
 
@@ -96,6 +101,36 @@ def as_evaluated() -> Iterator[None]:
         _evaluated.pop()
 
 
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Let neurons that start from rest leave their potentials at rest, as nobody will ask for them.
+
+    Spikes are the same. A layer with a forward hook keeps its potentials.
+
+    Example:
+        >>> layer = LIF(detach_reset=True, step_mode="m")
+        >>> with torch.no_grad(), forgetting():
+        ...     spikes = layer(torch.tensor([[1.5], [1.5], [0.5]]))
+        >>> spikes.flatten().tolist(), layer.v
+        ([0.0, 1.0, 0.0], 0.0)
+    """
+    _forgetting.append(True)
+    try:
+        yield
+    finally:
+        _forgetting.pop()
+
+
+def _forgets(layer: neuron.BaseNode) -> bool:
+    return bool(_forgetting) and isinstance(layer.v, float) and not layer._forward_hooks
+
+
+def _divides_exactly(layer: neuron.LIFNode) -> bool:
+    """``x / tau >= threshold`` just where ``x >= tau * threshold``: nothing is rounded."""
+    power_of_two = math.frexp(layer.tau)[0] == 0.5
+    return power_of_two and isinstance(layer.v_threshold, float) and layer.v_threshold > 1e-6
+
+
 def _applies(layer: neuron.BaseNode, x: Tensor) -> bool:
     """Whether nothing can tell the fast path from SpikingJelly's own."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in _EXACT
@@ -148,7 +183,7 @@ def _multiplied(rate: Tensor) -> Flow:
 
 def _run(layer: neuron.BaseNode, x: Tensor, flow: Flow) -> Tensor:
     """Let a layer go on with ``x``; its state and layouts are left as SpikingJelly leaves them."""
-    begin, charge = flow
+    (begin, charge), forgets, last = flow, _forgets(layer), len(x) - 1
     before, threshold = layer.v, layer.v_threshold
     steps, spikes = x.unbind(0), _like_stacked(x)
     v = torch.empty_like(steps[0])
@@ -156,15 +191,17 @@ def _run(layer: neuron.BaseNode, x: Tensor, flow: Flow) -> Tensor:
     spare = v if fresh and len(steps) == 1 else torch.empty_like(v)
     if not fresh:
         v.copy_(before)
-    for current, fired in zip(steps, spikes.unbind(0), strict=True):
+    for step, (current, fired) in enumerate(zip(steps, spikes.unbind(0), strict=True)):
         if fresh:  # 0 + (x - 0) / tau
             begin(current, v)
             fresh = False
         else:
             charge(current, v, spare)
         torch.ge(v, threshold, out=fired)
-        torch.addcmul(v, v, fired, value=-1, out=v)  # v - v * spike: exact, spikes are 0 or 1
-    layer.v = v
+        if step < last or not forgets:
+            torch.addcmul(v, v, fired, value=-1, out=v)  # v - v * spike: exact, spikes are 0 or 1
+    if not forgets:
+        layer.v = v
     return spikes
 
 

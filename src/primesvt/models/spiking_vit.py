@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from primesvt.models.config import ModelConfig
+from primesvt.models.inference import forgetting
 from primesvt.models.loaded import Loaded
 from primesvt.models.neurons import reset
 from primesvt.models.provenance import Provenance
@@ -91,7 +92,8 @@ class SpikingViT(nn.Module):
         try:
             for part in running:
                 reset(part)
-            logits: Logits = self.head(later(x))
+            with forgetting():
+                logits: Logits = self.head(later(x))
         finally:
             # A membrane that is part of an autograd graph would break copy.deepcopy(model).
             for part in running:
