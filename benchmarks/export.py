@@ -26,6 +26,7 @@ import torch
 from checkpoints import CIFAR
 from machine import RESULTS, described, save
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from quoting import quote
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -124,8 +125,30 @@ def tested(case: Case, network: str | Path, file: Runner) -> dict[str, Any]:
     }
 
 
+def short(found: list[dict[str, Any]]) -> str:
+    """What docs/export.md shows: sizes at each step, and whether predictions stay."""
+    lines = [
+        "| network | step | weights | file | same prediction, test set | top-1 of the file |",
+        "|---|---|---|---|---|---|",
+    ]
+    steps = ("original", "pruned", f"pruned, 8-bit weights, {LEVELS[0]:.0%} asked")
+    for each in found:
+        if each["step"] in steps and each["format"] == "onnx":
+            lines.append(
+                f"| {each['network']} | {each['step']} | {megabytes(each['weights'])}"
+                f" | {megabytes(each['file'])} | {each['test_same']:.2%} of {each['test_images']:,}"
+                f" | {each['test_file']:.2%} |"
+            )
+    return "\n".join(lines)
+
+
 def page(found: list[dict[str, Any]]) -> str:
     lines = [
+        "# Pruned networks as files\n",
+        "Made by `python benchmarks/export.py CIFAR-FOLDER`, which says what is compared.\n",
+        short(found),
+        "",
+        "All formats:\n",
         "| network | step | format | weights | file | 8-bit layers | same prediction (256)"
         " | same spikes | logits differ by | top-1 of the network, test | of the file"
         " | same prediction, test |",
@@ -149,7 +172,7 @@ def page(found: list[dict[str, Any]]) -> str:
             f"{each['test_same']:.2%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"{described()}.", ""])
+    return "\n".join([*lines, "", f"Seed 0 of every draw. {described()}.", ""])
 
 
 def main(arguments: list[str]) -> None:
@@ -169,6 +192,7 @@ def main(arguments: list[str]) -> None:
             print(each, flush=True)
     save("export", found)
     (RESULTS / "export.md").write_text(page(found))
+    quote("docs/export.md", "export.md", short(found))
     print(page(found))
 
 

@@ -1,21 +1,24 @@
 """The evidence: policies and recoveries side by side, with and without fine-tuning.
 
-    python benchmarks/evidence/run.py [CIFAR-FOLDER] [MODEL ...]
+    python benchmarks/evidence/run.py [CIFAR-FOLDER | digits] [MODEL ...]
 
 Rows are made one after another, the most telling first, and kept in results/evidence.json as they
-are made; a row that is there is not made again, a run that was killed goes on. Two processes may
-work side by side, each on its own models. The page, docs/results.md, is made anew after every row.
-One thread a process. Networks come from checkpoints/, where every one has its recipe and record.
+are made; a row that is there is not made again, and a run that was killed goes on. Several
+processes may work side by side: each takes rows that no other is at. The page, docs/results.md, is
+made anew after every row. One thread a process. Networks come from checkpoints/, where every one
+has its recipe and record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +30,50 @@ from checkpoints import CHECKPOINTS, DIGITS, ROOT, Case
 from machine import RESULTS, machine
 from presets import in_memory
 
+from evidence import controls
 from evidence.page import write_page
-from evidence.rows import Row, rows
+from evidence.rows import NARROW, SPARSE, TOLD, UNPRUNED, Row, rows
 from primesvt import Constraints, prune
 from primesvt._files import write_json
 from primesvt.data import Splits
+from primesvt.memory import parameter_count
 from primesvt.recovery.finetuning import finetune
 
-CIFAR = ("sdt_v2_seed0", "spikformer_seed0", "qkformer_seed0", "sdt_v2_seed1", "sdt_v2_seed2")
+CIFAR = ("sdt_v2_seed0", "qkformer_seed0", "spikformer_seed0", "sdt_v2_seed1", "sdt_v2_seed2")
 RUNS = ROOT / "runs" / "evidence"
 TABLE = RESULTS / "evidence.json"
 
 
-def cases(folder: str | None, wanted: list[str]) -> list[tuple[Case, bool, bool]]:
-    """Networks, whether each is the first of its kind, and whether its training is cheap."""
-    found = [
-        (Case(source=source, data="digits", batch_size=450), number == 0, True)
-        for number, source in enumerate(DIGITS)
-    ]
-    for name in CIFAR if folder is not None else ():
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A trained network; ``first`` of its kind, and ``cheap`` where its training takes seconds."""
+
+    case: Case
+    first: bool
+    cheap: bool
+
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """A tenth of the training, by the tool's own defaults, compiled where that pays."""
+        return {} if self.cheap else {"compile": True}
+
+
+def networks(folder: str | None, wanted: list[str]) -> Iterator[Network]:
+    """CIFAR-10 first, where its folder is given and a network was trained."""
+    for number, name in enumerate(CIFAR if folder is not None else ()):
         source = CHECKPOINTS / f"cifar10_{name}"
-        if (source / "record.json").exists():
-            found.append((Case(source=source, data=str(folder)), name == CIFAR[0], False))
-    return [case for case in found if not wanted or case[0].name in wanted]
+        if (source / "record.json").exists() and (not wanted or source.name in wanted):
+            case = Case(source=source, data=str(folder), batch_size=_batch_size(source))
+            yield Network(case=case, first=number == 0, cheap=False)
+    for number, source in enumerate(DIGITS):
+        case = Case(source=source, data="digits", batch_size=450)
+        if not wanted or case.name in wanted:
+            yield Network(case=case, first=number == 0, cheap=True)
+
+
+def _batch_size(source: Path) -> int:
+    """Batches of the training, on which the answers of some networks depend."""
+    return int(json.loads((source / "record.json").read_text())["recipe"]["batch_size"])
 
 
 def splits_of(case: Case) -> Splits:
@@ -58,31 +82,83 @@ def splits_of(case: Case) -> Splits:
     return dataclasses.replace(case.splits, **kept, test=in_memory(case.splits.test))
 
 
-def measure(case: Case, splits: Splits, row: Row) -> dict[str, Any]:
-    """One run, fine-tuned where that is asked for."""
-    folder = RUNS / "_".join(part.replace(" ", "-") for part in row.key)
+def measure(network: Network, splits: Splits, row: Row) -> dict[str, Any] | None:
+    """One row; ``None`` for one that waits for another."""
+    case, folder = network.case, RUNS / "_".join(part.replace(" ", "-") for part in row.key)
     begin = time.perf_counter()
+    if row.policy == UNPRUNED:
+        found = controls.unpruned(case, splits, network.tuning)
+    elif row.policy == SPARSE:
+        found = controls.sparse(case)
+    elif row.policy == NARROW:
+        pruned = known().get((case.name, "allocate", "refit", TOLD[-1]))
+        if pruned is None:
+            return None
+        found = controls.narrow(case, pruned["after"]["parameters"], folder)
+    else:
+        found = _pruned(network, splits, row, folder)
+    return {
+        "seconds": round(time.perf_counter() - begin, 1),
+        **dataclasses.asdict(row),
+        "before": costs_before(case),
+        **found,
+    }
+
+
+def _pruned(network: Network, splits: Splits, row: Row, folder: Path) -> dict[str, Any]:
+    case = network.case
+    begin = time.perf_counter()
+    earlier = _earlier(row, folder)
     result = prune(
         case.model,
         data=splits,
         constraints=Constraints(**row.constraints),
         batch_size=case.batch_size,
+        from_run=earlier,
         out=folder,
         **row.options,
     )
     took = time.perf_counter() - begin
     metrics = result.metrics.to_dict()
+    after = {k: v for k, v in metrics["after"].items() if k in ("parameters", "parameter_bytes")}
     found = {
-        **dataclasses.asdict(row),
-        **{name: metrics[name] for name in ("met", "saving", "drop", "bound", "before", "after")},
+        **{name: metrics[name] for name in ("met", "drop", "bound", "bounded_by")},
+        "saving": 1 - after["parameter_bytes"] / metrics["before"]["parameter_bytes"],
+        "after": {**after, "test": metrics["after"]["test"]},
+        "confirmation": metrics["confirmation"],
         "probes": len(result.probes),
         "seconds": round(took, 1),
+        "reused": earlier is not None,
     }
     if row.finetuned and result.plan.steps:
-        record = finetune(folder, teacher=case.source, data=splits).record
-        found["tuned"] = record.to_dict()
+        tuned = finetune(folder, teacher=case.source, data=splits, recipe=network.tuning)
+        found["tuned"] = tuned.record.to_dict()
         shutil.rmtree(folder / "finetuned" / "model")
     return found
+
+
+def _earlier(row: Row, folder: Path) -> Path | None:
+    """A finished run that differs in its limit alone: its probes hold here too."""
+    for other in known().values():
+        same = all(other[name] == getattr(row, name) for name in ("model", "policy", "recovery"))
+        if same and other["options"] == row.options and other["goal"] != row.goal:
+            place = folder.parent / folder.name.replace(
+                row.goal.replace(" ", "-"), other["goal"].replace(" ", "-")
+            )
+            if (place / "metrics.json").exists():
+                return place
+    return None
+
+
+def costs_before(case: Case) -> dict[str, Any]:
+    """Size and test figures of the unpruned network, measured once."""
+    for row in known().values():
+        if row["model"] == case.name:
+            return dict(row["before"])
+    return {
+        "parameters": parameter_count(case.model),
+        "test": controls.tested(case, case.model),
+    }
 
 
 def add(row: dict[str, Any]) -> None:
@@ -101,14 +177,39 @@ def known() -> dict[tuple[str, ...], dict[str, Any]]:
     return {tuple(row[name] for name in names): row for row in found}
 
 
+@contextlib.contextmanager
+def claimed(row: Row) -> Iterator[bool]:
+    """Whether this process alone is at a row."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    name = "_".join(part.replace(" ", "-") for part in row.key)
+    with (RUNS / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield row.key not in known()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] != "digits" else None
-    for case, first, cheap in cases(folder, sys.argv[2:]):
-        splits = splits_of(case)
-        for row in rows(case.name, first=first, cheap=cheap):
-            if row.key not in known():
-                add(found := measure(case, splits, row))
+    asked = [
+        (row, network)
+        for network in networks(folder, sys.argv[2:])
+        for row in rows(network.case.name, first=network.first, cheap=network.cheap)
+    ]
+    sets: dict[str, Splits] = {}
+    for row, network in sorted(asked, key=lambda pair: pair[0].urgency):
+        with claimed(row) as mine:
+            if not mine:
+                continue
+            if row.model not in sets:
+                sets.clear()  # one in memory at a time
+                sets[row.model] = splits_of(network.case)
+            found = measure(network, sets[row.model], row)
+            if found is not None:
+                add(found)
                 print(*row.key, f"{found['saving']:.2%}", found["seconds"], flush=True)
 
 
