@@ -1,42 +1,49 @@
 """What a limit on time is worth: plans that count memory alone, and plans that count time too.
 
-    python benchmarks/latency.py CIFAR-FOLDER [IMAGES [ROW ...]]   # results/latency.json and .md
+    python benchmarks/latency.py DATA [IMAGES [ROW ...]]   # results/latency.json and .md
 
-Every row is a whole run of ``primesvt.prune`` on the CIFAR-10 checkpoint, within 3 points, with at
-least 40 % of the memory saved; IMAGES is how many selection images it sees (all, when not given or
-0), ROW names some of ROWS. Each run's folder under runs/latency is kept, so a stopped benchmark
-goes on. Then all networks are timed together, in changing order, beside the unpruned one, as they
-are and with batch norms folded into layers: a speed-up is the ratio of two neighbouring runs, and
-stands beside what the multiply-accumulates allow. One thread, and its processor time, which is the
-time on a quiet machine; wall time stands beside it.
+DATA is ``digits``, for the bundled network, or a folder with CIFAR-10, for that checkpoint; a
+second call adds its network to the first one's. Every row is a whole run of ``primesvt.prune``
+within 3 points, with at least 40 % of the memory saved; a limit on time is one on that of the
+exported file in onnxruntime. IMAGES is how many selection images it sees
+(all, when not given or 0), ROW names some of ROWS. Each run's folder under runs/latency is kept, so
+a stopped benchmark goes on. Then all networks are timed together, in changing order, beside the
+unpruned one: in PyTorch as they are, and as ONNX files in onnxruntime, which has batch norms folded
+and spends less on each operator. A speed-up is the ratio of two neighbouring runs, and stands
+beside what the multiply-accumulates allow. One thread, and its processor time, which is the time on
+a quiet machine; wall time stands beside it.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from checkpoints import CIFAR, ROOT, Case
+from checkpoints import CIFAR, DIGITS, ROOT, Case
 from machine import RESULTS, described, save
 from presets import in_memory
+from quoting import quote
 from torch import nn
 
-from primesvt import Constraints, prune
+from primesvt import Constraints, export, prune
 from primesvt.energy import count_operations
-from primesvt.exporting.folding import fold_norms
+from primesvt.exporting.runtime import Runner, onnx_runner
 from primesvt.latency import BATCHES, Pace
-from primesvt.latency.timing import batched, race_networks
+from primesvt.latency.timing import Seconds, batched, race, race_networks
 from primesvt.pruning import PruneResult
 
 POINTS, SAVING, SHARE = 3.0, 0.4, 0.64  # 1 / 0.64 is a little more than the 1.5 that is asked for
-PACE = Pace(seconds=120, least=20, most=150)
+PACE = Pace(seconds=25, least=20, most=150)
 CLOCKS = {"processor": time.thread_time, "wall": time.perf_counter}
 ROWS: dict[str, dict[str, Any]] = {
     "memory": {},
@@ -52,20 +59,20 @@ ROWS: dict[str, dict[str, Any]] = {
 def run(case: Case, name: str, images: int | None) -> PruneResult:
     """One run, in a folder of its own."""
     options = dict(ROWS[name])
-    limits = {"max_latency": options.pop("max_latency", None)}
+    limits = {"max_latency": options.pop("max_latency", None), "latency_runtime": "onnxruntime"}
     splits = dataclasses.replace(
         case.splits,
         calibration=in_memory(case.splits.calibration),
         selection=in_memory(case.splits.selection, images),
         test=in_memory(case.splits.test),
     )
-    folder = ROOT / "runs" / "latency" / f"{name.replace(',', '').replace(' ', '-')}-{images}"
+    words = f"{case.name}-{name.replace(',', '').replace(' ', '-')}-{images or 'all'}"
     return prune(
         case.model,
         data=splits,
         constraints=Constraints(max_accuracy_drop=POINTS, min_memory_saving=SAVING, **limits),
         batch_size=case.batch_size,
-        out=folder,
+        out=ROOT / "runs" / "latency" / words,
         **options,
     )
 
@@ -73,35 +80,58 @@ def run(case: Case, name: str, images: int | None) -> PruneResult:
 def timed(networks: dict[str, nn.Module], inputs: tuple[Any, ...]) -> dict[str, dict[str, Any]]:
     """Milliseconds and speed-ups of all networks at every batch size, by both clocks."""
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    files = {name: exported(model, inputs) for name, model in networks.items()}
     for batch in BATCHES:
-        parts = {name: (model, batched(inputs, batch)) for name, model in networks.items()}
+        sized = batched(inputs, batch)
         for clock, seconds in CLOCKS.items():
-            times = race_networks(parts, dataclasses.replace(PACE, clock=seconds))
-            for name, own in times.items():
-                found[name][f"{batch}, {clock}"] = {
-                    "runs": len(own),
-                    "milliseconds": (1e3 * np.quantile(own, (0.25, 0.5, 0.75))).tolist(),
-                    "speedup": np.quantile(times["unpruned"] / own, (0.25, 0.5, 0.75)).tolist(),
-                }
+            pace = dataclasses.replace(PACE, clock=seconds)
+            parts = {name: (model, sized) for name, model in networks.items()}
+            runs = {name: partial(file, *sized) for name, file in files.items()}
+            times = {
+                "PyTorch": race_networks(parts, pace),
+                "file": race(runs, pace, torch.device("cpu")),
+            }
+            for where, own in times.items():
+                for name, told in speedups(own).items():
+                    found[name][f"{where}, batch {batch}, {clock}"] = told
     return found
 
 
-def folded(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
-    """A copy whose batch norms went into the layers before them."""
-    smaller = copy.deepcopy(model)
-    fold_norms(smaller, batched(inputs, 2))
-    return smaller
+def speedups(times: dict[str, Seconds]) -> dict[str, dict[str, Any]]:
+    """Quartiles of the milliseconds, and of the ratio to the unpruned network's in each round."""
+    return {
+        name: {
+            "runs": len(own),
+            "milliseconds": (1e3 * np.quantile(own, (0.25, 0.5, 0.75))).tolist(),
+            "speedup": np.quantile(times["unpruned"] / own, (0.25, 0.5, 0.75)).tolist(),
+        }
+        for name, own in times.items()
+    }
+
+
+def exported(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
+    """The network as an ONNX file in onnxruntime."""
+    (images,) = batched(inputs, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        made = export(model, Path(folder) / "network.onnx", example_input=images, agreement=0.0)
+        return onnx_runner(made.path.read_bytes())
 
 
 def rows(case: Case, names: Sequence[str], images: int | None) -> list[dict[str, Any]]:
-    results = {}
+    results: dict[str, PruneResult] = {}
+    refused = []
     for name in names:
-        results[name] = run(case, name, images)
-        print(name, results[name].verdict, flush=True)
+        try:
+            results[name] = run(case, name, images)
+        except ValueError as error:  # a limit that no width can hold
+            if "cannot hold" not in str(error):
+                raise
+            refused.append({"network": case.name, "row": name, "refused": str(error)})
+        print(name, results[name].verdict if name in results else refused[-1], flush=True)
+    load = os.getloadavg()
     networks = {"unpruned": case.model} | {name: r.model for name, r in results.items()}
     inputs = (in_memory(case.splits.calibration, 64).tensors[0],)
     times = timed(networks, inputs)
-    lean = timed({name: folded(model, inputs) for name, model in networks.items()}, inputs)
     macs = {name: count_operations(model, [inputs]).macs for name, model in networks.items()}
     before = next(iter(results.values())).metrics.before
     found = []
@@ -109,7 +139,9 @@ def rows(case: Case, names: Sequence[str], images: int | None) -> list[dict[str,
         result = results.get(name)
         costs = result.metrics.after if result else before
         row = {
+            "network": case.name,
             "row": name,
+            "images": len(case.splits.selection) if images is None else images,
             "options": ROWS.get(name, {}),
             "met": result.metrics.met if result else None,
             "saving": result.metrics.saving if result else 0.0,
@@ -118,44 +150,82 @@ def rows(case: Case, names: Sequence[str], images: int | None) -> list[dict[str,
             "mac_ratio": macs["unpruned"] / macs[name],
             "membrane_bytes": costs.membrane_bytes_per_sample,
             "times": times[name],
-            "times_folded": lean[name],
+            "load": [load[0], os.getloadavg()[0]],
             "widths": {s.group: list(s.after) for s in result.plan.steps} if result else {},
         }
         found.append(row)
-    return found
+    return [*found, *refused]
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """The table: what was saved, what it cost, how much faster, and how much could be had."""
-    before = found[0]["test"]["accuracy"]
-    one, many = (f"{batch}, processor" for batch in BATCHES)
+    """Tables: what was saved, what it cost, how much faster, and how much could be had."""
     lines = [
         "# Plans that count memory, and plans that count time too\n",
-        "Made by `python benchmarks/latency.py CIFAR-FOLDER`: cifar10_seed0, at least"
-        f" {SAVING:.0%} of the memory saved, within {POINTS:g} points; where time is limited, to"
-        f" {SHARE:g} of the unpruned network's at a batch of {BATCHES[-1]}. Speed-ups: medians"
-        " (quartiles) of neighbouring runs of all networks in turn, by processor time of one"
-        " thread; the share is that of the ratio of multiply-accumulates.\n",
-        "| plan | limits met | memory saved | test drop | MAC ratio | batch 1 | batch 32 | share"
-        " | batch 32, norms folded | share | batch 32, wall time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"Made by `python benchmarks/latency.py DATA`: at least {SAVING:.0%} of the memory saved,"
+        f" within {POINTS:g} points; where time is limited, to {SHARE:g} of the unpruned network's"
+        f" at a batch of {BATCHES[-1]}, both as ONNX files in onnxruntime.\n",
+        short(found),
     ]
-    for row in found[1:]:
-        plain, lean = row["times"], row["times_folded"]
-        shares = [each[many]["speedup"][1] / row["mac_ratio"] for each in (plain, lean)]
-        lines.append(
-            f"| {row['row']} | {'yes' if row['met'] else 'no'} | {row['saving']:.1%}"
-            f" | {100 * (before - row['test']['accuracy']):.2f} | {row['mac_ratio']:.2f}"
-            f" | {_spread(plain[one])} | {_spread(plain[many])} | {shares[0]:.0%}"
-            f" | {_spread(lean[many])} | {shares[1]:.0%}"
-            f" | {_spread(plain[f'{BATCHES[-1]}, wall'])} |"
-        )
-    whole = found[0]["times"]
-    told = "; ".join(
-        f"batch {size}: {each['milliseconds'][1]:.1f} ms, {each['runs']} runs of each"
-        for size, each in whole.items()
+    for name in dict.fromkeys(row["network"] for row in found):
+        lines += ["", f"## {name}", "", *_table([row for row in found if row["network"] == name])]
+    return "\n".join([*lines, "", f"Seed 0 of every draw. {described()}.", ""])
+
+
+def short(found: list[dict[str, Any]]) -> str:
+    """What docs/costs.md shows."""
+    where = {"PyTorch": "PyTorch", "file": "onnxruntime"}
+    heads = " | ".join(f"{name}, batch {BATCHES[-1]} | share" for name in where.values())
+    lines = [
+        f"| network | plan | memory saved | test drop, points | MAC ratio | {heads} |",
+        f"|{'---|' * (5 + 2 * len(where))}",
+    ]
+    before = {row["network"]: row["test"]["accuracy"] for row in found if row["row"] == "unpruned"}
+    for row in found:
+        first = f"| {row['network']} | {row['row']}"
+        if "refused" in row:
+            lines.append(f"{first} | cannot hold |{' |' * (2 + 2 * len(where))}")
+        elif row["row"] != "unpruned":
+            cells = " | ".join(_speed(row, f"{each}, batch {BATCHES[-1]}") for each in where)
+            lines.append(
+                f"{first} | {row['saving']:.1%}{'' if row['met'] else ', limits not met'}"
+                f" | {_dropped(row, before[row['network']])} | {row['mac_ratio']:.2f} | {cells} |"
+            )
+    told = (
+        "Speed-ups are medians of the ratios of neighbouring runs, all networks in turn, by the"
+        " processor time of one thread; *share*: of the ratio of multiply-accumulates."
     )
-    return "\n".join([*lines, "", f"Unpruned, {told}. {described()}.", ""])
+    return "\n".join([*lines, "", told])
+
+
+def _dropped(row: dict[str, Any], before: float) -> str:
+    return f"{100 * (before - row['test']['accuracy']):.2f}"
+
+
+def _speed(row: dict[str, Any], column: str) -> str:
+    """A speed-up, and its share of what multiply-accumulates allow."""
+    middle = row["times"][f"{column}, processor"]["speedup"][1]
+    return f"{middle:.2f} | {middle / row['mac_ratio']:.0%}"
+
+
+def _table(found: list[dict[str, Any]]) -> list[str]:
+    """One network: every speed-up with its quartiles."""
+    columns = list(found[0]["times"])
+    lines = [f"| plan | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
+    notes = []
+    for row in found[1:]:
+        if "refused" in row:
+            notes.append(f"{row['row']}: {row['refused']}.")
+            continue
+        cells = " | ".join(_spread(row["times"][column]) for column in columns)
+        lines.append(f"| {row['row']} | {cells} |")
+    told = "; ".join(
+        f"{size}: {each['milliseconds'][1]:.1f} ms, {each['runs']} runs of each"
+        for size, each in found[0]["times"].items()
+    )
+    first, last = found[0]["load"]
+    images = f"{found[0]['images']:,} selection images"
+    load = f"Load while they were timed: {first:.1f} to {last:.1f}"
+    return [*lines, "", f"{images}. Unpruned, {told}. {load}.", *notes]
 
 
 def _spread(times: dict[str, Any]) -> str:
@@ -163,15 +233,27 @@ def _spread(times: dict[str, Any]) -> str:
     return f"{middle:.2f} ({low:.2f} .. {high:.2f})"
 
 
+def _others(network: str) -> list[dict[str, Any]]:
+    """What is known of the other networks."""
+    path = RESULTS / "latency.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if row["network"] != network]
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_dir():
+    data = sys.argv[1] if len(sys.argv) > 1 else ""
+    if data != "digits" and not Path(data).is_dir():
         raise SystemExit(__doc__)
     images = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     names = sys.argv[3:] or list(ROWS)
-    found = rows(Case(source=CIFAR, data=sys.argv[1]), names, images or None)
+    digits = Case(source=DIGITS[0], data=data, batch_size=450)
+    case = digits if data == "digits" else Case(source=CIFAR, data=data)
+    found = [*_others(case.name), *rows(case, names, images or None)]
+    found.sort(key=lambda row: row["network"] != DIGITS[0])
     save("latency", found)
     (RESULTS / "latency.md").write_text(page(found))
+    quote("docs/costs.md", "latency.md", short(found))
     print(page(found))
 
 

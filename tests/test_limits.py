@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,10 +22,12 @@ from primesvt.latency.table import NetworkTime
 from primesvt.limits import Held, LatencyLimit, MembraneLimit, check_limits
 from primesvt.memory import membrane_bytes, parameter_count
 from primesvt.metrics import Metrics
+from primesvt.sensitivity import widths
 from primesvt.settings import Settings
 
 from .lively import FAMILIES, lively
 
+RATES = (0.3, 0.6, 0.9)
 SOME = ["*.block4_0.mlp.fc1", "*.conv1b.conv1", "*.block4_0.attn.q+k", "*.block3_0.attn.v"]
 
 
@@ -39,7 +42,7 @@ def small():
 
 def run(**options):
     limits = {"max_accuracy_drop": 8, "min_memory_saving": None, **options.pop("limits", {})}
-    asked = {"include": SOME, "rates": (0.3, 0.6, 0.9), "gate": "point", "confirm": False}
+    asked = {"include": SOME, "rates": RATES, "gate": "point", "confirm": False}
     asked |= {"importance": "l2", "recovery": "none", "verify": False, "lossless": False}
     model = create_model("sdt_v2_digits", pretrained=True)
     return prune(model, data=small(), constraints=Constraints(**limits), **asked | options)
@@ -115,13 +118,33 @@ def test_a_membrane_limit_holds_in_the_end():
     assert Metrics.from_dict(json.loads(json.dumps(result.metrics.to_dict()))) == result.metrics
 
 
-def test_a_limit_out_of_reach_is_said_and_the_best_plan_kept():
-    result = run(limits={"max_membrane": "20kB"})
+@functools.cache
+def narrowest():
+    """Bytes of potentials with all of SOME at the narrowest width."""
+    model, example = create_model("sdt_v2_digits"), (torch.rand(1, 1, 8, 8),)
+    graph = trace(model, example)
+    groups = [g for g in graph if any(fnmatch(g.name, glob) for glob in SOME)]
+    assert len(groups) == len(SOME)
+    limit = MembraneLimit(model=model, graph=graph, example=example, allowed=1)
+    return limit.at({g.name: min(widths(g.size, RATES)) for g in groups}).after
+
+
+def test_a_limit_that_accuracy_forbids_is_said_and_the_best_plan_kept():
+    tight = {"max_membrane": narrowest(), "max_accuracy_drop": 2}
+    result = run(limits=tight)
     (held,) = result.metrics.others
     assert not held.held and not result.met
     assert result.verdict.startswith("The limits cannot be met together: the best plan found")
-    assert "20.0 kB allowed" in result.verdict
+    assert f"{narrowest() / 1e3:.1f} kB allowed" in result.verdict
     assert result.plan.steps and held.after < held.before
+
+
+def test_a_limit_that_no_width_can_hold_is_refused_at_once():
+    probed = []
+    with pytest.raises(ValueError, match=r"max_membrane cannot hold.*allow more") as error:
+        run(limits={"max_membrane": "20kB"}, progress=lambda stage, *_: probed.append(stage))
+    assert f"it is {narrowest() / 1e3:.1f} kB of membrane potentials" in str(error.value)
+    assert not {"curves", "whole networks"} & set(probed)
 
 
 def test_any_policy_is_checked_in_the_end():

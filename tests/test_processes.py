@@ -15,12 +15,13 @@ from torch.utils.data import Subset, TensorDataset
 from primesvt.data import Splits, load_data
 from primesvt.evaluation import outcomes
 from primesvt.models import SpikingViT, create_model
-from primesvt.processes import Processes
+from primesvt.processes import ALONE, Processes
 from primesvt.training import Augmentation
 from primesvt.training.loop import Loop
 from primesvt.training.recipe import Learning
 
 from .channels.firing import excite
+from .played_processes import play
 from .two_processes import run_twice
 
 CPU = torch.device("cpu")
@@ -96,7 +97,12 @@ def refused(processes: Processes) -> str:
 def aligned(processes: Processes) -> float:
     model = Plain()
     model.count += 10 + processes.rank
+    with torch.no_grad():
+        model.unread += processes.rank
     processes.align(model)
+    assert torch.equal(model.unread, torch.ones(2, 2) + processes.rank)
+    processes.align(model, parameters=True)
+    assert torch.equal(model.unread, torch.ones(2, 2))
     return float(model.count)
 
 
@@ -196,3 +202,60 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         Processes.start(torch.device("cuda"))
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Processes.start(torch.device("cuda")).size == 1
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 5), (3, 3), (4, 2), (3, 0)])
+def test_items_are_dealt_out_and_come_back_in_order(size: int, count: int) -> None:
+    done: list[tuple[int, int]] = []
+
+    def all_of(processes: Processes) -> list[int]:
+        def work(item: int) -> int:
+            done.append((processes.rank, item))
+            return 10 * item
+
+        return processes.each(range(count), work)
+
+    assert play(size, all_of) == [[10 * item for item in range(count)]] * size
+    assert sorted(done) == sorted((item % size, item) for item in range(count))
+
+
+@pytest.mark.parametrize("error", [ValueError("no such thing"), OSError("no such thing")])
+def test_a_mistake_of_one_is_raised_by_all(error: Exception) -> None:
+    def work(processes: Processes) -> str:
+        def fail() -> int:
+            if processes.rank == 1:
+                raise error
+            return 0
+
+        with pytest.raises(ValueError) as caught:
+            processes.everywhere(fail)
+        return str(caught.value)
+
+    assert play(3, work) == ["no such thing"] * 3
+    with pytest.raises(type(error), match="no such thing"):
+        ALONE.on_main(lambda: (_ for _ in ()).throw(error))
+
+
+def test_a_folder_that_main_cannot_write_is_a_mistake_of_all() -> None:
+    def work(processes: Processes) -> str:
+        def fail() -> None:
+            raise PermissionError("not here")
+
+        with pytest.raises(ValueError) as caught:
+            processes.on_main(fail)
+        return str(caught.value)
+
+    assert play(2, work) == ["not here"] * 2
+
+
+def test_processes_that_were_given_different_things() -> None:
+    def refused(processes: Processes) -> str:
+        facts = {"model": "m", "selection_set": "abc" if processes.rank < 2 else "other"}
+        processes.check_same(lambda: {"model": "m"})
+        with pytest.raises(ValueError) as caught:
+            processes.check_same(lambda: facts)
+        return str(caught.value)
+
+    told = "process 2 differs from process 0 in selection set; give all of them the same model"
+    assert all(each.startswith(told) for each in play(3, refused))
+    ALONE.check_same(lambda: pytest.fail("nobody to compare with"))

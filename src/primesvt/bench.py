@@ -16,6 +16,7 @@ from primesvt.evaluation import DataEvaluator
 from primesvt.importance import Evidence, Importance
 from primesvt.memory import parameter_bytes
 from primesvt.probes import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
+from primesvt.processes import ALONE, Processes, in_turn
 from primesvt.racing import Race
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement
@@ -41,6 +42,8 @@ class Bench:
         distance: how far networks' answers are from the unpruned one's, where that is asked for.
         race: rejects networks early that the gate would not let pass; none, when not given.
         memory: bytes that networks measured together may take, with activations that they share.
+        processes: those that measure together. They share the images of a probe, if the evaluator
+            deals them out, and deal out whole networks where distances are asked for.
     """
 
     def __init__(
@@ -56,11 +59,12 @@ class Bench:
         distance: Callable[[Together], list[float]] | None = None,
         race: Race | None = None,
         memory: int = NETWORKS,
+        processes: Processes = ALONE,
     ) -> None:
         assert table.reference is not None
         self.reference: Reference = table.reference
         self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
-        self.recovery = recovery or Recovery(kind="none")
+        self.recovery, self.processes = recovery or Recovery(kind="none"), processes
         self.cutter = Cutter(
             model=model,
             graph=graph,
@@ -68,6 +72,7 @@ class Bench:
             evidence=evidence,
             recovery=self.recovery,
             memory=memory,
+            processes=processes,
         )
         self._distance, self._race = distance, race
 
@@ -104,13 +109,15 @@ class Bench:
         for part, together in self.cutter.together(missing, around):
             found = self._measure(together, race)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
+            made: list[Probe] = []
             for cuts, network, measurement in zip(part, together.networks, found, strict=True):
                 left = parameter_bytes(network)
                 probe = _compared(self.reference, measurement, cuts, left, seconds)
                 if measurement.rejected and race is not None:
                     allowed = race.budget(probe.gained or 0) / race.total
                     probe = replace(probe, rejected=allowed, race_error=race.error)
-                self.table.add(probe)
+                made.append(probe)
+            self.table.add(*made)
             del together, network  # the next ones are made before these names are bound again
             known += len(part)
             tell(known, len(wanted))
@@ -141,13 +148,15 @@ class Bench:
         missing = [c for c in _different(wanted) if c and self.table.find_distance(c) is None]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
-        for part, together in self.cutter.together(missing, around, "distance"):
-            values = self._distance(together)
+        for part, together in self.cutter.together(missing, around, "distance", deal=True):
+            values = self._distances_of(together)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
-            for cuts, value in zip(part, values, strict=True):
-                self.table.add_distance(
+            self.table.add_distance(
+                *(
                     DistanceProbe(cuts=dict(cuts), distance=value, seconds=round(seconds, 3))
+                    for cuts, value in zip(part, values, strict=True)
                 )
+            )
             del together
             known += len(part)
             tell(known, len(wanted))
@@ -158,6 +167,13 @@ class Bench:
         """Parameter bytes that the cuts free, exactly."""
         first = {group: _first(self.graph[group], count) for group, count in cuts.items()}
         return self.graph.freed(first).parameter_bytes
+
+    def _distances_of(self, together: Together) -> list[float]:
+        """Distances of the networks that were dealt out, in the order of their cuts."""
+        measure = self._distance
+        assert measure is not None
+        own = self.processes.everywhere(lambda: measure(together) if together.networks else [])
+        return in_turn(own)
 
     def _measure(self, together: Together, race: Race | None) -> list[Measurement]:
         if isinstance(self.evaluate, DataEvaluator):

@@ -103,7 +103,10 @@ class _Question:
         evidence = Evidence(
             model=bench.model, graph=bench.graph, activity=bench.recovery.activity, seed=self.seed
         )
-        return {group.name: removal_costs(rank, evidence, group) for group in self.groups}
+        found = bench.processes.each(
+            self.groups, lambda group: removal_costs(rank, evidence, group)
+        )
+        return {group.name: costs for group, costs in zip(self.groups, found, strict=True)}
 
 
 def _prime(asked: _Question) -> Walk:

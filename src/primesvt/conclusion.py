@@ -133,7 +133,8 @@ class Conclusion:
         if self.progress is not None:
             self.progress("measuring latency", 0, 0)
         inputs = self.example if self.calibration is None else next(iter(self.calibration))
-        return measure({"before": before, "after": after}, inputs)
+        networks = {"before": before, "after": after}
+        return self.evaluate.processes.on_main(lambda: measure(networks, inputs))
 
     @staticmethod
     def _placed(inputs: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ _UNITS = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+_RUNTIMES = ("pytorch", "onnxruntime")
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*")
 _NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?\s*%?\s*", re.IGNORECASE)
@@ -41,6 +42,8 @@ class Constraints:
         max_latency: largest time of a forward pass, measured on this machine: a share of the
             unpruned network's (``0.67``), or a time (``"12ms"``).
         latency_batch: samples in that pass.
+        latency_runtime: what computes it: ``pytorch``, or ``onnxruntime``, from an exported file
+            on the CPU.
         max_membrane: largest memory of all membrane potentials per sample (``"60kB"``, or a number
             of bytes).
 
@@ -62,6 +65,7 @@ class Constraints:
     stop_at_saving: bool = False
     max_latency: float | str | None = None
     latency_batch: int = 32
+    latency_runtime: str = "pytorch"
     max_membrane: float | str | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +81,10 @@ class Constraints:
             _time(self.max_latency)
         if isinstance(self.latency_batch, bool) or self.latency_batch < 1:
             raise ValueError(f"latency_batch is {self.latency_batch}, but must be at least 1")
+        if self.latency_runtime not in _RUNTIMES:
+            raise ValueError(
+                f"unknown latency_runtime {self.latency_runtime!r}; known: {', '.join(_RUNTIMES)}"
+            )
         if self.stop_at_saving and saving is None and self.max_parameter_memory is None:
             raise ValueError(
                 "stop_at_saving needs a memory limit to stop at; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -17,6 +17,7 @@ from primesvt.models import SpikingViT
 from primesvt.models.copying import copy_of
 from primesvt.prefixes import Prefixes
 from primesvt.probes import Cuts
+from primesvt.processes import ALONE, Processes
 from primesvt.recovery import Recovery
 from primesvt.together import Together, block_of
 
@@ -56,6 +57,7 @@ class Cutter:
         recovery: what is done around every cut; nothing, when not given.
         memory: bytes that networks made together may take, those that they are made from included;
             what they leave of it, activations may take that several have in common.
+        processes: those that cut the same networks, or deal them out; they agree on the channels.
 
     Raises:
         ValueError: not even one network fits into the memory.
@@ -79,8 +81,9 @@ class Cutter:
         evidence: Evidence | None = None,
         recovery: Recovery | None = None,
         memory: int = NETWORKS,
+        processes: Processes = ALONE,
     ) -> None:
-        self.model, self.graph = model, graph
+        self.model, self.graph, self.processes = model, graph, processes
         self._fitting = min(TOGETHER, room_for(model, memory))
         self.recovery = recovery or Recovery(kind="none")
         self._importance = importance
@@ -95,9 +98,17 @@ class Cutter:
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
-        if group not in self._scores:
-            self._scores[group] = self._importance(self._evidence, self.graph[group])
+        self._rank([group])
         return keep(self._scores[group], count)
+
+    def _rank(self, groups: Iterable[str]) -> None:
+        """Score the channels of groups, each group once and by one of the processes."""
+        missing = [group for group in dict.fromkeys(groups) if group not in self._scores]
+        if missing:
+            found = self.processes.each(
+                missing, lambda group: self._importance(self._evidence, self.graph[group])
+            )
+            self._scores.update(zip(missing, found, strict=True))
 
     def cut(self, cuts: Cuts) -> nn.Module:
         """A smaller copy of the network, recovered."""
@@ -107,28 +118,38 @@ class Cutter:
         return smaller
 
     def together(
-        self, wanted: Sequence[Cuts], around: Cuts | None = None, purpose: str = ""
+        self,
+        wanted: Sequence[Cuts],
+        around: Cuts | None = None,
+        purpose: str = "",
+        *,
+        deal: bool = False,
     ) -> Iterator[tuple[list[Cuts], Together]]:
         """The networks of several cuts, some at a time, to be run before the next are asked for.
 
         ``around`` are cuts from which all of them differ in few groups: they share the blocks in
         front of the first difference with the network of those, and the work that these take.
-        ``purpose`` tells measurements of different length apart.
+        ``purpose`` tells measurements of different length apart. With ``deal`` the networks are
+        dealt out among the processes in turn: each gets all cuts and its own networks.
         """
         alone = not _plain(self.model) or (around is None and len(wanted) < 2)
         around = around or {}
         order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
+        hands = self.processes.size if deal else 1
+        if hands > 1:  # agreed upon by all, before each is busy with its own
+            self._rank(group for cuts in (around, *order) for group in cuts)
         while order:
-            begin, size = time.monotonic(), 1 if alone else self._at_once(purpose)
+            begin, size = time.monotonic(), hands * (1 if alone else self._at_once(purpose))
             part, order = order[:size], order[size:]
-            together = self._made(part, None if alone else self._common(around))
+            mine = self.processes.deal(part) if deal else part
+            together = self._made(mine, None if alone else self._common(around))
             yield part, together
-            self._made_last = (dict(part[0]), together.networks[0]) if len(part) == 1 else None
-            self._pace[purpose] = (time.monotonic() - begin) / len(part)
+            self._made_last = (dict(mine[0]), together.networks[0]) if len(mine) == 1 else None
+            self._pace[purpose] = (time.monotonic() - begin) / max(1, len(mine))
 
     def _made(self, part: Sequence[Cuts], common: _Common | None) -> Together:
         """Recovered networks."""
-        if common is None:
+        if common is None or not part:
             return Together(networks=[self.cut(cuts) for cuts in part])
         starts = [self._start(cuts, common.cuts) for cuts in part]
         networks = [self._later(c, common.network, s) for c, s in zip(part, starts, strict=True)]
@@ -208,7 +229,7 @@ class Cutter:
         if purpose not in self._pace:
             return 1
         quick = int(AT_RISK / max(self._pace[purpose], 1e-9))
-        return max(1, min(self._fitting, quick))
+        return self.processes.agree(max(1, min(self._fitting, quick)))
 
 
 def room_for(model: nn.Module, memory: int) -> int:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sized
+from collections.abc import Hashable, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import Dataset
 
 from primesvt.batches import batch_note
-from primesvt.data import Splits, check_labels
+from primesvt.data import Splits
 from primesvt.fingerprint import data_digest
+from primesvt.processes import ALONE, Processes
 from primesvt.progress import Progress
 from primesvt.racing import Race
+from primesvt.rounds import Leaves, Rounds
 from primesvt.scoring import Measurement, Outcomes
 from primesvt.together import Together
 
@@ -42,6 +44,7 @@ def outcomes(
     workers: int = 0,
     progress: Progress | None = None,
     stage: str = "evaluating",
+    processes: Processes = ALONE,
 ) -> npt.NDArray[np.bool_]:
     """Which samples a classifier gets right, in the order of the data set.
 
@@ -57,6 +60,7 @@ def outcomes(
         workers: processes that load samples.
         progress: called as ``progress(stage, done, total)`` after every batch.
         stage: what to tell ``progress``.
+        processes: those that deal out the batches among them; all of them find all outcomes.
 
     Raises:
         ValueError: an empty data set, labels outside the classes, no logits, no such device.
@@ -77,6 +81,7 @@ def outcomes(
         workers=workers,
         progress=progress,
         stage=stage,
+        processes=processes,
     )[0]
 
 
@@ -89,42 +94,40 @@ def _outcomes(
     workers: int,
     progress: Progress | None,
     stage: str,
-    leaves: Callable[[int, npt.NDArray[np.bool_]], bool] = lambda *_: False,
+    leaves: Leaves | None = None,
     data: Hashable = None,
+    processes: Processes = ALONE,
 ) -> list[npt.NDArray[np.bool_]]:
-    """For every network which samples it gets right.
-
-    ``leaves`` is told of every network's outcomes on a batch, and says whether that is enough;
-    ``data`` names the data set where activations may be kept.
-    """
+    """For every network which samples it gets right, as ``Rounds`` finds it."""
     total = len(cast(Sized, dataset))
     if total == 0:
         raise ValueError("the data set is empty; give at least one sample")
-    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers)
-    found: list[list[npt.NDArray[np.bool_]]] = [[] for _ in together.networks]
-    done, racing = 0, list(range(len(found)))
-    with together.calibrating():
-        for batch, (images, labels) in enumerate(loader):
-            answers = together.only(racing)(images.to(device), data=data, batch=batch)
-            for number, logits in zip(racing, answers, strict=True):
-                found[number].append(_correct(logits, labels))
-            racing = [number for number in racing if not leaves(number, found[number][-1])]
-            done = total if not racing else done + len(labels)
-            if progress is not None:
-                progress(stage, done, total)
-            if not racing:
-                break
-    return [np.concatenate(right) for right in found]
+    rounds = Rounds(
+        together=together,
+        dataset=dataset,
+        device=device,
+        batch_size=batch_size,
+        processes=processes,
+        workers=workers,
+        leaves=leaves,
+        data=data,
+        tell=(lambda _: None) if progress is None else (lambda done: progress(stage, done, total)),
+    )
+    return rounds.run()
 
 
 class Evaluator(Protocol):
     """Measures networks, and knows what a measurement depends on beside the network.
 
     ``points``: the accuracy limit is in percentage points, not in the score's own unit.
+    ``processes``: those that measure together; each of them finds the same.
     """
 
     @property
     def points(self) -> bool: ...
+
+    @property
+    def processes(self) -> Processes: ...
 
     def __call__(self, model: nn.Module) -> Measurement:
         """Measure one network."""
@@ -143,6 +146,7 @@ class Evaluator(Protocol):
 class DataEvaluator:
     """Top-1 on the selection set; the test set is never looked at here.
 
+    Several ``processes`` deal out the batches of every set, each of which is what one would form.
     ``progress`` hears of a measurement, as stage ``"measuring"``, once it has taken two seconds.
     """
 
@@ -151,6 +155,7 @@ class DataEvaluator:
     device: torch.device
     workers: int = 0
     points: bool = True
+    processes: Processes = ALONE
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, model: nn.Module) -> Measurement:
@@ -169,8 +174,7 @@ class DataEvaluator:
         runners = [race.start() for _ in together.networks] if race is not None else []
 
         def leaves(number: int, right: npt.NDArray[np.bool_]) -> bool:
-            if not runners or before is None:
-                return False
+            assert before is not None
             seen = runners[number].images
             known = before[seen : seen + len(right)]
             return runners[number].add(known.astype(np.int64) - right.astype(np.int64))
@@ -183,8 +187,9 @@ class DataEvaluator:
             workers=self.workers,
             progress=None if self.progress is None else _once_long(self.progress),
             stage="measuring",
-            leaves=leaves,
+            leaves=leaves if runners and before is not None else None,
             data=("selection", id(self.splits.selection)),
+            processes=self.processes,
         )
         early = [len(right) < len(cast(Sized, self.splits.selection)) for right in found]
         return [
@@ -209,6 +214,7 @@ class DataEvaluator:
             workers=self.workers,
             progress=progress,
             stage=stage,
+            processes=self.processes,
         )
         return Measurement(value=float(found.mean()), outcomes=found)
 
@@ -264,15 +270,3 @@ def _once_long(progress: Progress) -> Progress:
             progress(stage, done, total)
 
     return report
-
-
-def _correct(logits: Any, labels: Tensor) -> npt.NDArray[np.bool_]:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the model must give logits [batch, classes], but gave {shape} for "
-            f"{len(labels)} samples; measure it with score= instead of data="
-        )
-    check_labels(labels, logits.shape[1])
-    correct = logits.argmax(1).cpu() == labels
-    return cast("npt.NDArray[np.bool_]", correct.numpy())

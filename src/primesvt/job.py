@@ -28,6 +28,7 @@ from primesvt.metrics import Metrics
 from primesvt.plan import Plan, describe_inputs
 from primesvt.policies import Gate, Walk
 from primesvt.probes import ProbeTable, Reference
+from primesvt.processes import Processes
 from primesvt.progress import counting
 from primesvt.scoring import Measurement, Outcomes
 from primesvt.sensitivity import check_probed
@@ -83,6 +84,11 @@ class Job:
         """Importance, recovery and policy as they can be had."""
         return Method.of(self.settings, self.calibration)
 
+    @property
+    def processes(self) -> Processes:
+        """Those at work on this run."""
+        return self.evaluate.processes
+
     def context(self) -> Mapping[str, Any]:
         """Everything that a probe depends on beside the cut."""
         if not self._context:
@@ -105,6 +111,9 @@ class Job:
 
         A score whose value is stored is called once more where only that shows an input.
         """
+        self.processes.check_same(
+            lambda: {"model": model_digest(self.model), **self.evaluate.context()}
+        )
         measurement = self._watch() if self._must_watch() else None
         reference = self.table.reference
         self.table.check(self.context())
@@ -131,7 +140,7 @@ class Job:
         """Choose the groups that may be cut, and take out what changes no prediction."""
         chosen = self.settings
         sources = inputs_of(self.evaluate, self.calibration)
-        start = strip(self.model, sources[-1:]) if chosen.lossless else None
+        start = strip(self.model, sources[-1:], self.processes) if chosen.lossless else None
         model = self.model if start is None else start.model
         self._tell("tracing")
         graph = trace(model, self.example)
@@ -149,7 +158,9 @@ class Job:
         else:
             self._tell("looking for silent channels")
             multiple = chosen.channel_multiple
-            lean = make_lean(self.model, start, graph, candidates.groups, sources, multiple)
+            lean = make_lean(
+                self.model, start, graph, candidates.groups, sources, multiple, self.processes
+            )
         self._check(lean)
         self._networks = memory_for_networks(
             lean.model, self.example, self.evaluate, limit=self.memory_limit
@@ -159,6 +170,8 @@ class Job:
     def _check(self, lean: Lean) -> None:
         """Probes made before must be of the same lossless step: they are of what it leaves."""
         self._context["lossless_cuts"] = lean.removed
+        groups = [group.name for group in lean.groups]
+        self.processes.check_same(lambda: {**self.context(), "groups": groups})
         for table in (self.table, self.earlier):
             if table is not None:
                 table.check(self.context())
@@ -205,6 +218,7 @@ class Job:
             settings=self.settings,
             inputs=self.example if self.calibration is None else next(iter(self.calibration)),
             table=self.latencies,
+            processes=self.processes,
             progress=self.progress,
         )
         walk = choose(
@@ -219,10 +233,12 @@ class Job:
             progress=counting(self.progress, self.table),
         )
         walk, confirmation = self._confirmed(walk, bench)
+        smaller = bench.cut(walk.cuts)
+        self.processes.align(smaller, parameters=True)
         return Solved(
             walk=walk,
             plan=self._plan(walk, bench, lean),
-            model=bench.cut(walk.cuts),
+            model=smaller,
             lean=lean,
             candidates=candidates,
             confirmation=confirmation,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,57 +13,17 @@ from torch import nn
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.constraints import Constraints
 from primesvt.evaluation import Progress
+from primesvt.held import Held
 from primesvt.latency import LatencyTable, Stopwatch
 from primesvt.latency.timing import batched, device_of, placed
 from primesvt.lossless import Lean
 from primesvt.memory import membrane_bytes
 from primesvt.probes import Cuts
+from primesvt.processes import ALONE, Processes
 from primesvt.sensitivity import widths
 from primesvt.settings import Settings
-from primesvt.text import megabytes, scaled
 
 __all__ = ["Held", "LatencyLimit", "MembraneLimit", "check_limits", "limits_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """A limit at the end of a run.
-
-    Attributes:
-        name: ``latency`` or ``membrane``.
-        before, after: of the network that the policy started from, and of the final one;
-            milliseconds of a batch, or bytes per sample.
-        allowed: the most that it may be.
-        batch: samples in the batch that is timed.
-    """
-
-    name: str
-    before: float
-    after: float
-    allowed: float
-    batch: int | None = None
-
-    @property
-    def held(self) -> bool:
-        """The final network keeps to it."""
-        return self.after <= self.allowed * (1 + 1e-9)
-
-    def __str__(self) -> str:
-        if self.name == "membrane":
-            after, allowed = megabytes(round(self.after)), megabytes(round(self.allowed))
-            return f"{after} of membrane potentials per sample ({allowed} allowed)"
-        share = self.after / self.before
-        after, allowed = (scaled(each / 1e3, "s") for each in (self.after, self.allowed))
-        return f"{after} for a batch of {self.batch}, {share:.2f} of before ({allowed} allowed)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, and whether it held."""
-        return {**asdict(self), "held": self.held}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Held:
-        """Read what ``to_dict`` made."""
-        return cls(**{name: value for name, value in content.items() if name != "held"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +148,7 @@ def limits_of(
     settings: Settings,
     inputs: tuple[Any, ...],
     table: LatencyTable,
+    processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> tuple[LatencyLimit | MembraneLimit, ...]:
     """The limits beside accuracy and parameter memory that were asked for.
@@ -199,6 +159,7 @@ def limits_of(
         settings: the rates of the groups.
         inputs: a batch of inputs; the first for potentials, as many as are asked for to time.
         table: times taken before.
+        processes: those that ask; the main one takes the times.
         progress: called as ``progress(stage, done, total)``.
     """
     found: list[LatencyLimit | MembraneLimit] = []
@@ -211,6 +172,8 @@ def limits_of(
             inputs=inputs,
             batch=constraints.latency_batch,
             table=table,
+            files=constraints.latency_runtime == "onnxruntime",
+            on_main=processes.on_main,
             tell=partial(progress, "timing") if progress is not None else lambda *_: None,
         )
         found.append(LatencyLimit(stopwatch=stopwatch, constraints=constraints))

@@ -22,6 +22,7 @@ from primesvt.data import Splits, check_classes, load_data
 from primesvt.evaluation import DataEvaluator, Evaluator
 from primesvt.models import SpikingViT, reset
 from primesvt.probes import ProbeTable, Reference
+from primesvt.processes import ALONE, Processes
 from primesvt.scoring import Score, ScoreEvaluator
 from primesvt.settings import Settings
 from primesvt.watching import first_samples
@@ -48,14 +49,17 @@ def evaluator_for(
     seed: int,
     batch_size: int,
     workers: int,
+    processes: Processes = ALONE,
 ) -> Evaluator:
     if (data is None) == (score is None):
         raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
     if score is not None:
-        return ScoreEvaluator(score=score, device=device)
+        return ScoreEvaluator(score=score, device=device, processes=processes)
     assert data is not None
     splits = _in_random_order(_splits(data, model, seed), seed)
-    return DataEvaluator(splits=splits, batch_size=batch_size, device=device, workers=workers)
+    return DataEvaluator(
+        splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
+    )
 
 
 def set_aside(

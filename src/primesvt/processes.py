@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Callable, Sized
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -13,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-__all__ = ["Processes"]
+__all__ = ["ALONE", "Processes", "in_turn"]
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
+LEAVE = 0.5  # seconds in which threads come to an end
 Measure = Callable[[Dataset[Any]], npt.NDArray[Any]]
 
 
@@ -105,13 +110,21 @@ class Processes:
         total = len(cast(Sized, dataset))
         places = [self._dealt(total, batch_size, rank) for rank in range(self.size)]
         mine = places[self.rank]
-        found = measure(Subset(dataset, mine.tolist())) if len(mine) else None
-        parts = self.gather(found)
+        parts = self.everywhere(
+            lambda: measure(Subset(dataset, mine.tolist())) if len(mine) else None
+        )
         whole = np.empty(total, dtype=next(part.dtype for part in parts if part is not None))
         for where, part in zip(places, parts, strict=True):
             if part is not None:
                 whole[where] = part
         return whole
+
+    def part_of(self, dataset: Dataset[Any], batch_size: int) -> Dataset[Any]:
+        """What falls to this process of a data set whose whole batches are dealt out in turn."""
+        if self.size == 1:
+            return dataset
+        total = len(cast(Sized, dataset))
+        return Subset(dataset, self._dealt(total, batch_size, self.rank).tolist())
 
     def _dealt(self, total: int, batch_size: int, rank: int) -> npt.NDArray[np.int64]:
         """The samples of every batch whose number falls to a process."""
@@ -125,6 +138,39 @@ class Processes:
 
         return list(gather_object([value]))
 
+    def everywhere(self, work: Callable[[], Value]) -> list[Value]:
+        """What ``work`` gives on all processes, by rank; a mistake met by any is raised by all.
+
+        Mistakes are ``ValueError`` and ``OSError``; of any other error one process dies, and its
+        launcher ends the others.
+        """
+        if self.size == 1:
+            return [work()]
+        found: Value | None = None
+        problem: str | None = None
+        try:
+            found = work()
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        parts = self.gather((found, problem))
+        for _, each in parts:
+            if each is not None:
+                raise ValueError(each)
+        return [cast(Value, part) for part, _ in parts]
+
+    def each(self, items: Sequence[Item], work: Callable[[Item], Value]) -> list[Value]:
+        """What ``work`` gives for every item, in their order; each is done by one process.
+
+        Example:
+            >>> ALONE.each([1, 2, 3], lambda number: 10 * number)
+            [10, 20, 30]
+        """
+        return in_turn(self.everywhere(lambda: [work(item) for item in self.deal(items)]))
+
+    def deal(self, items: Sequence[Item]) -> list[Item]:
+        """The items that fall to this process where they are dealt out in turn."""
+        return list(items[self.rank :: self.size])
+
     def agree(self, value: Value) -> Value:
         """The value of the main process, for all."""
         if self.size == 1:
@@ -134,20 +180,37 @@ class Processes:
         return cast(Value, broadcast_object_list([value])[0])
 
     def on_main(self, work: Callable[[], Value]) -> Value:
-        """What ``work`` gives on the main process, for all; a ``ValueError`` is raised by all."""
+        """What ``work`` gives on the main process, for all; a mistake there is raised by all."""
+        if self.size == 1:
+            return work()
         found: Value | None = None
         problem: str | None = None
         if self.main:
             try:
                 found = work()
-            except ValueError as error:
-                if self.size == 1:
-                    raise
+            except (ValueError, OSError) as error:
                 problem = str(error)
         found, problem = self.agree((found, problem))
         if problem is not None:
             raise ValueError(problem)
         return cast(Value, found)
+
+    def check_same(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Raise ``ValueError``, on all, where a process goes by other facts than the main one.
+
+        Processes that go by different facts would wait for one another in different places.
+        """
+        if self.size == 1:
+            return
+        mine = dict(facts())
+        theirs = self.agree(mine)
+        other = next((name for name in mine if mine[name] != theirs.get(name)), None)
+        for rank, name in enumerate(self.gather(other)):
+            if name is not None:
+                raise ValueError(
+                    f"process {rank} differs from process 0 in {name.replace('_', ' ')}; give all "
+                    "of them the same model, data and settings"
+                )
 
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
@@ -159,14 +222,18 @@ class Processes:
         """A model to train with: gradients are averaged over all processes."""
         return model if self.size == 1 else self._accelerator.prepare_model(model)
 
-    def align(self, model: nn.Module) -> None:
-        """Give every process the buffers of the main one, such as batch-norm statistics."""
+    def align(self, model: nn.Module, *, parameters: bool = False) -> None:
+        """Give every process the buffers of the main one, such as batch-norm statistics.
+
+        Of networks that were not trained together ``parameters`` as well, if they are to be equal
+        bit by bit.
+        """
         if self.size > 1:
             from accelerate.utils import broadcast
 
             with torch.no_grad():
-                for buffer in model.buffers():
-                    buffer.copy_(broadcast(buffer.clone()))
+                for tensor in (*model.buffers(), *(model.parameters() if parameters else ())):
+                    tensor.copy_(broadcast(tensor.detach().clone()))
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, averaged over all processes."""
@@ -181,6 +248,18 @@ class Processes:
             nn.utils.clip_grad_norm_(model.parameters(), limit)
         else:
             self._accelerator.clip_grad_norm_(model.parameters(), limit)
+
+
+def in_turn(parts: Iterable[Sequence[Value]]) -> list[Value]:
+    """One of each part after another, over and over: what was dealt out so, in its first order.
+
+    Example:
+        >>> in_turn([[0, 3], [1, 4], [2]])
+        [0, 1, 2, 3, 4]
+    """
+    missing = object()
+    rounds = zip_longest(*parts, fillvalue=missing)
+    return [cast(Value, item) for each in rounds for item in each if item is not missing]
 
 
 def _several() -> bool:
@@ -209,8 +288,24 @@ def _accelerator(*, cpu: bool) -> Any:
     """Hugging Face Accelerate, for several processes; it places nothing and casts nothing."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    atexit.register(_leave)
     # A static graph may have parameters that no forward reads, as some official networks do.
     handlers = [DistributedDataParallelKwargs(static_graph=True)]
     return Accelerator(
         cpu=cpu, mixed_precision="no", device_placement=False, kwargs_handlers=handlers
     )
+
+
+def _leave() -> None:
+    """Let go of the others before Python ends.
+
+    Threads of gloo give back the tensors of their last message, and one that still waits for the
+    interpreter when that ends aborts the process.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        time.sleep(LEAVE)
+        torch.distributed.destroy_process_group()
+
+
+# What a process is where nobody has started others; nothing is computed on its device.
+ALONE = Processes(device=torch.device("cpu"))

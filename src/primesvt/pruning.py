@@ -31,6 +31,7 @@ from primesvt.preparing import (
     working_copy,
 )
 from primesvt.probes import ProbeTable
+from primesvt.processes import Processes
 from primesvt.runfolder import RunFolder, stored_probes
 from primesvt.scoring import Score
 from primesvt.settings import Settings
@@ -67,7 +68,10 @@ class PruneResult:
         return self.metrics.verdict
 
     def save(self, folder: str | Path) -> Path:
-        """Write a run folder: recipe, probes, plan, figures and the model, without pickle."""
+        """Write a run folder: recipe, probes, plan, figures and the model, without pickle.
+
+        Of several processes only one should call it.
+        """
         run = RunFolder(folder, self.recipe)
         run.create()
         self.probes.write(run.path / "sensitivity.jsonl")
@@ -116,11 +120,15 @@ def prune(
 ) -> PruneResult:
     """Prune a model within the limits; the model given is not changed.
 
+    Started by ``torchrun`` or ``accelerate launch``, several processes measure together; only the
+    first writes and tells, and all return the same (docs/method.md).
+
     Args:
         model: any spiking network; its neurons are reset, then a copy is worked on.
         data: what to measure accuracy on: ``Splits``, or anything that ``load_data`` takes.
         score: instead of ``data``, model -> number (higher is better), or a vector of per-sample
-            outcomes, which allows pairing; must be deterministic. Limits are in its own unit.
+            outcomes, which allows pairing; must be deterministic. Limits are in its own unit. Each
+            of several processes calls it, and what it gives the first one counts.
         example_input: an input (or a tuple of them) to trace with; taken from ``calibration``,
             ``data`` or one call of ``score`` when not given.
         calibration: inputs without labels, as a tensor, a Dataset or batches; taken from ``data``,
@@ -210,15 +218,21 @@ def prune(
     check_limits(constraints, settings)
     original = unwrap(model)
     check_no_nan(original)
-    place = resolve_device(device, original)
-    earlier = stored_probes(from_run) if from_run is not None else None
-    again = (f"Solved again from the probes of {from_run}.",) if from_run is not None else ()
-    evaluate = evaluator_for(original, data, score, place, seed, batch_size, workers)
-    evaluate, aside, divided = set_aside(evaluate, settings, constraints, earlier, seed)
+    Processes.take_gpu()
+    processes = Processes.start(resolve_device(device, original))
+    place, progress = processes.device, progress if processes.main else None
     asked = asdict(settings) | {"rates": settings.pruning_rates}
     arguments = {"seed": seed, **asked, "constraints": asdict(constraints)}
+    given = {"out": out is None, "from_run": from_run is None, "latency": latency}
+    processes.check_same(lambda: arguments | given)
+    earlier = None
+    if from_run is not None:
+        earlier = processes.on_main(lambda: stored_probes(from_run))
+    again = (f"Solved again from the probes of {from_run}.",) if from_run is not None else ()
+    evaluate = evaluator_for(original, data, score, place, seed, batch_size, workers, processes)
+    evaluate, aside, divided = set_aside(evaluate, settings, constraints, earlier, seed)
     recipe = arguments if recipe is None else recipe
-    folder = RunFolder(out, recipe) if out is not None else None
+    folder = RunFolder(out, recipe, processes) if out is not None else None
     job = Job(
         model=working_copy(original, place),
         evaluate=evaluate,
@@ -255,7 +269,7 @@ def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> Prune
     result = PruneResult(
         model=solved.model,
         plan=solved.plan,
-        metrics=job.conclude(solved),
+        metrics=job.processes.agree(job.conclude(solved)),
         refusals=candidates.refusals,
         recipe=recipe,
         probes=job.table,
@@ -266,8 +280,11 @@ def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> Prune
 
 
 def _write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
-    plan.save(run.plan)
-    save_model(model, run.model, plan=plan)
+    def write() -> None:
+        plan.save(run.plan)
+        save_model(model, run.model, plan=plan)
+
+    run.processes.on_main(write)
 
 
 def _finish(run: RunFolder, metrics: Metrics) -> Path:
@@ -275,7 +292,7 @@ def _finish(run: RunFolder, metrics: Metrics) -> Path:
     from primesvt.report import write_report
 
     run.finish(metrics)
-    write_report(run.path)
+    run.processes.on_main(lambda: write_report(run.path))
     return run.path
 
 
@@ -285,8 +302,9 @@ def _finished(
     """The result of a run that has ended; the test set is not looked at again."""
     job.check_probes()
     _finish(folder, metrics)
-    plan = Plan.load(folder.plan)
+    plan = folder.stored_plan()
     into = None if plan.config is not None else job.model
     device = next((p.device for p in job.model.parameters()), torch.device("cpu"))
-    smaller = load(folder.model, into=into).to(device)
+    with folder.stored_model() as place:
+        smaller = load(place, into=into).to(device)
     return PruneResult(model=smaller, plan=plan, metrics=metrics, recipe=recipe, probes=job.table)

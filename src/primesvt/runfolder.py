@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from primesvt._files import check_writable, write_json, write_text
 from primesvt.latency import LatencyTable
 from primesvt.metrics import Metrics
+from primesvt.plan import Plan
 from primesvt.probes import ProbeTable
+from primesvt.processes import ALONE, Processes
 
 __all__ = ["RunFolder", "stored_probes"]
 
@@ -25,24 +29,33 @@ RECIPE, PROBES, LATENCIES, PLAN, METRICS, MODEL = (
     "metrics.json",
     "model",
 )
+Table = TypeVar("Table", ProbeTable, LatencyTable)
 
 
 class RunFolder:
     """A folder that one recipe owns; a killed run goes on in it.
 
-    Nothing is written before ``create``, so a mistake in the input leaves nothing behind.
+    Nothing is written before ``create``, so a mistake in the input leaves nothing behind. Of
+    several processes the main one alone reads and writes here; every method is called by all.
 
     Args:
         path: new, empty, or of the same recipe.
         recipe: what was asked, as plain values.
+        processes: those at work on the run.
 
     Raises:
         ValueError: the folder cannot be written to, or holds something else.
     """
 
-    def __init__(self, path: str | Path, recipe: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, recipe: Mapping[str, Any], processes: Processes = ALONE
+    ) -> None:
+        self.path, self.processes = Path(path), processes
         self.recipe = _plain(recipe)
+        processes.on_main(self._check)
+
+    def _check(self) -> None:
+        """This folder may be written to."""
         if (self.path / RECIPE).is_file():
             self._check_recipe()
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -65,14 +78,24 @@ class RunFolder:
 
     def probes(self) -> ProbeTable:
         """The probes made so far; new ones need ``create`` first."""
-        return ProbeTable(self.path / PROBES)
+        return self._read(lambda: ProbeTable(self.path / PROBES))
 
     def latencies(self) -> LatencyTable:
         """The times taken so far; new ones need ``create`` first."""
-        return LatencyTable(self.path / LATENCIES)
+        return self._read(lambda: LatencyTable(self.path / LATENCIES))
+
+    def _read(self, table: Callable[[], Table]) -> Table:
+        """A table as it lies here; processes that do not write keep theirs in memory."""
+        found = self.processes.on_main(table)
+        if not self.processes.main:
+            found.path = None
+        return found
 
     def metrics(self) -> Metrics | None:
         """The figures of a run that has ended, which are written last."""
+        return self.processes.on_main(self._metrics)
+
+    def _metrics(self) -> Metrics | None:
         path = self.path / METRICS
         if not path.is_file():
             return None
@@ -83,6 +106,9 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder and write the recipe."""
+        self.processes.on_main(self._create)
+
+    def _create(self) -> None:
         check_writable(self.path)
         if not (self.path / RECIPE).is_file():
             text = yaml.safe_dump(dict(self.recipe), sort_keys=False)
@@ -90,7 +116,27 @@ class RunFolder:
 
     def finish(self, metrics: Metrics) -> None:
         """Write the figures: the run is complete."""
-        write_json(self.path / METRICS, metrics.to_dict())
+        self.processes.on_main(lambda: write_json(self.path / METRICS, metrics.to_dict()))
+
+    def stored_plan(self) -> Plan:
+        """The plan of a run that has ended."""
+        return self.processes.on_main(lambda: Plan.load(self.plan))
+
+    @contextmanager
+    def stored_model(self) -> Iterator[Path]:
+        """The folder of the pruned model; a copy, where a process may not see what is written."""
+        several, files = self.processes.size > 1, dict[str, bytes]()
+        if several:
+            files = self.processes.on_main(
+                lambda: {file.name: file.read_bytes() for file in self.model.iterdir()}
+            )
+        if self.processes.main:
+            yield self.model
+            return
+        with tempfile.TemporaryDirectory() as place:
+            for name, content in files.items():
+                Path(place, name).write_bytes(content)
+            yield Path(place)
 
     def _check_recipe(self) -> None:
         path = self.path / RECIPE

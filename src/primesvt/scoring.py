@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from primesvt.batches import score_note
 from primesvt.calibration import calibrating
 from primesvt.models import reset
+from primesvt.processes import ALONE, Processes
 
 __all__ = ["Measurement", "Outcomes", "Score", "ScoreEvaluator", "measured"]
 
@@ -62,18 +63,22 @@ def measured(value: Any) -> Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreEvaluator:
-    """A user's own score: model -> number (higher is better), or a vector of outcomes."""
+    """A user's own score: model -> number (higher is better), or a vector of outcomes.
+
+    Each of several ``processes`` calls it, and what it gives the first one counts for all.
+    """
 
     score: Score
     device: torch.device
     points: bool = False
+    processes: Processes = ALONE
 
     def __call__(self, model: nn.Module) -> Measurement:
         """Call the score on a network in evaluation mode with fresh neurons."""
         model.to(self.device)
         reset(model)
         with calibrating(model):
-            return measured(self.score(model))
+            return self.processes.everywhere(lambda: measured(self.score(model)))[0]
 
     def context(self) -> dict[str, Any]:
         """The name of the score and the kind of device."""

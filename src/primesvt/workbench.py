@@ -107,6 +107,7 @@ def bench_of(
         distance=None if inputs is None else Distance(model, inputs),
         race=race,
         memory=memory,
+        processes=evaluate.processes,
     )
 
 

@@ -37,6 +37,7 @@ def test_it_says_what_was_gained_and_where_it_lies(primesvt):
     for phrase in (
         "Unpruned", "Pruned", "Fine-tuned", "Top-1, test set of 20", "95% interval",
         "Fine-tuned for 2 epochs in", "is the best.", "primesvt.load('run/finetuned')",
+        "The report: run/report.html",
     ):  # fmt: skip
         assert phrase in finished.out
     assert max(len(line.rstrip()) for line in finished.out.splitlines()) <= 80
@@ -54,6 +55,27 @@ def _data():
     import yaml
 
     return yaml.safe_load(Path("run/recipe.yaml").read_text())["data"]
+
+
+def test_the_report_shows_what_fine_tuning_reached(primesvt):
+    page = Path("run/report.html")
+    assert "After fine-tuning" not in page.read_text()
+    primesvt("finetune", "run", "--epochs", "1", *QUICK, "--json")
+    record = json.loads(Path("run/finetuned/record.json").read_text())
+    tuned = page.read_text()
+    section = tuned.partition('id="tuned"')[2].partition("</section>")[0]
+    for part in ("test", "selection"):
+        assert f"{record[part]['accuracy']:.2%}" in section
+    assert "after fine-tuning" in tuned.partition("<main>")[0]
+
+
+def test_elsewhere_it_leaves_the_report_as_it_was(primesvt):
+    page = Path("run/report.html")
+    page.write_text("as it was")
+    finished = primesvt("finetune", "run", "--epochs", "1", *QUICK, "--out", "out")
+    assert "The report" not in finished.out and page.read_text() == "as it was"
+    primesvt("finetune", "run", "--epochs", "1", *QUICK, "--out", "run/../run/finetuned")
+    assert page.read_text() != "as it was"
 
 
 def test_flags_stand_in_place_of_the_recipe(primesvt):
@@ -126,4 +148,7 @@ def test_of_several_processes_the_first_speaks(primesvt, monkeypatch):
     spoken = primesvt(*words).out
     monkeypatch.setenv("RANK", "1")
     assert spoken and primesvt(*words).out == "" and primesvt(*words, "--json").out == ""
+    Path("run/report.html").unlink()
+    primesvt(*words[:-2])
+    assert not Path("run/report.html").exists()
     assert "process 1: " in primesvt("finetune", "gone").err

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import trace
-from primesvt.latency import LatencyTable, Pace, Stopwatch
+from primesvt.latency import LatencyTable, Pace, Stopwatch, files
 from primesvt.latency import stopwatch as module
 from primesvt.memory import parameter_count
 from primesvt.models import create_model
@@ -160,3 +160,48 @@ def test_it_is_told_how_many_groups_are_known(model, graph, clock):
     one.saved({FC1: 80})
     one.saved({FC1: 80, CONV: 32})
     assert told == [(1, 2), (2, 2)]
+
+
+def test_files_are_timed_in_onnxruntime(model, graph, tmp_path, monkeypatch):
+    """A block, a whole cut network; what was not cut is exported once."""
+    made = []
+    one = watch(model, graph, widths={FC1: [80, 16]}, files=True, widths_pace=QUICK,
+                networks_pace=QUICK, table=LatencyTable(tmp_path / "t.jsonl"))  # fmt: skip
+    real = files._file
+    monkeypatch.setattr(files, "_file", lambda *given: made.append(given) or real(*given))
+    monkeypatch.setattr(one, "parts", ("blocks.block4_0",))
+    assert one.saved({FC1: 16}) >= 0 and one.whole.milliseconds > 0
+    assert 0 < one.network({FC1: 16}).share < 2
+    assert len(made) == 5  # two widths of a block, it itself, the network, the cut network
+    assert [x.shape[axis] for _, x, axis in made] == [2] * 5
+    assert one.table.context["runtime"] == "onnxruntime"
+    with pytest.raises(ValueError, match="another runtime"):
+        watch(model, graph, widths={FC1: [80]}, table=one.table)
+    with pytest.raises(ValueError, match="another runtime"):
+        watch(
+            model,
+            graph,
+            widths={FC1: [80]},
+            files=True,
+            table=pytorch_table(model, graph, tmp_path),
+        )
+
+
+def pytorch_table(model, graph, folder):
+    table = LatencyTable(folder / "pytorch.jsonl")
+    watch(model, graph, widths={FC1: [80]}, table=table)
+    return table
+
+
+def test_a_file_computes_what_its_part_does(model, graph):
+    one = files.Files(model)
+    x = torch.rand(3, 1, 8, 8)
+    stopwatch = watch(model, graph, widths={FC1: [80]})
+    (entering,) = stopwatch._entering("blocks.block4_0")
+    for part, given in ((model, x), (model.blocks.block4_0, entering)):
+        with torch.no_grad():
+            module.reset(model)
+            expected = part(given)
+            module.reset(model)
+        (found,) = one._run(part, given)()
+        assert torch.allclose(found, expected, atol=1e-4), type(part)

@@ -35,6 +35,7 @@ from primesvt.constraints import Constraints, parse_bytes
         ({"max_latency": math.nan}, ["nan", "between 0 and 1"]),
         ({"max_latency": True}, ["True"]),
         ({"latency_batch": 0}, ["latency_batch is 0", "at least 1"]),
+        ({"latency_runtime": "tensorrt"}, ["'tensorrt'", "pytorch, onnxruntime"]),
         ({"max_membrane": "60"}, ["max_membrane is '60'", "'8MB'"]),
         ({"max_membrane": -1}, ["max_membrane is -1"]),
     ],

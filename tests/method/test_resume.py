@@ -38,12 +38,14 @@ def outcomes(together, *args, stage, real=evaluation._outcomes, **options):
     die_at("measured")
     return found
 
-def append(self, line, real=probes.ProbeTable._append):
+def append(self, *lines, real=probes.ProbeTable._append):
     if moment == "half a line" and left == 1:
+        *before, last = lines  # written together, the last one in part
         with self.path.open("ab") as file:
-            file.write(line[: len(line) // 2].encode())
+            file.write("".join(line + chr(10) for line in before).encode())
+            file.write(last[: len(last) // 2].encode())
     die_at("half a line")
-    real(self, line)
+    real(self, *lines)
     die_at("line")
 
 def save_model(*args, real=pruning.save_model, **options):
@@ -80,8 +82,8 @@ PAPER = {
 }
 METHODS = {"paper": PAPER, "best": {"gate": "point"}}
 
-# First lines of several probes that are written together, then a network alone, then the end.
-MOMENTS = [("line", 4), ("half a line", 3), ("measured", 2)]
+# The first probe; several whose lines are written together; a network alone; then the end.
+MOMENTS = [("line", 2), ("half a line", 2), ("measured", 2)]
 ENDS = [("plan", 1), ("model", 1)]
 
 

@@ -65,6 +65,9 @@ def test_it_is_in_a_comparison(tmp_path):
     text = Page(write_comparison(runs, tmp_path / "out.html").read_text()).text
     assert "Fine-tuned, test set of 450" in text
     assert "98.34%" in text
+    assert (
+        text.index("Top-1, selection") < text.index("Fine-tuned, test") < text.index("Parameters")
+    )
 
 
 def test_a_record_without_an_accuracy_is_left_out(tmp_path):

@@ -28,6 +28,7 @@ class Evaluate:
       primesvt evaluate sdt_v2_digits
       primesvt evaluate runs/sdt_v2_digits --set selection
       primesvt evaluate 15M.pth --data imagenet --time-steps 4 --device cuda
+      torchrun --nproc-per-node 4 -m primesvt evaluate RUN --device cuda
     """
 
     model: flags.Model
@@ -94,17 +95,14 @@ class Evaluate:
         Processes.take_gpu()
         processes = Processes.start(resolve_device(self.device))
         with console.progress() as progress:
-            correct = processes.outcomes(
+            correct = outcomes(
+                opened.model,
                 dataset,
-                self.batch_size,
-                lambda part: outcomes(
-                    opened.model,
-                    part,
-                    batch_size=self.batch_size,
-                    device=processes.device,
-                    workers=self.workers,
-                    progress=progress,
-                ),
+                batch_size=self.batch_size,
+                device=processes.device,
+                workers=self.workers,
+                progress=progress,
+                processes=processes,
             )
         return {
             "set": self.set,

@@ -120,8 +120,18 @@ class Finetune:
         for note in record.notes:
             console.sentence(note)
         console.sentence(_kept(record))
-        console.line(f"The model: primesvt.load({str(out)!r})")
+        console.line(f"The model:  primesvt.load({str(out)!r})")
+        if out.resolve() == (self.run_folder / "finetuned").resolve():  # where the page reads it
+            self._renew_report(console)
         return 0
+
+    def _renew_report(self, console: Console) -> None:
+        """Make the run's page anew, with what fine-tuning reached; of several processes, once."""
+        if console.rank:
+            return
+        from primesvt.report import write_report
+
+        console.line(f"The report: {write_report(self.run_folder)}")
 
     def _asked(self) -> dict[str, Any]:
         """The fields of the recipe file, and flags in their place."""

@@ -40,6 +40,10 @@ class Prune:
       OUT holds the smaller model, the plan, every probe, the figures before and
       after, and report.html. `primesvt.load(OUT)` loads the model.
 
+    several GPUs or machines:
+      torchrun --nproc-per-node 4 -m primesvt prune MODEL --device cuda
+      The processes measure together; one of them writes (docs/method.md).
+
     examples:
       primesvt prune sdt_v2_digits --max-accuracy-drop 2
       primesvt prune sdt_v2_digits --max-accuracy-drop 3 --min-memory-saving 0.25

@@ -14,6 +14,7 @@ from torch import nn
 from primesvt.calibration import calibrating
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.fingerprint import model_digest
+from primesvt.latency.files import Files
 from primesvt.latency.table import LatencyTable, NetworkTime, PartTime, WidthTime
 from primesvt.latency.timing import (
     Pace,
@@ -32,7 +33,9 @@ __all__ = ["Stopwatch"]
 
 WIDTHS, NETWORKS = Pace(seconds=1.5, least=7), Pace(seconds=5.0, least=11)
 POINTS = 5  # widths of a group that are timed, and the full one; others lie on the line between
+FEW = 3  # of them, where each has to be exported
 Tell = Callable[[int, int], None]
+Parts = Mapping[str, tuple[nn.Module, tuple[Any, ...]]]
 
 
 class Stopwatch:
@@ -51,6 +54,7 @@ class Stopwatch:
         batch: samples per forward pass.
         table: what was timed before; keeps what is timed now.
         widths_pace, networks_pace: how long to measure.
+        files: time ONNX files in onnxruntime, instead of modules in PyTorch.
         on_main: runs a measurement; of several processes, on one of them, for all.
         tell: hears how many groups are known.
 
@@ -68,28 +72,31 @@ class Stopwatch:
         table: LatencyTable,
         widths_pace: Pace = WIDTHS,
         networks_pace: Pace = NETWORKS,
+        files: bool = False,
         on_main: Callable[[Callable[[], Any]], Any] = lambda work: work(),
         tell: Tell = lambda *_: None,
     ) -> None:
         self.model, self.graph, self.table, self.batch = model, graph, table, batch
-        self.widths = {name: _spread(kept) for name, kept in widths.items()}
+        points = FEW if files else POINTS
+        self.widths = {name: _spread(kept, points) for name, kept in widths.items()}
+        self._files = Files(model) if files else None
         self.inputs = batched(inputs, batch)
         self._on_main, self._tell = on_main, tell
         self._curves: dict[str, tuple[list[int], list[float]]] = {}
         self.parts = _parts(model)
-        device = device_of(model)
+        device = torch.device("cpu") if files else device_of(model)
         name, clock = steady_clock(device)
         self._paces = replace(widths_pace, clock=clock), replace(networks_pace, clock=clock)
-        table.begin(
-            {
-                "machine": machine_of(device),
-                "device": device.type,
-                "clock": name,
-                "threads": torch.get_num_threads(),
-                "batch": batch,
-                "model": model_digest(model),
-            }
-        )
+        context = {
+            "machine": machine_of(device),
+            "device": device.type,
+            "clock": name,
+            "threads": torch.get_num_threads(),
+            "batch": batch,
+            "model": model_digest(model),
+            "runtime": "onnxruntime" if files else "pytorch",
+        }
+        table.begin(on_main(lambda: context))
 
     @property
     def whole(self) -> PartTime:
@@ -158,7 +165,7 @@ class Stopwatch:
         """The network and every part of it, in turn."""
         names = ("", *self.parts)
         parts = {n: (self.model.get_submodule(n), self._entering(n)) for n in names}
-        times = race_networks(parts, self._paces[1])
+        times = self._race(parts, self._paces[1])
         return [
             PartTime(part=name, milliseconds=1e3 * _quick(seconds), runs=len(seconds))
             for name, seconds in times.items()
@@ -170,7 +177,7 @@ class Stopwatch:
         networks = {kept: self._cut({group: kept}) for kept in widths}
         parts = {f"{kept}": (cut.get_submodule(part), inputs) for kept, cut in networks.items()}
         parts["whole"] = (self.model.get_submodule(part), inputs)
-        times = race_networks(parts, self._paces[0])
+        times = self._race(parts, self._paces[0])
         whole = times.pop("whole")
         return [
             WidthTime(
@@ -185,7 +192,7 @@ class Stopwatch:
 
     def _time_network(self, cuts: Cuts) -> NetworkTime:
         parts = {"whole": (self.model, self.inputs), "cut": (self._cut(cuts), self.inputs)}
-        times = race_networks(parts, self._paces[1])
+        times = self._race(parts, self._paces[1])
         low, high = np.quantile(times["cut"] / times["whole"], (0.25, 0.75))
         return NetworkTime(
             cuts=dict(cuts),
@@ -194,6 +201,10 @@ class Stopwatch:
             high=float(high),
             runs=len(times["cut"]),
         )
+
+    def _race(self, parts: Parts, pace: Pace) -> dict[str, Seconds]:
+        """Seconds of networks, or parts of one, in turn."""
+        return race_networks(parts, pace) if self._files is None else self._files.race(parts, pace)
 
     def _cut(self, cuts: Cuts) -> nn.Module:
         """A smaller copy; which channels it keeps changes no time."""
@@ -232,7 +243,7 @@ def _parts(model: nn.Module) -> tuple[str, ...]:
     return (*(f"blocks.{name}" for name, _ in model.blocks.named_children()), "head")
 
 
-def _spread(widths: Iterable[int]) -> list[int]:
+def _spread(widths: Iterable[int], points: int = POINTS) -> list[int]:
     """A few of the widths, from wide to narrow, the first and the last among them.
 
     Example:
@@ -240,7 +251,7 @@ def _spread(widths: Iterable[int]) -> list[int]:
         [9, 7, 5, 2, 0]
     """
     ordered = sorted(widths, reverse=True)
-    places = np.linspace(0, len(ordered) - 1, min(POINTS, len(ordered))).round().astype(int)
+    places = np.linspace(0, len(ordered) - 1, min(points, len(ordered))).round().astype(int)
     return [ordered[place] for place in places]
 
 

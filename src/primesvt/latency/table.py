@@ -14,6 +14,7 @@ from primesvt.probes import Cuts
 __all__ = ["LatencyTable", "NetworkTime", "PartTime", "WidthTime"]
 
 FORMAT = 1
+_EARLIER = {"runtime": "pytorch"}  # of files that do not say it
 WHOLE = ""  # the name of the network itself, among its parts
 
 
@@ -102,7 +103,7 @@ class LatencyTable:
             self.context = dict(context)
             self._append({"kind": "context", "format": FORMAT, **context})
         for name, value in context.items():
-            there = self.context.get(name)
+            there = self.context.get(name, _EARLIER.get(name))
             if there != value:
                 raise ValueError(
                     f"{self.path} holds times of another {name.replace('_', ' ')} ({there}, here "

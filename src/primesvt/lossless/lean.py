@@ -17,6 +17,7 @@ from primesvt.lossless.leftovers import merge_head, strip_unused
 from primesvt.lossless.steady import Levels, Steady, all_readers, find_steady, levels_of
 from primesvt.memory import parameter_bytes, parameter_count
 from primesvt.plan import Step
+from primesvt.processes import ALONE, Processes
 
 __all__ = ["Lean", "Stripped", "make_lean", "strip"]
 
@@ -108,13 +109,16 @@ class Lean:
         return replace(step, before=before, recovery=f"{step.recovery}; {told}")
 
 
-def strip(model: nn.Module, check: Sequence[Calibration] = ()) -> Stripped:
+def strip(
+    model: nn.Module, check: Sequence[Calibration] = (), processes: Processes = ALONE
+) -> Stripped:
     """A copy of a network without leftovers.
 
     Args:
         model: the network; not changed.
         check: inputs on which no prediction may change, one source at most; without any, the
             arithmetic of a merged head is trusted.
+        processes: those that strip the same network; what the main one finds counts.
 
     Example:
         >>> from primesvt.models import create_model
@@ -125,7 +129,7 @@ def strip(model: nn.Module, check: Sequence[Calibration] = ()) -> Stripped:
     dead = strip_unused(bare)
     answers = Answers(model, check[0]) if check else None
     merged = copy.deepcopy(bare)
-    one_head = merge_head(merged) and (answers is None or answers.same(merged))
+    one_head = processes.agree(merge_head(merged) and (answers is None or answers.same(merged)))
     return Stripped(
         model=merged if one_head else bare,
         dead_parameters=dead,
@@ -141,6 +145,7 @@ def make_lean(
     groups: Sequence[ChannelGroup],
     sources: Sequence[Calibration],
     multiple: int = 1,
+    processes: Processes = ALONE,
 ) -> Lean:
     """Remove channels that are silent or constant on all inputs, as long as predictions stay.
 
@@ -153,6 +158,7 @@ def make_lean(
         groups: those that may be cut, in forward order.
         sources: the inputs to watch; without any, no channel goes.
         multiple: of which the channels left must be one, at every position.
+        processes: those that do the same; what the main one finds counts.
     """
     answers = stripped.answers
     lean = Lean.whole(stripped.model, graph, groups)
@@ -162,6 +168,7 @@ def make_lean(
     watch = _Watch.of(stripped.model, graph, groups, sources)
     found = [cut for cut in watch.steady(groups) if cut.kept.shape[1] % multiple == 0]
     taken = _agreeing(found, [], lambda cuts: answers.same(watch.cut(cuts)[0])) if found else []
+    found, taken = processes.agree((found, taken))
     if taken:
         model, graph = watch.cut(taken)
         groups = [graph[group.name] for group in groups]

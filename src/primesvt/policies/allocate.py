@@ -49,7 +49,11 @@ class Allocate:
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
-        """Choose a width of every grid."""
+        """Choose a width of every grid.
+
+        Raises:
+            ValueError: a limit that cannot hold with every group at its narrowest width.
+        """
         ordered = sorted(grids, key=lambda grid: -grid.parameters)
         search = Search(
             gate=self.gate,
@@ -59,6 +63,7 @@ class Allocate:
             limits=self.limits,
             tell=self._tell,
         )
+        search.check_reach()
         curves = search.around({}, "curves", spread)
         best = search.climb(curves, None) or search.nearest(curves) or search.alike()
         for number in range(self.rounds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from primesvt.held import Held
 from primesvt.probes import Cuts
 
 __all__ = ["Limit"]
@@ -28,4 +29,8 @@ class Limit(Protocol):
 
     def proved(self, cuts: Cuts) -> float:
         """What the network with these cuts really saves, measured once."""
+        ...
+
+    def at(self, cuts: Cuts) -> Held:
+        """How it stands with these cuts."""
         ...

@@ -20,6 +20,9 @@ REACH = 2  # neighbouring widths that a round of exchange looks at, on either si
 APART = 3  # places between the widths whose curves are measured
 CORRECTIONS = 3  # plans looked at again for one saving, as a limit's estimate was too good
 SAFE = 0.99  # of what a plan proved
+CLEARLY = (
+    0.97  # of what a limit needs: with less than that from all that can be cut, it cannot hold
+)
 Options = Mapping[str, list[Option]]
 
 
@@ -32,6 +35,23 @@ class Search(Plans):
 
     trust: dict[str, float] = field(default_factory=dict)
     _last: tuple[Options, tuple[float, ...], Knapsack] | None = field(default=None, repr=False)
+
+    def check_reach(self) -> None:
+        """Refuse limits that no plan can hold, whatever accuracy allows.
+
+        Raises:
+            ValueError: one that does not hold with every group at its narrowest width.
+        """
+        narrowest = self.cuts(
+            {grid.group: min(grid.widths, default=grid.size) for grid in self.grids}
+        )
+        for limit in self.limits:
+            if limit.needed > 0 and limit.proved(narrowest) < CLEARLY * limit.needed:
+                raise ValueError(
+                    f"max_{limit.name} cannot hold: even with every group that may be cut at the "
+                    f"narrowest width that is tried it is {limit.at(narrowest)}; allow more, or let"
+                    " more be cut (higher rates, include, include_streams)"
+                )
 
     def alike(self) -> Candidate | None:
         """A network that passes with all groups at one rate.

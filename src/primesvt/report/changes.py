@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from primesvt.held import Held
 from primesvt.report.costs import cost_rows, relative
 from primesvt.text import megabytes, percent_points
 
@@ -45,6 +46,8 @@ def changes(metrics: Mapping[str, Any]) -> list[Change]:
 def headline(metrics: Mapping[str, Any]) -> str:
     """The trade in one line; what went losslessly before is named beside the saving."""
     saved = f"{metrics['saving']:.1%} less parameter memory{_beside(metrics.get('lossless'))}"
+    for limit in map(Held.from_dict, metrics.get("others") or ()):
+        saved += f", {1 - limit.after / limit.before:.1%} less {limit.what}"
     if metrics["after"].get("selection") is None:
         drop = metrics["before"]["score"] - metrics["after"]["score"]
         return f"{saved}, {-drop:+.4g} of the score"

@@ -122,13 +122,17 @@ def _limits(runs: list[RunFiles]) -> list[Line]:
     names = dict.fromkeys(name for each in asked_of for name in each)
     return [
         *(
-            Line(name=name, cells=tuple((each.get(name, "no limit"),) for each in asked_of))
-            for name in names
+            Line(name=name, cells=tuple((each.get(name, _absent(name)),) for each in asked_of))
+            for name in sorted(names, key=lambda name: name == "Judged by")
         ),
         Line(name="Limits", cells=tuple((_met(run),) for run in runs)),
         Line(name="What bound", cells=tuple((summary(run).bound.lower(),) for run in runs)),
         Line(name="Memory saved", cells=tuple((f"{r.metrics['saving']:.2%}",) for r in runs)),
     ]
+
+
+def _absent(name: str) -> str:
+    return {"Channels kept": "any number", "Judged by": "not recorded"}.get(name, "no limit")
 
 
 def _met(run: RunFiles) -> str:
@@ -141,8 +145,13 @@ def _figures(runs: list[RunFiles]) -> list[Line]:
     names = dict.fromkeys(name for each in told for name in each)
     return [
         Line(name=name, cells=tuple(each.get(name, ("not measured",)) for each in told))
-        for name in names
+        for name in sorted(names, key=_place)  # runs may have sets of different sizes
     ]
+
+
+def _place(name: str) -> int:
+    """Accuracies first, then what fine-tuning made of them, then sizes and costs."""
+    return 0 if name.startswith("Top-1") else 1 if name.startswith("Fine-tuned") else 2
 
 
 def _tuned(run: RunFiles) -> dict[str, tuple[str, ...]]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from primesvt.held import Held
 from primesvt.report.runfiles import RunFiles
+from primesvt.report.tuned import tuning
 from primesvt.text import above, megabytes, percent_points
 
 __all__ = ["Summary", "limits_asked", "summary"]
@@ -16,6 +18,9 @@ _BOUND = {
     "saving": ("The saving asked for", "The run stopped as soon as it was reached."),
     "rates": ("No limit", "Every layer is at the last rate that is tried."),
 }
+
+
+_OF_TIME = ("latency_batch", "latency_runtime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class Summary:
 
 def summary(run: RunFiles) -> Summary:
     """What a run was asked, and what it reached."""
-    bound, why = _bound(run.metrics.get("bounded_by", ""))
+    bound, why = _bound(run)
     return Summary(
         verdict=_verdict(run),
         asked=tuple(_asked(run)),
@@ -44,10 +49,32 @@ def summary(run: RunFiles) -> Summary:
     )
 
 
-def _bound(name: str) -> tuple[str, str]:
-    if name in _BOUND:
-        return _BOUND[name]
-    return (f"The limit on {name.replace('_', ' ')}", "") if name else ("Not recorded", "")
+def _bound(run: RunFiles) -> tuple[str, str]:
+    """The limit that stopped the search, and others that left it no choice."""
+    name, limits = run.metrics.get("bounded_by", ""), _others(run)
+    usual = (f"The limit on {name.replace('_', ' ')}", "") if name else ("Not recorded", "")
+    bound, why = _BOUND.get(name, usual)
+    near = [limit.what for limit in limits if limit.near]
+    if name == "saving" and limits:
+        why = "The run stopped as soon as it was reached and the other limits held."
+    elif near and name == "rates":
+        bound = f"The limit on {' and that on '.join(near)}"
+    elif near and name:
+        bound += f", and that on {' and that on '.join(near)}"
+    missed = [f"The limit on {limit.what} does not hold." for limit in limits if not limit.held]
+    used = [
+        f"Of the {limit.what} allowed {_used(limit)} is used." for limit in limits if limit.near
+    ]
+    return bound, " ".join(filter(None, [why, *missed, *used]))
+
+
+def _used(limit: Held) -> str:
+    return f"{limit.after / limit.allowed:.0%}"
+
+
+def _others(run: RunFiles) -> tuple[Held, ...]:
+    """Limits beside accuracy and parameter memory, as they stood at the end."""
+    return tuple(map(Held.from_dict, run.metrics.get("others") or ()))
 
 
 def _verdict(run: RunFiles) -> str:
@@ -56,7 +83,11 @@ def _verdict(run: RunFiles) -> str:
         return str(metrics["verdict"])
     saving, required = metrics["saving"], metrics.get("required_saving") or 0.0
     if not metrics["met"]:
-        short = f"{saving:.2%} of the parameter memory saved, {required:.2%} asked"
+        missed = [str(limit) for limit in _others(run) if not limit.held]
+        saved = f"{saving:.2%} of the parameter memory saved"
+        if saving < required or not missed:
+            missed.insert(0, f"{saved}, {required:.2%} asked")
+        short = "; ".join(missed)
         return f"The limits cannot be met together; this is the best plan found: {short}."
     if not run.steps:
         return "Nothing was removed: no probed cut stays within the limits."
@@ -66,6 +97,8 @@ def _verdict(run: RunFiles) -> str:
 def _asked(run: RunFiles) -> list[str]:
     limits = dict(run.metrics.get("limits", {}))
     stop = limits.pop("stop_at_saving", False)
+    for part in _OF_TIME:  # said with it
+        limits.pop(part, None)
     said = [
         _LIMITS.get(name, _other)(value, run, name)
         for name, value in limits.items()
@@ -75,7 +108,15 @@ def _asked(run: RunFiles) -> list[str]:
         said.append("as much memory saved as the other limits allow")
     elif stop:
         said.append("no more saving than that")
+    if multiple := _multiple(run):
+        said.append(f"kept channels in multiples of {multiple}")
     return [*said, *_gate(run)]
+
+
+def _multiple(run: RunFiles) -> int:
+    """What kept channels are multiples of; 0 for any number."""
+    asked = int(run.settings.get("channel_multiple") or 1)
+    return asked if asked > 1 else 0
 
 
 def _accuracy_limit(value: Any, run: RunFiles, _: str) -> str:
@@ -95,7 +136,34 @@ def _saving_limit(value: Any, *_: Any) -> str:
 
 
 def _size_limit(value: Any, *_: Any) -> str:
-    return f"at most {value if isinstance(value, str) else megabytes(value)} of parameters left"
+    return f"at most {_size(value)} of parameters left"
+
+
+def _time_limit(value: Any, run: RunFiles, _: str) -> str:
+    limits = run.metrics["limits"]
+    return f"at most {_time(value)} for a batch of {limits.get('latency_batch', 1)}{_where(limits)}"
+
+
+def _where(limits: Mapping[str, Any]) -> str:
+    runtime = limits.get("latency_runtime", "pytorch")
+    return "" if runtime == "pytorch" else f" in {runtime}"
+
+
+def _time(value: Any) -> str:
+    """A time as it was written, or a share of the time before."""
+    try:
+        return f"{float(value):.4g} of the time before"
+    except ValueError:
+        return str(value)
+
+
+def _membrane_limit(value: Any, run: RunFiles, _: str) -> str:
+    one = "image" if run.images else "sample"
+    return f"at most {_size(value)} of membrane potentials per {one}"
+
+
+def _size(value: Any) -> str:
+    return value if isinstance(value, str) else megabytes(round(value))
 
 
 def limits_asked(run: RunFiles) -> dict[str, str]:
@@ -105,11 +173,14 @@ def limits_asked(run: RunFiles) -> dict[str, str]:
         "Loss allowed": _loss(limits.get("max_accuracy_drop"), run),
         "Saving asked": _short(limits.get("min_memory_saving"), "{:.1%}"),
         "Memory allowed": _short(limits.get("max_parameter_memory"), "{} bytes"),
+        "Time allowed": _time_allowed(limits),
+        "Potentials allowed": "" if (most := limits.get("max_membrane")) is None else _size(most),
         **{
             name.replace("_", " ").capitalize(): str(value)
             for name, value in limits.items()
-            if name not in _LIMITS and name != "stop_at_saving" and value is not None
+            if name not in (*_LIMITS, *_OF_TIME, "stop_at_saving") and value is not None
         },
+        "Channels kept": f"multiples of {_multiple(run)}" if _multiple(run) else "",
     }
     if not asked["Saving asked"] and not asked["Memory allowed"]:
         asked["Saving asked"] = "as much as can be had"
@@ -117,6 +188,13 @@ def limits_asked(run: RunFiles) -> dict[str, str]:
         asked["Stop"] = "as soon as the saving is met"
     judged = [said.removeprefix("judged by ") for said in _gate(run)]
     return {name: text for name, text in {**asked, "Judged by": "".join(judged)}.items() if text}
+
+
+def _time_allowed(limits: Mapping[str, Any]) -> str:
+    if limits.get("max_latency") is None:
+        return ""
+    batch = limits.get("latency_batch", 1)
+    return f"{_time(limits['max_latency'])}, batch of {batch}{_where(limits)}"
 
 
 def _short(value: Any, form: str) -> str:
@@ -134,6 +212,8 @@ _LIMITS: Mapping[str, Callable[[Any, RunFiles, str], str]] = {
     "max_accuracy_drop": _accuracy_limit,
     "min_memory_saving": _saving_limit,
     "max_parameter_memory": _size_limit,
+    "max_latency": _time_limit,
+    "max_membrane": _membrane_limit,
 }
 
 
@@ -152,6 +232,8 @@ def _reached(run: RunFiles) -> list[str]:
     lossless = metrics.get("lossless")
     if lossless and lossless["share"]:
         said.append(f"{lossless['share']:.2%} went losslessly before, and is not counted in that")
+    said += [f"{limit}{'' if limit.held else ': not held'}" for limit in _others(run)]
+    said += _multiples_kept(run)
     if "drop" in metrics:
         said.append(_drop(run))
     if metrics.get("confirmation"):
@@ -159,7 +241,26 @@ def _reached(run: RunFiles) -> list[str]:
     if before.get("test") and after.get("test"):
         change = percent_points(after["test"]["accuracy"] - before["test"]["accuracy"])
         said.append(f"{change} on the test set, which chose nothing")
-    return said
+    return [*said, *_tuned(run)]
+
+
+def _multiples_kept(run: RunFiles) -> list[str]:
+    """How many cut groups keep a multiple, where that was asked for."""
+    multiple = _multiple(run)
+    if not multiple or not run.steps:
+        return []
+    kept = sum(step["after"][1] % multiple == 0 for step in run.steps)
+    return [f"{kept} of {len(run.steps)} groups that were cut keep a multiple of {multiple}"]
+
+
+def _tuned(run: RunFiles) -> list[str]:
+    """What training it on made of that."""
+    found = tuning(run)
+    return (
+        [f"{row.change} on the {row.name} after fine-tuning" for row in found.rows[:1]]
+        if found
+        else []
+    )
 
 
 def _drop(run: RunFiles) -> str:
