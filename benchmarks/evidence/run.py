@@ -132,7 +132,7 @@ def _pruned(network: Network, splits: Splits, row: Row, folder: Path) -> dict[st
     }
     if row.finetuned and result.plan.steps:
         tuned = finetune(folder, teacher=case.source, data=splits, recipe=network.tuning)
-        found["tuned"] = tuned.record.to_dict()
+        found["tuned"] = tuned.record.to_dict() | {"run": row.goal}  # not where it lay
         shutil.rmtree(folder / "finetuned" / "model")
     return found
 
