@@ -29,8 +29,9 @@ that chose nothing; where a saving is asked for, the policy stops there, whateve
 *prime, as published* is the paper's method: point gate, no confirmation, nothing recovered.
 *Saved*: parameter memory, of the network given. *Lost*: points of top-1 on the test set, which
 decided nothing, against the unpruned network; below zero is a gain. *Tuned*: after fine-tuning with
-distillation for a tenth of the training epochs. Intervals: 95 %, Wilson. *Seconds*: of the search;
-a star where it used the probes of a run with another limit, so that it is no time to compare.
+distillation for a tenth of the training epochs. Intervals: 95 %, Wilson. *Seconds*: of the search,
+with other work on the same cores; a star where it used the probes of a run with another limit. The
+table grows: rows that are missing have not been made yet.
 """
 
 
