@@ -45,9 +45,7 @@ def mixed() -> tuple[SpikingViT, Splits]:
 def correct(processes: Processes, images: int, batch: int) -> list[bool]:
     model, splits = mixed()
     chosen = Subset(splits.selection, range(images))
-    return processes.outcomes(
-        chosen, batch, lambda part: outcomes(model, part, batch_size=batch)
-    ).tolist()
+    return outcomes(model, chosen, batch_size=batch, processes=processes).tolist()
 
 
 class Plain(nn.Module):
@@ -169,7 +167,7 @@ def test_steps_are_those_of_one_process(both) -> None:
 def test_every_sample_is_dealt_once() -> None:
     for size, total, batch in ((3, 100, 7), (2, 5, 8), (4, 64, 16)):
         ranks = [Processes(device=CPU, rank=rank, size=size) for rank in range(size)]
-        dealt = [each._dealt(total, batch, each.rank) for each in ranks]
+        dealt = [np.array(list(each.part_of(range(total), batch))) for each in ranks]
         assert sorted(np.concatenate(dealt)) == list(range(total))
         for mine in dealt:
             full = [mine[i : i + batch] for i in range(0, len(mine), batch)]

@@ -49,7 +49,6 @@ def _lines(rows: Sequence[Record]) -> Iterator[str]:
 def _below_tuned(row: Record, rows: Sequence[Record]) -> str:
     for other in rows:
         if other["model"] == row["model"] and other["policy"] == UNPRUNED:
-            accuracies = (each["tuned"]["test"]["accuracy"] for each in (other, row))
-            whole, pruned = accuracies
+            whole, pruned = (each["tuned"]["test"]["accuracy"] for each in (other, row))
             return f"{100 * (whole - pruned):.2f}"
     return ""

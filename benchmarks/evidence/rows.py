@@ -57,9 +57,9 @@ class Row:
         return self.model, self.policy, self.recovery, self.goal
 
     @property
-    def control(self) -> bool:
-        """Nothing is pruned by a policy."""
-        return self.policy in CONTROLS
+    def name(self) -> str:
+        """The same as the name of a folder."""
+        return "_".join(part.replace(" ", "-") for part in self.key)
 
 
 def goals() -> Iterator[Goal]:

@@ -84,7 +84,7 @@ def splits_of(case: Case) -> Splits:
 
 def measure(network: Network, splits: Splits, row: Row) -> dict[str, Any] | None:
     """One row; ``None`` for one that waits for another."""
-    case, folder = network.case, RUNS / "_".join(part.replace(" ", "-") for part in row.key)
+    case, folder = network.case, RUNS / row.name
     begin = time.perf_counter()
     if row.policy == UNPRUNED:
         found = controls.unpruned(case, splits, network.tuning)
@@ -108,7 +108,7 @@ def measure(network: Network, splits: Splits, row: Row) -> dict[str, Any] | None
 def _pruned(network: Network, splits: Splits, row: Row, folder: Path) -> dict[str, Any]:
     case = network.case
     begin = time.perf_counter()
-    earlier = _earlier(row, folder)
+    earlier = _earlier(row)
     result = prune(
         case.model,
         data=splits,
@@ -137,14 +137,12 @@ def _pruned(network: Network, splits: Splits, row: Row, folder: Path) -> dict[st
     return found
 
 
-def _earlier(row: Row, folder: Path) -> Path | None:
+def _earlier(row: Row) -> Path | None:
     """A finished run that differs in its limit alone: its probes hold here too."""
     for other in known().values():
         same = all(other[name] == getattr(row, name) for name in ("model", "policy", "recovery"))
         if same and other["options"] == row.options and other["goal"] != row.goal:
-            place = folder.parent / folder.name.replace(
-                row.goal.replace(" ", "-"), other["goal"].replace(" ", "-")
-            )
+            place = RUNS / dataclasses.replace(row, goal=other["goal"]).name
             if (place / "metrics.json").exists():
                 return place
     return None
@@ -181,8 +179,7 @@ def known() -> dict[tuple[str, ...], dict[str, Any]]:
 def claimed(row: Row) -> Iterator[bool]:
     """Whether this process alone is at a row."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    name = "_".join(part.replace(" ", "-") for part in row.key)
-    with (RUNS / f".{name}.lock").open("w") as lock:
+    with (RUNS / f".{row.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -208,9 +205,11 @@ def main() -> None:
                 sets.clear()  # one in memory at a time
                 sets[row.model] = splits_of(network.case)
             found = measure(network, sets[row.model], row)
-            if found is not None:
-                add(found)
-                print(*row.key, f"{found['saving']:.2%}", found["seconds"], flush=True)
+            if found is None:
+                print(*row.key, "waits for the pruned network that it is compared with; run again")
+                continue
+            add(found)
+            print(*row.key, f"{found['saving']:.2%}", found["seconds"], flush=True)
 
 
 if __name__ == "__main__":

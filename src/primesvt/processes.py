@@ -11,7 +11,6 @@ from itertools import zip_longest
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
@@ -21,7 +20,6 @@ __all__ = ["ALONE", "Processes", "in_turn"]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 LEAVE = 0.5  # seconds in which threads come to an end
-Measure = Callable[[Dataset[Any]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,48 +85,16 @@ class Processes:
             )
         return batch_size // self.size
 
-    def outcomes(
-        self, dataset: Dataset[Any], batch_size: int, measure: Measure
-    ) -> npt.NDArray[Any]:
-        """Per-sample outcomes in the order of the data set, measured by all processes together.
+    def part_of(self, dataset: Dataset[Any], batch_size: int) -> Dataset[Any]:
+        """What falls to this process of a data set whose whole batches are dealt out in turn.
 
-        Whole batches are dealt out in turn, and no sample is doubled to fill one up: each batch is
-        the one that a single process forms, also where the images of a batch influence each other.
-
-        Args:
-            dataset: all samples.
-            batch_size: samples per forward pass of one process.
-            measure: outcomes of a data set, in batches of that size.
-
-        Example:
-            >>> alone = Processes(device=torch.device("cpu"))
-            >>> alone.outcomes(range(3), 2, lambda part: np.array([i > 0 for i in part])).tolist()
-            [False, True, True]
+        No sample is doubled to fill a batch up: each is the one that a single process forms, also
+        where the images of a batch influence each other.
         """
         if self.size == 1:
-            return measure(dataset)
-        total = len(cast(Sized, dataset))
-        places = [self._dealt(total, batch_size, rank) for rank in range(self.size)]
-        mine = places[self.rank]
-        parts = self.everywhere(
-            lambda: measure(Subset(dataset, mine.tolist())) if len(mine) else None
-        )
-        whole = np.empty(total, dtype=next(part.dtype for part in parts if part is not None))
-        for where, part in zip(places, parts, strict=True):
-            if part is not None:
-                whole[where] = part
-        return whole
-
-    def part_of(self, dataset: Dataset[Any], batch_size: int) -> Dataset[Any]:
-        """What falls to this process of a data set whose whole batches are dealt out in turn."""
-        if self.size == 1:
             return dataset
-        total = len(cast(Sized, dataset))
-        return Subset(dataset, self._dealt(total, batch_size, self.rank).tolist())
-
-    def _dealt(self, total: int, batch_size: int, rank: int) -> npt.NDArray[np.int64]:
-        """The samples of every batch whose number falls to a process."""
-        return np.flatnonzero(np.arange(total) // batch_size % self.size == rank)
+        number = np.arange(len(cast(Sized, dataset))) // batch_size
+        return Subset(dataset, np.flatnonzero(number % self.size == self.rank).tolist())
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes, by rank, for each of them."""

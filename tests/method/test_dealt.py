@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -83,10 +84,10 @@ def measured(one: Lively, processes: Processes, clock: Clock, step: float) -> di
         made.append(len(part))
         return real(part, common)
 
-    at.cutter._made = note  # type: ignore[method-assign]
     clock.own.step = step
     told: list[int] = []
-    distances = at.distances(cuts, around=around, tell=lambda done, _: told.append(done))
+    with mock.patch.object(at.cutter, "_made", note):
+        distances = at.distances(cuts, around=around, tell=lambda done, _: told.append(done))
     rows = [(dict(row.cuts), row.distance) for row in at.table._distances.values()]
     return {"distances": distances, "rows": rows, "made": made, "told": told}
 

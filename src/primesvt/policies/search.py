@@ -20,9 +20,7 @@ REACH = 2  # neighbouring widths that a round of exchange looks at, on either si
 APART = 3  # places between the widths whose curves are measured
 CORRECTIONS = 3  # plans looked at again for one saving, as a limit's estimate was too good
 SAFE = 0.99  # of what a plan proved
-CLEARLY = (
-    0.97  # of what a limit needs: with less than that from all that can be cut, it cannot hold
-)
+CLEARLY = 0.97  # of what a limit needs: where all that can be cut gives less, it cannot hold
 Options = Mapping[str, list[Option]]
 
 

@@ -58,16 +58,13 @@ class Fit:
 
     def score(self, dataset: Dataset[tuple[Tensor, int]]) -> Score:
         """Top-1 accuracy in evaluation mode."""
-        correct = self.processes.outcomes(
+        correct = outcomes(
+            self.model,
             dataset,
-            self.scored_at_once,
-            lambda part: outcomes(
-                self.model,
-                part,
-                batch_size=self.scored_at_once,
-                device=self.processes.device,
-                workers=self.workers,
-            ),
+            batch_size=self.scored_at_once,
+            device=self.processes.device,
+            workers=self.workers,
+            processes=self.processes,
         )
         return score_of(correct)
 

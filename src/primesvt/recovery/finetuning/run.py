@@ -171,7 +171,14 @@ def _prepared(
     distils = recipe.distillation > 0 or recipe.feature_weight > 0
     teacher = source.open_teacher() if distils else None
     evaluate = evaluator_for(
-        source.student, source.data, None, device, source.seed, source.batch_size, workers
+        source.student,
+        source.data,
+        None,
+        device,
+        source.seed,
+        source.batch_size,
+        workers,
+        processes,
     )
     assert isinstance(evaluate, DataEvaluator)
     told = progress if processes.main else None

@@ -107,12 +107,8 @@ class Tuning:
         """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` tells the progress."""
         dataset = getattr(self.evaluate.splits, part)
         progress = self.progress if stage else None
-
-        def measure(images: Dataset[Any]) -> Any:
-            return self.evaluate.on(images, model, progress=progress, stage=stage).outcomes
-
-        correct = self.processes.outcomes(dataset, self.evaluate.batch_size, measure)
-        found = accuracy_of(float(correct.mean()), len(correct))
+        measurement = self.evaluate.on(dataset, model, progress=progress, stage=stage)
+        found = accuracy_of(measurement.value, _size(dataset))
         assert found is not None
         return found
 
