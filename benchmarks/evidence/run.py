@@ -42,6 +42,7 @@ from primesvt.recovery.finetuning import finetune
 CIFAR = ("sdt_v2_seed0", "qkformer_seed0", "spikformer_seed0", "sdt_v2_seed1", "sdt_v2_seed2")
 RUNS = ROOT / "runs" / "evidence"
 TABLE = RESULTS / "evidence.json"
+Key = tuple[str, str, str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def _pruned(network: Network, splits: Splits, row: Row, folder: Path) -> dict[st
     took = time.perf_counter() - begin
     metrics = result.metrics.to_dict()
     after = {k: v for k, v in metrics["after"].items() if k in ("parameters", "parameter_bytes")}
-    found = {
+    return {
         **{name: metrics[name] for name in ("met", "drop", "bound", "bounded_by")},
         "saving": 1 - after["parameter_bytes"] / metrics["before"]["parameter_bytes"],
         "after": {**after, "test": metrics["after"]["test"]},
@@ -130,11 +131,16 @@ def _pruned(network: Network, splits: Splits, row: Row, folder: Path) -> dict[st
         "seconds": round(took, 1),
         "reused": earlier is not None,
     }
-    if row.finetuned and result.plan.steps:
-        tuned = finetune(folder, teacher=case.source, data=splits, recipe=network.tuning)
-        found["tuned"] = tuned.record.to_dict() | {"run": row.goal}  # not where it lay
-        shutil.rmtree(folder / "finetuned" / "model")
-    return found
+
+
+def tune(network: Network, splits: Splits, row: Row) -> dict[str, Any]:
+    """A row with its pruned network fine-tuned."""
+    case, folder = network.case, RUNS / row.name
+    if not (folder / "metrics.json").exists():
+        _pruned(network, splits, row, folder)  # made elsewhere; run folders are not kept
+    record = finetune(folder, teacher=case.source, data=splits, recipe=network.tuning).record
+    shutil.rmtree(folder / "finetuned" / "model")
+    return {**known()[row.key], "tuned": record.to_dict() | {"run": row.goal}}  # not where it lay
 
 
 def _earlier(row: Row) -> Path | None:
@@ -163,53 +169,90 @@ def add(row: dict[str, Any]) -> None:
     """Into the file, which another process may be writing to."""
     with (RESULTS / ".evidence.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = [*known().values(), row]
+        found = list((known() | {key_of(row): row}).values())
         write_json(TABLE, {"machine": machine(), "rows": found})
         write_page(found, machine())
 
 
-def known() -> dict[tuple[str, ...], dict[str, Any]]:
+def key_of(row: dict[str, Any]) -> Key:
+    """What tells rows apart, as in ``Row.key``."""
+    return row["model"], row["policy"], row["recovery"], row["goal"]
+
+
+def known() -> dict[Key, dict[str, Any]]:
     """Rows that are there."""
     found = json.loads(TABLE.read_text())["rows"] if TABLE.exists() else []
-    names = ("model", "policy", "recovery", "goal")
-    return {tuple(row[name] for name in names): row for row in found}
+    return {key_of(row): row for row in found}
 
 
-@contextlib.contextmanager
-def claimed(row: Row) -> Iterator[bool]:
-    """Whether this process alone is at a row."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    with (RUNS / f".{row.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A row to make, or the fine-tuning of one that is there, which comes a step later."""
+
+    row: Row
+    network: Network
+    tunes: bool
+
+    @property
+    def urgency(self) -> int:
+        """Low ones come first."""
+        return self.row.urgency + self.tunes
+
+    @property
+    def open(self) -> bool:
+        """Whether there is something to do, and what it needs is there."""
+        made = known().get(self.row.key)
+        if self.tunes:
+            return made is not None and "tuned" not in made and made["saving"] > 0
+        return made is None
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether this process alone is at it, and it is still open."""
+        RUNS.mkdir(parents=True, exist_ok=True)
+        with (RUNS / f".{self.row.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield self.open
+
+    def do(self, splits: Splits) -> None:
+        """Make the row, or say what it waits for."""
+        make = tune if self.tunes else measure
+        begin = time.perf_counter()
+        found = make(self.network, splits, self.row)
+        if found is None:
+            print(*self.row.key, "waits for the pruned network that it is compared with; run again")
             return
-        yield row.key not in known()
+        add(found)
+        seconds = f"{time.perf_counter() - begin:.0f} s{', tuned' if self.tunes else ''}"
+        print(*self.row.key, f"{found['saving']:.2%}", seconds, flush=True)
+
+
+def jobs(folder: str | None, wanted: list[str]) -> list[Job]:
+    """All of the table, the most telling first."""
+    found = []
+    for network in networks(folder, wanted):
+        for row in rows(network.case.name, first=network.first, cheap=network.cheap):
+            later = (True,) if row.finetuned and row.policy != UNPRUNED else ()
+            found += [Job(row=row, network=network, tunes=tunes) for tunes in (False, *later)]
+    return sorted(found, key=lambda job: job.urgency)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     folder = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] != "digits" else None
-    asked = [
-        (row, network)
-        for network in networks(folder, sys.argv[2:])
-        for row in rows(network.case.name, first=network.first, cheap=network.cheap)
-    ]
     sets: dict[str, Splits] = {}
-    for row, network in sorted(asked, key=lambda pair: pair[0].urgency):
-        with claimed(row) as mine:
+    for job in jobs(folder, sys.argv[2:]):
+        with job.claimed() as mine:
             if not mine:
                 continue
-            if row.model not in sets:
+            if job.row.model not in sets:
                 sets.clear()  # one in memory at a time
-                sets[row.model] = splits_of(network.case)
-            found = measure(network, sets[row.model], row)
-            if found is None:
-                print(*row.key, "waits for the pruned network that it is compared with; run again")
-                continue
-            add(found)
-            print(*row.key, f"{found['saving']:.2%}", found["seconds"], flush=True)
+                sets[job.row.model] = splits_of(job.network.case)
+            job.do(sets[job.row.model])
 
 
 if __name__ == "__main__":

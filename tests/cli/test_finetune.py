@@ -84,7 +84,7 @@ def test_flags_stand_in_place_of_the_recipe(primesvt):
     recipe = primesvt("finetune", "run", *words, "--json").json["recipe"]
     assert (recipe["epochs"], recipe["batch_size"], recipe["distillation"]) == (1, 16, 0)
     assert recipe["augmentation"]["shift"] == 1 and recipe["augmentation"]["rotate"] == 0
-    assert recipe["learning_rate"] == 0.005  # a third of the training's
+    assert recipe["learning_rate"] == 0.0015  # a tenth of the training's
 
 
 def test_data_that_moved(primesvt, tmp_path):

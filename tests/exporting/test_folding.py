@@ -54,11 +54,21 @@ def test_every_norm_goes_into_the_layer_in_front(net, shape, count):
         assert close(folded(x), net(x))
 
 
-def test_a_padded_norm_becomes_padding_of_zeros():
+def test_a_padded_norm_becomes_padding_of_zeros_in_the_layer_behind():
     net, x = shaken(RepConv(4, 6)), torch.randn(1, 2, 4, 5, 5, dtype=torch.float64)
     fold_norms(net, (x,))
-    assert net.inner.padding == (1, 1)
+    assert (net.inner.padding, net.depthwise.padding) == ((0, 0), (1, 1))
+    assert net.inner.bias is None
     assert isinstance(net.pad, nn.Identity)
+
+
+def test_a_padded_norm_in_front_of_a_full_convolution_becomes_padding_where_it_was():
+    net, x = shaken(RepConv(4, 6)), torch.randn(1, 2, 4, 5, 5, dtype=torch.float64)
+    net.depthwise = nn.Conv2d(4, 4, 3, bias=False).double()
+    before = net(x)
+    fold_norms(net, (x,))
+    assert (net.inner.padding, net.depthwise.padding) == ((1, 1), (0, 0))
+    assert close(net(x), before)
 
 
 def test_a_norm_with_nothing_in_front_is_a_scale_and_a_shift():

@@ -47,7 +47,7 @@ class Finetune:
 
     what is not asked for:
       Follows the training of the unpruned model where its record is known: a
-      tenth of its epochs, a third of its learning rate, its batches and changes
+      tenth of its epochs, a tenth of its learning rate, its batches and changes
       of the images (docs/finetuning.md).
 
     several GPUs or machines:

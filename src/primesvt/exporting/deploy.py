@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from primesvt.batches import mixing_of
 from primesvt.channels.copies import working_copy
-from primesvt.exporting.folding import Folded, fold_norms
+from primesvt.exporting.folding import Folded
 from primesvt.exporting.neurons import KNOWN, Plain, plain
-from primesvt.lossless.leftovers import merge_head, strip_unused
+from primesvt.exporting.quick import simplify
 from primesvt.models import reset
 from primesvt.models.families.qkformer.blocks import AcrossImages
 from primesvt.models.neurons import neurons
@@ -98,10 +98,8 @@ def deploy(model: nn.Module, example: Tensor) -> Deployed:
 def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> Deployed:
     """In double precision, so that folding rounds once."""
     copy = working_copy(model, double=True)
-    strip_unused(copy)
-    merge_head(copy)
     _answer(copy, example)  # some networks fix what depends on the image size now
-    norms = fold_norms(copy, (example,), keep=keep)
+    norms = simplify(copy, example, keep=keep)
     return Deployed(
         network=copy,
         neurons=dict(_written_out(copy)),

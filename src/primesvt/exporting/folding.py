@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration.wiring import LAYERS, NORMS, Layer, Wiring, wire
-from primesvt.models.attention import PaddedBN
+from primesvt.models.attention import PaddedBN, RepConv
 
 __all__ = ["Folded", "ScaleShift", "fold_norms"]
 
@@ -52,7 +52,8 @@ def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False
     One that is all that reads a convolution or a linear layer, perhaps through other such norms or
     a view, goes into its weight and bias: ``W g / sqrt(var + eps)`` and
     ``(b - mean) g / sqrt(var + eps) + beta``, computed in double precision and rounded once. Any
-    other becomes a ``ScaleShift``.
+    other becomes a ``ScaleShift``. The padding of a ``RepConv`` moves to its depthwise layer, which
+    spares the 1x1 convolution in front the border.
 
     Args:
         model: with its own copy of every weight.
@@ -118,9 +119,23 @@ def _replace(model: nn.Module, name: str, norm: nn.Module, source: str | None) -
     _into(layer, scale, shift)
     model.set_submodule(name, nn.Identity())
     if isinstance(owner, PaddedBN) and isinstance(layer, nn.Conv2d):
-        # A 1x1 convolution makes of padded zeros what this norm makes of a zero input.
+        pad = name.rpartition(".")[0]
+        model.set_submodule(pad, nn.Identity())
+        _pad(layer, _owner(model, pad))
+
+
+def _pad(layer: nn.Conv2d, owner: nn.Module) -> None:
+    """Let a 1x1 convolution, or the one behind it, do what the norm between them padded."""
+    behind = owner.depthwise if isinstance(owner, RepConv) else None
+    if not isinstance(behind, nn.Conv2d) or not _shifts(behind):
+        # A 1x1 convolution makes of padded zeros what the norm made of a zero input.
         layer.padding = (1, 1)
-        model.set_submodule(name.rpartition(".")[0], nn.Identity())
+        return
+    # The bias lies on every pixel, border included, so behind a kernel it is a constant again.
+    assert layer.bias is not None
+    constant = layer.bias * behind.weight.sum((1, 2, 3))
+    behind.bias = nn.Parameter(constant, requires_grad=False)
+    behind.padding, layer.bias = (1, 1), None
 
 
 def _affine(norm: Any, name: str) -> Moments:
@@ -161,6 +176,12 @@ def _pointwise(layer: nn.Module) -> bool:
         and layer.stride == (1, 1)
         and layer.padding in ((0, 0), 0)
     )
+
+
+def _shifts(layer: nn.Conv2d) -> bool:
+    """Whether a constant on its input becomes one constant per channel."""
+    plain = layer.bias is None and "weight" in layer._parameters
+    return plain and layer.groups == layer.in_channels == layer.out_channels
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

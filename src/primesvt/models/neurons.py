@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from primesvt.models.inference import LIF, PLIF
 
-__all__ = ["IntegerNeuron", "Spike", "Surrogate", "integer", "lif", "neurons", "plif", "reset"]
+__all__ = [
+    "IntegerNeuron",
+    "Spike",
+    "Surrogate",
+    "integer",
+    "lif",
+    "memories",
+    "neurons",
+    "plif",
+    "reset",
+]
 
 Spike = Callable[..., nn.Module]  # spike(threshold=1.0) makes a neuron layer
 Surrogate = Literal["sigmoid", "atan"]
@@ -164,9 +174,22 @@ def reset(model: nn.Module) -> None:
         >>> layer.v
         0.0
     """
-    left = [model]
+    for module in memories(model):
+        module.reset()
+
+
+def memories(*models: nn.Module) -> list[base.MemoryModule]:
+    """Every module of SpikingJelly that remembers what it has seen; shared ones several times.
+
+    Example:
+        >>> len(memories(nn.Sequential(nn.Linear(2, 2), lif()), lif()))
+        2
+    """
+    left = list(models)
+    found: list[base.MemoryModule] = []
     while left:  # model.modules() makes the names of all, and takes five times as long
         module = left.pop()
         if isinstance(module, base.MemoryModule):
-            module.reset()
+            found.append(module)
         left += [part for part in module._modules.values() if part is not None]
+    return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from primesvt.models.config import ModelConfig
 from primesvt.models.inference import forgetting
 from primesvt.models.loaded import Loaded
-from primesvt.models.neurons import reset
+from primesvt.models.neurons import memories
 from primesvt.models.provenance import Provenance
 
 __all__ = ["SpikingViT"]
@@ -88,16 +88,16 @@ class SpikingViT(nn.Module):
             True
         """
         later = self.blocks[block:] if block else self.blocks
-        running = (later, self.head)
+        remembering = memories(later, self.head)
         try:
-            for part in running:
-                reset(part)
+            for module in remembering:
+                module.reset()
             with forgetting():
                 logits: Logits = self.head(later(x))
         finally:
             # A membrane that is part of an autograd graph would break copy.deepcopy(model).
-            for part in running:
-                reset(part)
+            for module in remembering:
+                module.reset()
         if time_steps_out:
             return logits
         if isinstance(logits, tuple):

@@ -13,7 +13,7 @@ from primesvt.training.recipe import Learning, TrainRecipe
 __all__ = ["FinetuneRecipe"]
 
 # Parts of what the training used, see docs/finetuning.md.
-EPOCHS, RATE, WARMUP = 10, 3, 10
+EPOCHS, RATE, WARMUP = 10, 10, 10
 
 
 class FinetuneRecipe(Learning):
@@ -28,7 +28,7 @@ class FinetuneRecipe(Learning):
     epochs: int = Field(10, ge=1)
     """Passes over the training images; after a recorded training, a tenth of its epochs."""
     learning_rate: float = Field(5e-4, gt=0)
-    """Peak of the learning rate; after a recorded training, a third of its."""
+    """Peak of the learning rate; after a recorded training, a tenth of its."""
     warmup_epochs: float = Field(1.0, ge=0)
     """Epochs in which the learning rate rises linearly; else a tenth of all."""
     distillation: float = Field(0.9, ge=0, le=1)
