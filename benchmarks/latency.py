@@ -59,7 +59,8 @@ ROWS: dict[str, dict[str, Any]] = {
 def run(case: Case, name: str, images: int | None) -> PruneResult:
     """One run, in a folder of its own."""
     options = dict(ROWS[name])
-    limits = {"max_latency": options.pop("max_latency", None), "latency_runtime": "onnxruntime"}
+    share = options.pop("max_latency", None)
+    limits = {"max_latency": share, "latency_runtime": "onnxruntime"} if share else {}
     splits = dataclasses.replace(
         case.splits,
         calibration=in_memory(case.splits.calibration),

@@ -85,6 +85,11 @@ class Constraints:
             raise ValueError(
                 f"unknown latency_runtime {self.latency_runtime!r}; known: {', '.join(_RUNTIMES)}"
             )
+        if self.latency_runtime != _RUNTIMES[0] and self.max_latency is None:
+            raise ValueError(
+                f"latency_runtime is {self.latency_runtime!r}, but without max_latency nothing is "
+                "timed by it; give max_latency, or leave latency_runtime out"
+            )
         if self.stop_at_saving and saving is None and self.max_parameter_memory is None:
             raise ValueError(
                 "stop_at_saving needs a memory limit to stop at; "

@@ -68,6 +68,8 @@ class Limits(_Section):
     """Largest time of a forward pass here: a share of the unpruned model's (0.67), or 12ms."""
     latency_batch: Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")] = 32
     """Images in that forward pass."""
+    latency_runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
+    """What runs it: PyTorch, or onnxruntime from an exported file, as on a device."""
     max_membrane: Annotated[str | None, unset("SIZE")] = None
     """Largest memory of all membrane potentials per image (60kB)."""
 

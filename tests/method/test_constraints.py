@@ -34,6 +34,7 @@ from primesvt.constraints import Constraints, parse_bytes
         ({"max_latency": "quick"}, ["'quick'", "0.67"]),
         ({"max_latency": math.nan}, ["nan", "between 0 and 1"]),
         ({"max_latency": True}, ["True"]),
+        ({"latency_runtime": "onnxruntime"}, ["'onnxruntime'", "give max_latency"]),
         ({"latency_batch": 0}, ["latency_batch is 0", "at least 1"]),
         ({"latency_runtime": "tensorrt"}, ["'tensorrt'", "pytorch, onnxruntime"]),
         ({"max_membrane": "60"}, ["max_membrane is '60'", "'8MB'"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +31,19 @@ class Leak:
     times: bool = False
     decays: bool = True
 
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is rounded on the way, so that products and quotients are the same."""
+        return math.frexp(self.by)[0] == 0.5
+
+    @property
+    def part(self) -> float:
+        """What flows in of one."""
+        return self.by if self.times else 1 / self.by
+
     def of(self, x: Tensor) -> Tensor:
-        """That part of a tensor."""
-        return x * self.by if self.times else x / self.by
+        """That part of a tensor; runtimes are quicker with products."""
+        return x * self.part if self.times or self.exact else x / self.by
 
 
 class Plain(nn.Module):
@@ -100,11 +111,18 @@ class PlainNeuron(Plain):
 
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         charged = self._first(x) if v is None else self._charge(x, v)
-        fired = charged >= self.threshold
-        spikes = fired.to(x.dtype)
+        at_once = v is None and self._scales()  # then a single time step needs no charge at all
+        level = self.threshold / self.leak.part if at_once and self.leak else self.threshold
+        spikes = ((x if at_once else charged) >= level).to(x.dtype)
         if self.reset is None:
             return spikes, charged - spikes * self.threshold
-        return spikes, torch.where(fired, self.reset, charged)
+        kept = charged * (1 - spikes)
+        return spikes, kept + spikes * self.reset if self.reset else kept
+
+    def _scales(self) -> bool:
+        """Whether from rest the input can be held against a threshold of its own scale."""
+        leak = self.leak
+        return leak is not None and leak.decays and leak.exact and not self.reset
 
     def _first(self, x: Tensor) -> Tensor:
         """The charge from rest, where nothing leaks."""
