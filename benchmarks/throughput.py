@@ -5,8 +5,9 @@
 One thread, no gradients. The plain network has the same weights; its neurons are SpikingJelly's
 classes, and its first layer is computed at every time step. *Here* is bit for bit the same, and
 what the search measures with. `quick` (``primesvt.exporting.quick``) has its batch norms in the
-layers in front of them besides, and channels last: sums are rounded elsewhere, which may flip
-spikes. *Convolutions alone* are those of that network on the inputs that they have there: nothing
+layers in front of them besides, channels last and packed weights: sums are rounded elsewhere, which
+may flip spikes. *Pays from*: images after which the time that it took to make is won back, against
+*here*. *Convolutions alone* are those of that network on the inputs that they have there: nothing
 that keeps their kernels can be quicker. All run in turn, in changing order, so that other load on
 the machine meets all; a ratio is that of two neighbouring runs.
 """
@@ -149,13 +150,16 @@ def rows() -> list[dict[str, Any]]:
             x = torch.randn(batch, *size)
             if x.numel() * model.time_steps > LARGEST:
                 continue
+            begin = time.perf_counter()
             runners["quick"] = quick(model, x if batch > 1 else x.expand(2, -1, -1, -1))
+            made = time.perf_counter() - begin
             before, after = runners["plain"](x), runners["all"](x)
             changed = before.argmax(1) != runners["quick"](x).argmax(1)
             row = {"what": name, "time_steps": model.time_steps, "batch": batch}
             row |= race({**runners, "bound": convolutions(runners["quick"], x)}, x) | {
                 "identical": torch.equal(before, after),
                 "changed": int(changed.sum()),
+                "made": made,
             }
             found.append(row)
             print(row, flush=True)
@@ -165,8 +169,9 @@ def rows() -> list[dict[str, Any]]:
 def page(found: list[dict[str, Any]]) -> str:
     head = [
         "| network | T | batch | plain, ms | here, times as fast | neurons alone | same output"
-        " | `quick`, times as fast | predictions changed | convolutions alone |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        " | `quick`, times as fast | predictions changed | pays from, images"
+        " | convolutions alone |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         changed = row.get("changed", "")
@@ -174,10 +179,18 @@ def page(found: list[dict[str, Any]]) -> str:
             f"| {row['what']} | {row.get('time_steps', '')} | {row.get('batch', '')} "
             f"| {row['seconds']['plain'] * 1e3:.2f} | {told(row, 'all')} | {told(row, 'neurons')} "
             f"| {'bit for bit' if row['identical'] else 'no'} | {told(row, 'quick')} "
-            f"| {changed} | {told(row, 'bound')} |"
+            f"| {changed} | {pays(row)} | {told(row, 'bound')} |"
         )
     note = "Times as fast as plain: the median of neighbouring runs, and quartiles."
     return "\n".join([*head, "", note, f"{described()}.", ""])
+
+
+def pays(row: dict[str, Any]) -> str:
+    """Images after which ``quick`` has won back the time that it took to make."""
+    if "made" not in row:
+        return ""
+    saved = (row["seconds"]["all"] - row["seconds"]["quick"]) / row["batch"]
+    return f"{row['made'] / saved:,.0f}" if saved > 0 else "never"
 
 
 def told(row: dict[str, Any], name: str) -> str:

@@ -14,7 +14,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from primesvt.models import create_model, inference
+from primesvt.models import create_model, inference, reset
 from primesvt.models.blocks import ConvBN, MaxPool
 from primesvt.models.inference import LIF
 from primesvt.models.neurons import lif, plif
@@ -171,6 +171,22 @@ def layouts() -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_layout(name: str, kind: str) -> None:
     compare(KINDS[kind](), layouts()[name], layouts()[name])
+
+
+@pytest.mark.parametrize("make", [lif, plif])
+def test_a_reset_forgets_whatever_there_is(make: Callable[..., Any]) -> None:
+    layer = make()
+    layer.store_v_seq = True
+    layer(torch.rand(2, 3))
+    assert isinstance(layer.v, Tensor)
+    reset(layer)
+    assert (layer.v, layer.v_seq) == (0.0, None)
+    layer.v = 0.5
+    reset(layer)
+    assert layer.v == 0.0
+    layer.set_reset_value("v", 0.25)
+    reset(layer)
+    assert layer.v == 0.25
 
 
 def test_states_that_do_not_fit_are_handled_by_spikingjelly() -> None:

@@ -24,6 +24,7 @@ class PackedConv2d(nn.Module):
         self.weight = reorder(weight.to_mkldnn(), *self.settings, size)
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.shape = tuple(weight.shape)
+        self.run = torch.ops.mkldnn._convolution_pointwise.default
 
     def __deepcopy__(self, _: dict[int, Any]) -> PackedConv2d:
         return self  # nothing in it ever changes, and packed tensors cannot be copied
@@ -32,8 +33,7 @@ class PackedConv2d(nn.Module):
         return f"weight={list(self.shape)}, bias={self.bias is not None}"
 
     def forward(self, x: Tensor) -> Tensor:
-        run = torch.ops.mkldnn._convolution_pointwise
-        out: Tensor = run(x, self.weight, self.bias, *self.settings, "none", [], "")
+        out: Tensor = self.run(x, self.weight, self.bias, *self.settings, "none", [], "")
         return out
 
 

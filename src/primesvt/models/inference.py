@@ -47,6 +47,11 @@ class LIF(neuron.LIFNode):  # type: ignore[misc]
             return torch.ge(x_seq, self.v_threshold * self.tau, out=spikes)
         return _run(self, x_seq, _divided(_scalar(self.tau, x_seq.dtype)))
 
+    def reset(self) -> None:
+        """Forget the potentials, where there are any."""
+        if not _rests(self):
+            super().reset()
+
 
 class PLIF(neuron.ParametricLIFNode):  # type: ignore[misc]
     """SpikingJelly's ``ParametricLIFNode``, several times faster without gradients; see ``LIF``.
@@ -64,6 +69,11 @@ class PLIF(neuron.ParametricLIFNode):  # type: ignore[misc]
         if usual or not _applies(self, x_seq):
             return super().multi_step_forward(x_seq, *args, **kwargs)
         return _run(self, x_seq, _multiplied(self.w.sigmoid()))
+
+    def reset(self) -> None:
+        """Forget the potentials, where there are any."""
+        if not _rests(self):
+            super().reset()
 
 
 def unwatched() -> bool:
@@ -119,6 +129,14 @@ def forgetting() -> Iterator[None]:
         yield
     finally:
         _forgetting.pop()
+
+
+def _rests(layer: neuron.BaseNode) -> bool:
+    """Whether a reset would change nothing; to make sure of that takes a tenth of its time."""
+    memories, rest = layer._memories, layer._memories_rv
+    v = memories["v"]
+    seen = len(memories) > 1 or layer.v_seq is not None
+    return not seen and type(v) is float and v == rest["v"]
 
 
 def _forgets(layer: neuron.BaseNode) -> bool:

@@ -187,9 +187,11 @@ def memories(*models: nn.Module) -> list[base.MemoryModule]:
     """
     left = list(models)
     found: list[base.MemoryModule] = []
-    while left:  # model.modules() makes the names of all, and takes five times as long
+    while left:  # model.modules() makes the names of all, and takes ten times as long
         module = left.pop()
         if isinstance(module, base.MemoryModule):
             found.append(module)
-        left += [part for part in module._modules.values() if part is not None]
+        parts = module._modules
+        if parts:
+            left += [part for part in parts.values() if part is not None]
     return found
