@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from primesvt.exporting.aligning import aligned
 from primesvt.exporting.deploy import Deployed
 from primesvt.exporting.eightbit import fewest, weight_count, with_8bit_weights
 from primesvt.exporting.graph import Graph, draw, program_bytes
@@ -87,14 +88,15 @@ def onnx_payload(
     watched = onnx_model(graph, input_name=input_name, about=about or {})
     shipped = only_logits(watched)
     if holds is None:
-        return _payload(graph, watched, shipped)
+        return _payload(graph, aligned(watched), aligned(shipped))
     front = _front(shipped, holds)
     rounded = with_8bit_weights(watched, front=front)
-    payload = _payload(graph, rounded, only_logits(rounded), _size(FLOAT, shipped))
-    before, after = (size.file or 0 for size in payload.sizes)
-    if after >= before:
+    before = _size(FLOAT, aligned(shipped))
+    payload = _payload(graph, aligned(rounded), aligned(only_logits(rounded)), before)
+    bytes_before, after = (size.file or 0 for size in payload.sizes)
+    if after >= bytes_before:
         raise ValueError(
-            f"8-bit weights would make a file of {after:,} bytes out of {before:,}; leave"
+            f"8-bit weights would make a file of {after:,} bytes out of {bytes_before:,}; leave"
             " weight_bits out"
         )
     found = sum(node.op_type == "DequantizeLinear" for node in rounded.graph.node)

@@ -57,6 +57,7 @@ class Files:
 
 def _file(model: nn.Module, x: Tensor, axis: int) -> Runner:
     """A file for any number of samples; two of them show it."""
+    from primesvt.exporting.aligning import aligned
     from primesvt.exporting.deploy import deploy
     from primesvt.exporting.graph import draw
     from primesvt.exporting.onnx_file import onnx_model
@@ -65,4 +66,5 @@ def _file(model: nn.Module, x: Tensor, axis: int) -> Runner:
     (two,) = batched((x.transpose(0, axis),), 2)
     example = two.transpose(0, axis).contiguous()
     graph = draw(deploy(model, example), example, axis=axis)
-    return onnx_runner(onnx_model(graph, input_name="input", about={}).SerializeToString())
+    content = aligned(onnx_model(graph, input_name="input", about={}))
+    return onnx_runner(content.SerializeToString())

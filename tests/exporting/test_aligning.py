@@ -1,0 +1,142 @@
+"""Channels of zeros change nothing that a file computes, and blocked kernels take it then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from primesvt import create_model
+from primesvt.exporting.aligning import MULTIPLE, aligned
+from primesvt.exporting.deploy import deploy
+from primesvt.exporting.eightbit import with_8bit_weights
+from primesvt.exporting.graph import draw
+from primesvt.exporting.onnx_file import onnx_model
+
+
+def conv(name, shape, groups, source, target, *, bias=True):
+    """A node and its weights, padded by half the kernel."""
+    generator = np.random.default_rng(len(name) + sum(shape))
+    weights = [numpy_helper.from_array(generator.normal(size=shape).astype("f4"), f"{name}.w")]
+    if bias:
+        values = generator.normal(size=shape[:1]).astype("f4")
+        weights.append(numpy_helper.from_array(values, f"{name}.b"))
+    names = [source, *(each.name for each in weights)]
+    pads = [shape[2] // 2] * 4
+    return helper.make_node("Conv", names, [target], group=groups, pads=pads), weights
+
+
+def graph(widths, kernel, between, *, bias=True, watched=False):
+    """1x1, depthwise and 1x1 convolutions, with something between them or nothing."""
+    first, middle, last = widths
+    parts = [
+        conv("a", (middle, first, kernel, kernel), 1, "x", "a", bias=bias),
+        conv("d", (middle, 1, 3, 3), middle, "a2" if between else "a", "d", bias=bias),
+        conv("o", (last, middle, kernel, kernel), 1, "d2" if between else "d", "y", bias=bias),
+    ]
+    nodes = [node for node, _ in parts]
+    if between:
+        nodes = [
+            nodes[0],
+            helper.make_node(between, ["a"], ["a2"]),
+            nodes[1],
+            helper.make_node(between, ["d"], ["d2"]),
+            nodes[2],
+        ]
+    outputs = ["y", "d"] if watched else ["y"]
+    content = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", first, 5, 6])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [tensor for _, weights in parts for tensor in weights],
+    )
+    return helper.make_model(content, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def answers(model, x, **options):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"], **options
+    )
+    return session.run(None, {session.get_inputs()[0].name: x})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.tuples(*[st.integers(1, 40)] * 3),
+    kernel=st.sampled_from([1, 3]),
+    between=st.sampled_from([None, "Relu"]),
+    bias=st.booleans(),
+    watched=st.booleans(),
+)
+def test_the_answers_are_the_same(widths, kernel, between, bias, watched):
+    before = graph(widths, kernel, between, bias=bias, watched=watched)
+    after = aligned(before)
+    x = np.random.default_rng(0).normal(size=(2, widths[0], 5, 6)).astype("f4")
+    for wanted, found in zip(answers(before, x), answers(after, x), strict=True):
+        assert wanted.shape == found.shape
+        assert np.abs(wanted - found).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_chain_of_convolutions_needs_no_copy_of_its_tensors():
+    made = aligned(graph((16, 51, 16), 1, None))
+    padded = [node.input[0] for node in made.graph.node if node.op_type == "Pad"]
+    assert sorted(padded) == ["a.b", "a.w", "d.b", "d.w", "o.w"]
+    assert [node.op_type for node in made.graph.node].count("Slice") == 0
+
+
+def test_elsewhere_the_tensor_is_padded_and_cut():
+    made = aligned(graph((16, 51, 16), 1, "Relu"))
+    assert next(node.input[0] for node in made.graph.node if node.op_type == "Pad") == "a2"
+    assert [node.op_type for node in made.graph.node].count("Slice") == 1
+
+
+def test_stored_weights_stay_as_they_are():
+    before = graph((16, 51, 16), 1, None)
+    after = aligned(before)
+    weights = {t.name: t for t in after.graph.initializer if not t.name.startswith("@")}
+    assert weights == {t.name: t for t in before.graph.initializer}
+    assert len(before.graph.node) == 3
+
+
+def test_multiples_are_left_alone():
+    before = graph((16, 52, 17), 3, "Relu")
+    assert aligned(before) == before
+
+
+def test_narrow_convolutions_of_all_inputs_are_left_alone():
+    before = graph((5, 12, 3), 3, "Relu")
+    assert aligned(before) == before
+
+
+@pytest.mark.parametrize("name", ["sdt_v2_digits", "qkformer_digits"])
+def test_whole_networks_in_float_and_in_eight_bits(name):
+    torch.manual_seed(0)
+    images = torch.rand(3, 1, 8, 8)
+    model = onnx_model(
+        draw(deploy(create_model(name), images), images), input_name="images", about={}
+    )
+    for each in (model, with_8bit_weights(model)):
+        wide = aligned(each, 32)
+        assert len(wide.graph.node) > len(each.graph.node)
+        (wanted,), (found,) = answers(each, images.numpy()), answers(wide, images.numpy())
+        assert np.allclose(wanted, found, atol=1e-4)
+
+
+def test_onnxruntime_takes_its_blocked_kernels(tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    answers(
+        aligned(graph((16, 51, 16), 1, "Relu")), np.zeros((1, 16, 5, 6), "f4"), sess_options=options
+    )
+    assert MULTIPLE == 4
+    written = Path(options.optimized_model_filepath).read_bytes()
+    if b"com.microsoft.nchwc" not in written:
+        pytest.skip("this processor has no blocked kernels")
+    assert written.count(b"com.microsoft.nchwc") >= 3
