@@ -104,7 +104,7 @@ def rows(model: str, *, first: bool, cheap: bool) -> Iterator[Row]:
                     policy=policy,
                     recovery=recovery,
                     goal=goal.name,
-                    urgency=0 if best else 2 if main else 3,
+                    urgency=_urgency(best, main, drawn=first and recovery == "refit"),
                     finetuned=cheap or best or (first and goal.name == "3 points"),
                     constraints=goal.constraints,
                     options={**options, **_gate(goal), "policy": policy},
@@ -112,6 +112,11 @@ def rows(model: str, *, first: bool, cheap: bool) -> Iterator[Row]:
         if goal.name in TOLD:
             yield _published(model, goal)
     yield from _controls(model, first=first)
+
+
+def _urgency(best: bool, main: bool, *, drawn: bool) -> int:
+    """Rows on the picture come soon after those that the aims are about."""
+    return 0 if best else 1 if drawn else 2 if main else 3
 
 
 def _gate(goal: Goal) -> dict[str, Any]:
