@@ -65,8 +65,8 @@ class _Plans:
     def __post_init__(self) -> None:
         nodes = self.model.graph.node
         self.shapes = {t.name: tuple(t.dims) for t in self.model.graph.initializer}
-        for node in nodes:  # 8-bit weights have the shape of what they are made of
-            if node.op_type == "DequantizeLinear" and node.input[0] in self.shapes:
+        for node in nodes:  # 8-bit weights: cast, then multiplied by a scale
+            if node.op_type in ("Cast", "Mul") and self.shapes.keys() >= set(node.input):
                 self.shapes[node.output[0]] = self.shapes[node.input[0]]
         self.maker = {name: place for place, node in enumerate(nodes) for name in node.output}
         self.readers: dict[str, list[int]] = {}

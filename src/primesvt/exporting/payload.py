@@ -10,7 +10,7 @@ from torch import Tensor
 
 from primesvt.exporting.aligning import aligned
 from primesvt.exporting.deploy import Deployed
-from primesvt.exporting.eightbit import fewest, weight_count, with_8bit_weights
+from primesvt.exporting.eightbit import fewest, rounded_count, weight_count, with_8bit_weights
 from primesvt.exporting.graph import Graph, draw, program_bytes
 from primesvt.exporting.onnx_file import OPSET, only_logits, onnx_model, weight_bytes
 from primesvt.exporting.result import Rounded, Size
@@ -99,8 +99,7 @@ def onnx_payload(
             f"8-bit weights would make a file of {after:,} bytes out of {bytes_before:,}; leave"
             " weight_bits out"
         )
-    found = sum(node.op_type == "DequantizeLinear" for node in rounded.graph.node)
-    total = weight_count(shipped)
+    found, total = rounded_count(rounded), weight_count(shipped)
     return replace(payload, rounded=Rounded(bits=8, layers=found, total=total, front=front))
 
 
