@@ -7,8 +7,9 @@ lie in WORK (a temporary folder when not given), and go on where they were stopp
 minutes beside the search.
 
 256 selection images are compared, and decide how many weights stay in float32; the test set, whole,
-decides nothing. The last row of each network is what onnxruntime's own quantization makes of it
-(``quantize_dynamic``: int8 weights, and activations rounded anew for every input).
+decides nothing. Milliseconds: medians in onnxruntime, all files of a network in turn, by the
+processor time of one thread. The last row of each network is what onnxruntime's own quantization
+makes of it (``quantize_dynamic``: int8 weights, and activations rounded anew for every input).
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from checkpoints import CIFAR
 from machine import RESULTS, described, save
@@ -35,10 +38,13 @@ from primesvt.checkpoint import open_model
 from primesvt.cli import main as primesvt
 from primesvt.data import load_data
 from primesvt.exporting.runtime import Runner, model_runner, onnx_runner, program_runner
+from primesvt.latency import Pace
+from primesvt.latency.timing import race
 from primesvt.text import megabytes
 
 LEVELS = (0.99, 0.95, 0.0)  # agreement that 8-bit weights must keep; 0 rounds all of them
 BATCH = 250
+TIMED = 32  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ def rows(case: Case) -> Iterator[dict[str, Any]]:
         "step": "pruned, quantize_dynamic",
         "format": "onnx",
         "file": place.stat().st_size,
+        "path": place,
         **tested(case, case.run, onnx_runner(place.read_bytes())),
     }
 
@@ -103,7 +110,7 @@ def row(case: Case, step: str, network: str | Path, made: ExportResult) -> dict[
     make = onnx_runner if made.format == "onnx" else program_runner
     found = {"network": case.name, "step": step, "format": made.format}
     found |= {"weights": made.sizes[-1].weights, "file": made.sizes[-1].file}
-    found |= {"rounded": made.to_dict()["rounded"], **agreement(made)}
+    found |= {"rounded": made.to_dict()["rounded"], "path": made.path, **agreement(made)}
     return found | tested(case, network, make(made.path.read_bytes()))
 
 
@@ -125,18 +132,34 @@ def tested(case: Case, network: str | Path, file: Runner) -> dict[str, Any]:
     }
 
 
+def timed(case: Case, found: list[dict[str, Any]]) -> None:
+    """Add milliseconds of every ONNX file, all in turn, by the processor time of one thread."""
+    images = case.test_set[0][:TIMED]
+    paths = {number: each.pop("path") for number, each in enumerate(found)}
+    runs = {
+        str(number): partial(onnx_runner(paths[number].read_bytes()), images)
+        for number, each in enumerate(found)
+        if each["format"] == "onnx"
+    }
+    pace = Pace(seconds=20, least=20, most=150, clock=time.thread_time)
+    for number, seconds in race(runs, pace, torch.device("cpu")).items():
+        found[int(number)]["milliseconds"] = 1e3 * float(np.median(seconds))
+
+
 def short(found: list[dict[str, Any]]) -> str:
     """What docs/export.md shows: sizes at each step, and whether predictions stay."""
     lines = [
-        "| network | step | weights | file | same prediction, test set | top-1 of the file |",
-        "|---|---|---|---|---|---|",
+        f"| network | step | weights | file | ms, batch {TIMED} | same prediction, test set"
+        " | top-1 of the file |",
+        "|---|---|---|---|---|---|---|",
     ]
     steps = ("original", "pruned", f"pruned, 8-bit weights, {LEVELS[0]:.0%} asked")
     for each in found:
         if each["step"] in steps and each["format"] == "onnx":
             lines.append(
                 f"| {each['network']} | {each['step']} | {megabytes(each['weights'])}"
-                f" | {megabytes(each['file'])} | {each['test_same']:.2%} of {each['test_images']:,}"
+                f" | {megabytes(each['file'])} | {each['milliseconds']:.2f}"
+                f" | {each['test_same']:.2%} of {each['test_images']:,}"
                 f" | {each['test_file']:.2%} |"
             )
     return "\n".join(lines)
@@ -149,10 +172,10 @@ def page(found: list[dict[str, Any]]) -> str:
         short(found),
         "",
         "All formats:\n",
-        "| network | step | format | weights | file | 8-bit layers | same prediction (256)"
-        " | same spikes | logits differ by | top-1 of the network, test | of the file"
-        " | same prediction, test |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| network | step | format | weights | file | ms, batch {TIMED} | 8-bit layers"
+        " | same prediction (256) | same spikes | logits differ by | top-1 of the network, test"
+        " | of the file | same prediction, test |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in found:
         rounded = each.get("rounded")
@@ -163,6 +186,7 @@ def page(found: list[dict[str, Any]]) -> str:
             each["format"],
             megabytes(each["weights"]) if "weights" in each else "",
             megabytes(each["file"]),
+            f"{each['milliseconds']:.2f}" if "milliseconds" in each else "",
             f"{rounded['layers']} of {rounded['total']}" if rounded else "",
             f"{each['predictions']:.2%}" if "predictions" in each else "",
             "" if share is None else "all" if share == 1 else f"{share:.4%}",
@@ -187,9 +211,12 @@ def main(arguments: list[str]) -> None:
     found = []
     for case in cases:
         pruned(case)
+        own = []
         for each in rows(case):
-            found.append(each)
+            own.append(each)
             print(each, flush=True)
+        timed(case, own)
+        found += own
     save("export", found)
     (RESULTS / "export.md").write_text(page(found))
     quote("docs/export.md", "export.md", short(found))
