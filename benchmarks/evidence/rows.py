@@ -19,6 +19,8 @@ POINTS = (1.0, 3.0)  # accuracy limits, with the bound gate and the confirmation
 PUBLISHED = 0.2668  # memory saved by PrimeSVT on ImageNet-1K (arXiv 2606.03428)
 SAVINGS = (PUBLISHED, 0.55, 0.7)  # the last two are aims of ours, at 1 and 3 points lost
 LOOSE = 40.0  # points: a limit that does not bind, where a saving is asked for
+ACCEPTED = 3.0  # points that PrimeSVT loses there, 73.3 -> 70.3 %
+LED = ("prime", "psvit")  # their rates follow from the accuracy limit: the paper's, then
 UNPRUNED, NARROW, SPARSE = CONTROLS = ("unpruned", "narrow, from scratch", "unstructured")
 
 
@@ -97,7 +99,8 @@ def rows(model: str, *, first: bool, cheap: bool) -> Iterator[Row]:
             for policy in POLICIES:
                 best = (policy, recovery) == ("allocate", "refit")
                 main = policy in ("allocate", "prime") and goal.name in TOLD
-                if not (best or main or (first and (recovery == "refit" or goal.name in TOLD))):
+                compared = first and (recovery == "refit" or goal.name in TOLD)
+                if not (best or main or compared) or (policy in LED and goal.name not in TOLD):
                     continue
                 yield Row(
                     model=model,
@@ -106,7 +109,7 @@ def rows(model: str, *, first: bool, cheap: bool) -> Iterator[Row]:
                     goal=goal.name,
                     urgency=_urgency(best, main, drawn=first and recovery == "refit"),
                     finetuned=cheap or best or (first and goal.name == "3 points"),
-                    constraints=goal.constraints,
+                    constraints=_constraints(goal, policy),
                     options={**options, **_gate(goal), "policy": policy},
                 )
         if goal.name in TOLD:
@@ -117,6 +120,12 @@ def rows(model: str, *, first: bool, cheap: bool) -> Iterator[Row]:
 def _urgency(best: bool, main: bool, *, drawn: bool) -> int:
     """Rows on the picture come soon after those that the aims are about."""
     return 0 if best else 1 if drawn else 2 if main else 3
+
+
+def _constraints(goal: Goal, policy: str) -> dict[str, Any]:
+    if goal.limit or policy not in LED:
+        return goal.constraints
+    return {**goal.constraints, "max_accuracy_drop": ACCEPTED}
 
 
 def _gate(goal: Goal) -> dict[str, Any]:
@@ -134,7 +143,7 @@ def _published(model: str, goal: Goal) -> Row:
         goal=goal.name,
         urgency=1,
         finetuned=True,
-        constraints=goal.constraints,
+        constraints=_constraints(goal, "prime"),
         options={**options, "lossless": False},
     )
 
