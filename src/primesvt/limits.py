@@ -23,7 +23,7 @@ from primesvt.processes import ALONE, Processes
 from primesvt.sensitivity import widths
 from primesvt.settings import Settings
 
-__all__ = ["Held", "LatencyLimit", "MembraneLimit", "check_limits", "limits_of"]
+__all__ = ["Held", "LatencyLimit", "MembraneLimit", "check_limits", "limit_notes", "limits_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,4 +200,20 @@ def check_limits(constraints: Constraints, settings: Settings) -> None:
         f"policy {settings.policy!r} does not count max_latency and max_membrane on its way, so it "
         "cannot stop when they hold: take policy 'allocate', or leave out stop_at_saving, and they "
         "are checked at the end"
+    )
+
+
+def limit_notes(constraints: Constraints, settings: Settings) -> tuple[str, ...]:
+    """What to know of limits under these settings, one sentence each.
+
+    Example:
+        >>> asked = Constraints(max_latency=0.5, latency_runtime="onnxruntime")
+        >>> limit_notes(asked, Settings(channel_multiple=8))
+        ()
+    """
+    if constraints.latency_runtime == "pytorch" or settings.channel_multiple > 1:
+        return ()
+    return (
+        "onnxruntime computes 8 or 16 channels at once, so a layer of 9 takes as long as one of 16;"
+        " channel_multiple=8 keeps to widths that waste none.",
     )

@@ -17,7 +17,7 @@ from primesvt.constraints import Constraints
 from primesvt.evaluation import Progress, resolve_device
 from primesvt.job import Job
 from primesvt.latency import LatencyTable
-from primesvt.limits import check_limits
+from primesvt.limits import check_limits, limit_notes
 from primesvt.metrics import Metrics
 from primesvt.plan import Plan
 from primesvt.preparing import (
@@ -240,7 +240,7 @@ def prune(
         settings=settings,
         table=folder.probes() if folder else ProbeTable(),
         earlier=earlier,
-        notes=(*divided, *again),
+        notes=(*divided, *again, *limit_notes(constraints, settings)),
         example=example_for(example_input, calibration, evaluate),
         calibration=calibration_for(calibration, evaluate, place, batch_size),
         aside=aside,
