@@ -21,8 +21,12 @@ def test_quotes_are_in_their_source(page: Path, source: str, text: str) -> None:
     assert text.strip() in (ROOT / source).read_text(), f"run the benchmark behind {source} again"
 
 
-def test_the_pages_on_costs_and_files_quote_theirs() -> None:
+def test_pages_that_show_results_quote_them() -> None:
     quoted = {(page.name, source.rpartition("/")[2]) for page, source, _ in FOUND}
-    assert quoted == {("costs.md", "latency.md"), ("export.md", "export.md")}
+    assert quoted == {
+        ("README.md", "evidence.md"),
+        ("costs.md", "latency.md"),
+        ("export.md", "export.md"),
+    }
     marks = sum(page.read_text().count("<!-- from benchmarks/") for page in PAGES)
     assert marks == len(FOUND)

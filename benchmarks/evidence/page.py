@@ -7,7 +7,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from machine import RESULTS
+from quoting import quote
+
 from evidence.aims import aims
+from evidence.brief import brief
 from evidence.rows import CONTROLS, PAPER, POLICIES, PUBLISHED, goals
 
 __all__ = ["write_page"]
@@ -38,7 +42,7 @@ table grows: rows that are missing have not been made yet.
 
 
 def write_page(rows: Sequence[Record], machine: Record) -> None:
-    """Write docs/results.md and docs/results.png."""
+    """Write docs/results.md, docs/results.png, and what the README shows."""
     parts = [INTRODUCTION]
     if _drawn(rows):
         parts.append(
@@ -52,6 +56,11 @@ def write_page(rows: Sequence[Record], machine: Record) -> None:
     parts += [_network(name, own) for name, own in sorted(_by_model(rows).items())]
     parts.append(", ".join(f"{key} {value}" for key, value in machine.items()) + ".\n")
     (DOCS / "results.md").write_text("\n".join(part for part in parts if part))
+    table = brief(rows)
+    if table:
+        head = "# Policies within 3 points\n\nPart of the evidence table, see docs/results.md.\n"
+        (RESULTS / "evidence.md").write_text(f"{head}\n{table}\n")
+        quote("README.md", "evidence.md", table)
 
 
 def _by_model(rows: Sequence[Record]) -> dict[str, list[Record]]:

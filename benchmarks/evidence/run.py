@@ -144,7 +144,12 @@ def tune(network: Network, splits: Splits, row: Row) -> dict[str, Any]:
 
 
 def _earlier(row: Row) -> Path | None:
-    """A finished run that differs in its limit alone: its probes hold here too."""
+    """A finished run that differs in its limit alone: its probes hold here too.
+
+    Not where images are set aside for the confirmation: how many depends on the limit.
+    """
+    if row.options["confirm"]:
+        return None
     for other in known().values():
         same = all(other[name] == getattr(row, name) for name in ("model", "policy", "recovery"))
         if same and other["options"] == row.options and other["goal"] != row.goal:
