@@ -17,11 +17,10 @@ _LEAST = 16  # input channels from which on a convolution gains by it; depthwise
 
 
 def aligned(model: ModelProto, multiple: int = MULTIPLE) -> ModelProto:
-    """A copy in which convolutions read a multiple of channels: zeros are added inside the graph.
+    """A copy in which convolutions read a multiple of channels: the others are zeros.
 
-    Stored weights stay as they are; a runtime pads them once, when it loads the file. Depthwise
-    convolutions of any width, and others of a kernel larger than 1x1, are many times slower in
-    onnxruntime otherwise. What is computed is the same, sums of zeros apart.
+    Depthwise convolutions of any width, and others of a kernel larger than 1x1, are many times
+    slower in onnxruntime otherwise. What is computed is the same, sums of zeros apart.
 
     Args:
         model: a graph in ONNX's operators.
@@ -64,10 +63,7 @@ class _Plans:
 
     def __post_init__(self) -> None:
         nodes = self.model.graph.node
-        self.shapes = {t.name: tuple(t.dims) for t in self.model.graph.initializer}
-        for node in nodes:  # 8-bit weights: cast, then multiplied by a scale
-            if node.op_type in ("Cast", "Mul") and self.shapes.keys() >= set(node.input):
-                self.shapes[node.output[0]] = self.shapes[node.input[0]]
+        self.stored = {t.name: t for t in self.model.graph.initializer}
         self.maker = {name: place for place, node in enumerate(nodes) for name in node.output}
         self.readers: dict[str, list[int]] = {}
         for place, node in enumerate(nodes):
@@ -111,8 +107,13 @@ class _Plans:
         return shape is not None and len(shape) == 4 and _groups(self._node(place)) == 1
 
     def _weights(self, place: int) -> tuple[int, ...] | None:
+        """The shape of stored weights that nothing else reads."""
         node = self._node(place)
-        return self.shapes.get(node.input[1]) if node.op_type == "Conv" else None
+        if node.op_type != "Conv" or any(
+            name not in self.stored or self.readers[name] != [place] for name in node.input[1:]
+        ):
+            return None
+        return tuple(self.stored[node.input[1]].dims)
 
     def _node(self, place: int) -> NodeProto:
         node: NodeProto = self.model.graph.node[place]
@@ -122,7 +123,7 @@ class _Plans:
         return self.found.setdefault(place, _Widened())
 
     def write(self) -> None:
-        """Put the nodes that pad and drop around each convolution."""
+        """Widen weights, and put the nodes that pad and drop around each convolution."""
         graph, amounts = self.model.graph, _Amounts()
         nodes: list[NodeProto] = []
         for place, node in enumerate(graph.node):
@@ -138,29 +139,32 @@ class _Plans:
     def _around(self, node: NodeProto, plan: _Widened, amounts: _Amounts) -> list[NodeProto]:
         from onnx import helper
 
-        shape, mark = self.shapes[node.input[1]], node.output[0]
-        extra = plan.groups or plan.inputs
-        nodes = []
-
-        def pad(number: int, pads: list[int]) -> None:
-            wide = f"{mark}<{number}"
-            nodes.append(helper.make_node("Pad", [node.input[number], amounts(pads)], [wide]))
-            node.input[number] = wide
-
+        mark, outputs = node.output[0], self.stored[node.input[1]].dims[0]
+        inputs = 0 if plan.groups else plan.inputs
+        self._widen(node.input[1], [(0, plan.outputs), (0, inputs), (0, 0), (0, 0)])
+        for name in node.input[2:]:
+            self._widen(name, [(0, plan.outputs)])
+        nodes = [node]
         if plan.pads:
-            pad(0, [0, 0, 0, 0, 0, extra, 0, 0])
-        pad(1, [0, 0, 0, 0, plan.outputs, 0 if plan.groups else plan.inputs, 0, 0])
-        if plan.outputs and len(node.input) > 2 and node.input[2]:
-            pad(2, [0, plan.outputs])
+            wide, extra = f"{mark}<", plan.groups or plan.inputs
+            ends = amounts([0, 0, 0, 0, 0, extra, 0, 0])
+            nodes.insert(0, helper.make_node("Pad", [node.input[0], ends], [wide]))
+            node.input[0] = wide
         if plan.groups:
             next(a for a in node.attribute if a.name == "group").i += plan.groups
-        nodes.append(node)
         if plan.drops:
             wide = f"{mark}>"
-            ends = [amounts([0]), amounts([shape[0]]), amounts([1])]
-            nodes.append(helper.make_node("Slice", [wide, *ends], [mark]))
+            cut = [amounts([0]), amounts([outputs]), amounts([1])]
+            nodes.append(helper.make_node("Slice", [wide, *cut], [mark]))
             node.output[0] = wide
         return nodes
+
+    def _widen(self, name: str, amounts: list[tuple[int, int]]) -> None:
+        from onnx import numpy_helper
+
+        tensor = self.stored[name]
+        wide = np.pad(numpy_helper.to_array(tensor), amounts)
+        tensor.CopyFrom(numpy_helper.from_array(wide, name))
 
 
 class _Amounts:

@@ -85,18 +85,17 @@ def onnx_payload(
         ValueError: no weight can be rounded, or the file would not be smaller.
     """
     graph = draw(made, example, axis=axis, watch=True)
-    watched = onnx_model(graph, input_name=input_name, about=about or {})
+    watched = aligned(onnx_model(graph, input_name=input_name, about=about or {}))
     shipped = only_logits(watched)
     if holds is None:
-        return _payload(graph, aligned(watched), aligned(shipped))
+        return _payload(graph, watched, shipped)
     front = _front(shipped, holds)
     rounded = with_8bit_weights(watched, front=front)
-    before = _size(FLOAT, aligned(shipped))
-    payload = _payload(graph, aligned(rounded), aligned(only_logits(rounded)), before)
-    bytes_before, after = (size.file or 0 for size in payload.sizes)
-    if after >= bytes_before:
+    payload = _payload(graph, rounded, only_logits(rounded), _size(FLOAT, shipped))
+    before, after = (size.file or 0 for size in payload.sizes)
+    if after >= before:
         raise ValueError(
-            f"8-bit weights would make a file of {after:,} bytes out of {bytes_before:,}; leave"
+            f"8-bit weights would make a file of {after:,} bytes out of {before:,}; leave"
             " weight_bits out"
         )
     found, total = rounded_count(rounded), weight_count(shipped)
