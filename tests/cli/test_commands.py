@@ -90,6 +90,16 @@ def test_evaluate_measures_the_bundled_model(primesvt):
     assert low < found["accuracy"] < high
 
 
+def test_a_folded_copy_is_measured_where_asked_for(primesvt):
+    words = ("evaluate", "sdt_v2_digits", "--batch-size", "450")
+    whole, folded = primesvt(*words, "--json").json, primesvt(*words, "--folded", "--json").json
+    assert abs(folded["accuracy"] - whole["accuracy"]) < 0.01
+    assert folded["parameters"] == whole["parameters"]
+    assert "Batch norms were folded" in folded["notes"][-1]
+    refused = primesvt(*words, "--folded", "--device", "cuda")
+    assert (refused.code, "leave one of them out" in refused.err) == (1, True)
+
+
 def test_prune_writes_a_run_folder_that_evaluates_and_applies(primesvt):
     finished = primesvt("prune", "sdt_v2_digits", *PAPER, "--out", "run", "--json")
     assert finished.code == 0
