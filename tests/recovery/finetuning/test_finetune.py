@@ -71,7 +71,7 @@ def test_what_is_not_asked_for_follows_the_training(run, monkeypatch) -> None:
         with pytest.raises(ValueError, match="enough"):
             finetune(run, recipe=asked, out=run / str(len(seen)))
     trained = [(each.epochs, each.batch_size, each.learning_rate) for each in seen]
-    assert trained == [(3, 32, 0.005), (7, 32, 0.005), (2, 64, 5e-4)]
+    assert trained == [(3, 32, 0.0015), (7, 32, 0.0015), (2, 64, 5e-4)]
     assert yaml.safe_load((run / "1" / "recipe.yaml").read_text()) == seen[1].to_dict()
 
 

@@ -23,7 +23,7 @@ TRAINING = TrainRecipe(
 
 def test_a_tenth_of_the_training() -> None:
     found = FinetuneRecipe.after(TRAINING, {})
-    assert (found.epochs, found.learning_rate, found.warmup_epochs) == (3, 0.01, 0.3)
+    assert (found.epochs, found.learning_rate, found.warmup_epochs) == (3, 0.003, 0.3)
     for name in ("batch_size", "weight_decay", "label_smoothing", "gradient_clip", "augmentation"):
         assert getattr(found, name) == getattr(TRAINING, name)
     assert found.seed == 0 and not found.compile
