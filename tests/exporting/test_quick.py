@@ -89,6 +89,15 @@ def test_convolutions_that_cannot_be_packed_stay():
     assert {type(module) for module in net} == {nn.Conv2d}
 
 
+def test_event_frames_and_broken_weights():
+    frames = torch.rand(3, 4, 1, 8, 8)
+    model = create_model("sdt_v2_digits", pretrained=True)
+    with torch.no_grad():
+        assert quick(model, frames)(frames).shape == (3, 10)
+        next(model.parameters()).fill_(torch.nan)
+        assert quick(model, frames)(frames).shape == (3, 10)
+
+
 def test_what_cannot_be_folded_is_said():
     with pytest.raises(ValueError, match=r"something else reads.*use the model as it is"):
         quick(shaken(Shortcut()).float(), torch.randn(2, 3, 4, 4))

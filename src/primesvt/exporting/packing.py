@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,10 +71,12 @@ def _plain(conv: nn.Conv2d) -> bool:
 def _sizes(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
     """What every convolution reads."""
     found: dict[str, torch.Size] = {}
+
+    def note(_: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
+        found.setdefault(name, args[0].shape)
+
     handles = [
-        module.register_forward_pre_hook(
-            lambda _, args, name=name: found.setdefault(name, args[0].shape) and None
-        )
+        module.register_forward_pre_hook(partial(note, name=name))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
