@@ -163,6 +163,24 @@ def test_compiling_is_asked_for(asked: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert compiled == ([moving.model] if asked else [])
 
 
+def test_many_networks_in_one_process_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch stops at eight versions of one ``forward``; a sweep trains more than that."""
+    compiled = []
+    compile = torch.compile
+
+    def kernels(graph: Any, inputs: Any) -> Any:
+        compiled[-1] += 1
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend=kernels))
+    for width in range(1, 11):
+        compiled.append(0)
+        net = nn.Sequential(nn.Conv2d(2, width, 3), nn.Flatten(), nn.Linear(16 * width, 3))
+        learning = LEARNING.changed(epochs=1, batch_size=26, compile=True)
+        Loop(net, DATA, learning, loss=loss, processes=ALONE, fill=torch.zeros(1)).epoch(quiet)
+    assert min(compiled) > 0
+
+
 def test_the_steps_are_those_of_a_plain_loop() -> None:
     """Order, augmentation, schedule, decay and clipping, written out once more, bit by bit."""
     moving = loop()

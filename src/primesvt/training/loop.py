@@ -74,7 +74,7 @@ class Loop:
         )
         self.optimizer = _optimizer(model, learning)
         wrapped = processes.wrap(model)
-        self.network: Callable[..., Any] = torch.compile(wrapped) if learning.compile else wrapped
+        self.network: Callable[..., Any] = _compiled(wrapped) if learning.compile else wrapped
         self.step = 0  # of this epoch
         self.total = 0.0  # of its losses
         self.losses: list[float] = []
@@ -180,6 +180,16 @@ def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _compiled(network: nn.Module) -> Callable[..., Any]:
+    """Compiled as in a new process.
+
+    PyTorch keeps eight compiled versions of a ``forward``: of a class's ninth network in a process
+    it would compile nothing, and which kernels another one gets would depend on those before it.
+    """
+    torch.compiler.reset()
+    return torch.compile(network)  # type: ignore[no-any-return]
 
 
 def _optimizer(model: nn.Module, learning: Learning) -> torch.optim.AdamW:
