@@ -118,8 +118,9 @@ def confirmed(
         before: the same of the unpruned network.
     """
     networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
+    order = sequence(list(map(cuts_of, networks.values())), bench.bytes_saved)
     cuts, confirmation = confirm(
-        sequence(list(map(cuts_of, networks.values())), bench.bytes_saved),
+        order,
         outcomes=lambda cuts: outcomes(bench.cut(cuts)),
         before=before,
         limit=gate.allowed,
@@ -135,8 +136,20 @@ def confirmed(
         verdict=None if probe is None else gate.judge(probe),
         accuracy_bound=True,
         stopped=False,
+        notes=walk.notes if cuts else (*walk.notes, _nothing(bench, order, gate)),
     )
     return milder, confirmation
+
+
+def _nothing(bench: Bench, order: Sequence[Cuts], gate: Gate) -> str:
+    """That not even the mildest network was confirmed."""
+    whole = bench.reference.parameter_bytes
+    least, most = (bench.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
+    return (
+        f"Nothing was pruned: the search found {most:.2%} to save, but on the images set aside"
+        f" not even {least:.2%} is within {100 * gate.allowed:.4g} points at {gate.level:.0%}"
+        " confidence. Allow a larger drop, or give more selection images."
+    )
 
 
 def confirm(

@@ -138,8 +138,9 @@ def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
 
 def notes_of(walk: Walk, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """What a reader must know beside the figures: layers that are no targets, and refusals."""
+    extra = (*extra, *walk.notes)
     if not walk.targets:
-        return tuple(extra)
+        return extra
     left_out = [target for target in walk.targets if not target.chosen]
     deselected = [f"{t.layer.group} is no target: {t.reason}." for t in left_out]
     if not left_out:

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from torch.utils.data import Subset
 
-from primesvt.confirmation import confirm, divide, images_needed, sequence
+from primesvt.confirmation import confirm, confirmed, divide, images_needed, sequence
 from primesvt.data import Splits
+from primesvt.metrics import notes_of
+from primesvt.policies import Gate, Walk
+from primesvt.policies.walk import Choice
+from primesvt.probes import Probe, Reference
+from primesvt.scoring import Measurement
 from primesvt.statistics import paired_drop_bound, wilson_interval
 
 N = 1000
@@ -89,6 +94,55 @@ def test_images_are_set_aside_where_there_are_enough(digits: Splits) -> None:
     small = dataclasses.replace(digits, selection=Subset(digits.train, range(wanted - 1)))
     same, none, told = divide(small, limit)
     assert same is small and none is None and f"wants {wanted:,}" in told
+
+
+class Played:
+    """A bench whose networks keep a share of ten channels, with a byte for each."""
+
+    reference = Reference(
+        context={}, measurement=Measurement(value=1.0, outcomes=RIGHT), parameter_bytes=10
+    )
+
+    def bytes_saved(self, cuts):
+        return 10 - cuts["fc"]
+
+    def cut(self, cuts):
+        return cuts
+
+    def probe(self, cuts, *, full):
+        assert full
+        facts = {"accuracy": 1.0, "saving": 0.1, "parameter_bytes": 9, "samples": N}
+        return Probe(kind="walk", cuts=cuts, lost=0, gained=0, **facts)
+
+
+@pytest.mark.parametrize(("loses", "kept"), [(0, 4), (5, 7), (200, None)])
+def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> None:
+    """Every channel costs so many images, of which 40 may be lost."""
+    networks = [
+        (Choice(group="fc", positions=1, size=10, rate=1 - k / 10, kept=k),) for k in (8, 7, 5, 4)
+    ]
+    walk = Walk(
+        choices=networks[-1],
+        refused=0,
+        accuracy_bound=False,
+        stopped=False,
+        alternatives=tuple(networks),
+    )
+    bench = Played()
+    gate = Gate(kind="bound", allowed=0.03, reference=bench.reference)
+    found, confirmation = confirmed(
+        walk,
+        bench,
+        gate,
+        outcomes=lambda cuts: losing(loses * (10 - cuts["fc"])),
+        before=RIGHT,
+    )
+    assert found.cuts == ({} if kept is None else {"fc": kept})
+    assert (confirmation is None) == (kept is None) == bool(found.notes)
+    if kept is None:
+        assert "found 60.00% to save" in found.notes[0]
+        assert "not even 30.00% is within 3 points at 95% confidence" in found.notes[0]
+        assert notes_of(found, ["other"]) == ("other", *found.notes)
 
 
 def accepted(true_drop: float, limit: float, seed: int) -> bool:

@@ -130,6 +130,22 @@ def test_stops_once_the_saving_is_met():
     assert walk.stopped
 
 
+def test_milder_networks_take_the_same_share_of_all_rates():
+    """Not a part of the walk: its largest layer alone loses most of what may be lost."""
+    reference, layers, measure, measured = world(COSTS, SAVINGS)
+    walk = policy(reference, 0.03).walk(layers, measure)
+    networks = [{c.group: c.kept for c in network} for network in walk.alternatives]
+    assert networks == [
+        {"small": 9},  # from a ninth of 90 % on, the lowest rate that a layer has
+        {"large": 9, "middle": 9, "small": 9},
+        {"large": 9, "middle": 9, "small": 5},
+        {"large": 5, "middle": 5, "small": 1},
+    ]
+    assert walk.alternatives[-1] == walk.choices
+    assert all(c.probe is None for network in walk.alternatives[:-1] for c in network)
+    assert len(measured) == 3  # none of them is
+
+
 def test_nothing_bound_when_all_are_at_their_highest_rate():
     reference, layers, measure, _ = world({"only": {1: 0, 9: 0}}, {"only": 10})
     walk = policy(reference, 0.01).walk(layers, measure)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from primesvt.evaluation import Progress
 from primesvt.policies.gate import Gate
 from primesvt.policies.walk import Choice, Target, Walk, cuts_of
 from primesvt.probes import Cuts, Probe
-from primesvt.sensitivity import Layer
+from primesvt.sensitivity import Layer, Point
 
 __all__ = ["ORDERS", "READINGS", "Prime"]
 
 READINGS = ("A", "B")
 ORDERS = ("producer", "group")
+SHARES = tuple(step / 100 for step in range(1, 101))
 Measure = Callable[[Cuts, Cuts], Probe]
 
 
@@ -86,7 +87,7 @@ class Prime:
             probe=last.probe if last else None,
             verdict=last.verdict if last else None,
             targets=targets,
-            alternatives=tuple(tuple(choices[:n]) for n in range(1, len(choices) + 1)),
+            alternatives=_milder(choices, {t.layer.group: t.layer.points for t in chosen}),
         )
 
     def _target(self, layer: Layer) -> Target:
@@ -146,6 +147,30 @@ class Prime:
         assert choice.probe is not None
         left = choice.probe.parameter_bytes
         return self.stop_at_bytes is not None and left <= self.stop_at_bytes
+
+
+def _milder(
+    choices: Sequence[Choice], points: Mapping[str, Sequence[Point]]
+) -> tuple[tuple[Choice, ...], ...]:
+    """All cuts at the same share of their rates, share by share, up to the cuts themselves.
+
+    Not the walk as it grew: its first layers alone already lose nearly all that may be lost.
+    """
+    found = {}
+    for share in SHARES:
+        shrunk = (_at(choice, points[choice.group], share) for choice in choices)
+        network = tuple(choice for choice in shrunk if choice is not None)
+        found[frozenset(cuts_of(network).items())] = network
+    found[frozenset(cuts_of(choices).items())] = tuple(choices)
+    return tuple(filter(None, found.values()))
+
+
+def _at(choice: Choice, points: Sequence[Point], share: float) -> Choice | None:
+    """A cut at a share of its rate, or at the next lower one that the layer has."""
+    fitting = [point for point in points if point.rate <= share * choice.rate + 1e-9]
+    if not fitting:
+        return None
+    return replace(choice, rate=fitting[-1].rate, kept=fitting[-1].kept, probe=None, verdict=None)
 
 
 def _why_not(layer: Layer) -> str:

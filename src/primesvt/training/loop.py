@@ -189,7 +189,7 @@ def _compiled(network: nn.Module) -> Callable[..., Any]:
     it would compile nothing, and which kernels another one gets would depend on those before it.
     """
     torch.compiler.reset()
-    return torch.compile(network)  # type: ignore[no-any-return]
+    return torch.compile(network)
 
 
 def _optimizer(model: nn.Module, learning: Learning) -> torch.optim.AdamW:
