@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from primesvt.models.inference import unwatched
 from primesvt.models.neurons import Spike, lif
+from primesvt.models.pooling import HalvingMaxPool
 
 __all__ = [
     "MLP",
@@ -88,7 +89,7 @@ class ConvBN(nn.Module):
         return _repeated(out, len(x))
 
 
-class MaxPool(nn.MaxPool2d):
+class MaxPool(HalvingMaxPool):
     """The pooling of spiking stems, 3x3 with stride two, over merged time and batch.
 
     ``[T, B, C, H, W]`` to ``[T, B, C, H / 2, W / 2]``, rounded up.
@@ -97,9 +98,6 @@ class MaxPool(nn.MaxPool2d):
         >>> MaxPool()(torch.zeros(2, 1, 3, 6, 5)).shape
         torch.Size([2, 1, 3, 3, 3])
     """
-
-    def __init__(self) -> None:
-        super().__init__(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         steps = _distinct(self, x)

@@ -13,7 +13,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["LIF", "PLIF", "as_evaluated", "forgetting", "unwatched"]
+__all__ = ["LIF", "PLIF", "as_evaluated", "exported", "forgetting", "unwatched"]
 
 # Of a time step: (x, out) writes the share of x that flows in, (x, v, spare) adds it to v.
 Flow = tuple[Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor, Tensor], Any]]
@@ -109,6 +109,11 @@ def as_evaluated() -> Iterator[None]:
         yield
     finally:
         _evaluated.pop()
+
+
+def exported() -> bool:
+    """Whether somebody writes down the operators that evaluation runs, inside ``as_evaluated``."""
+    return bool(_evaluated)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from primesvt.models.blocks import ConvBN
 from primesvt.models.neurons import Spike
+from primesvt.models.pooling import HalvingMaxPool
 
 __all__ = ["Downsampling", "GroupWiseFFN", "MeanHead", "Stem"]
 
@@ -23,7 +24,7 @@ class Stem(ConvBN):
 
     def __init__(self, inputs: int, outputs: int, *, pool: bool) -> None:
         super().__init__(inputs, outputs, 7 if pool else 3, stride=2 if pool else 1)
-        self.pool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
+        self.pool = HalvingMaxPool() if pool else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         image = super().forward(x)
