@@ -1,9 +1,10 @@
 """Forward time on a CPU: as evaluated here, against SpikingJelly's own neurons everywhere.
 
-    python benchmarks/throughput.py      # results/throughput.json and .md, about three minutes
+    python benchmarks/throughput.py      # results/throughput.json and .md, about ten minutes
 
 One thread, no gradients. The plain network has the same weights; its neurons are SpikingJelly's
-classes, and its first layer is computed at every time step. *Here* is bit for bit the same, and
+classes, its stem pools by PyTorch's operator, and its first layer is computed at every time step.
+*Neurons alone* has only the neurons of this package. *Here* is bit for bit the same, and
 what the search measures with. `quick` (``primesvt.exporting.quick``) has its batch norms in the
 layers in front of them besides, channels last and packed weights: sums are rounded elsewhere, which
 may flip spikes. *Pays from*: images after which the time that it took to make is won back, against
@@ -30,11 +31,13 @@ from primesvt.checkpoint import open_model
 from primesvt.exporting import quick
 from primesvt.exporting.packing import PackedConv2d
 from primesvt.models import SpikingViT, create_model, reset
+from primesvt.models.blocks import MaxPool
 from primesvt.models.inference import LIF, PLIF
 from primesvt.models.neurons import lif
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 BATCHES = (1, 32, 256)
+POOLED = (256, 32, 32, 32)
 LAYERS = ((1, 256, 64, 16, 16), (4, 64, 128, 8, 8), (4, 450, 64, 4, 4), (4, 1, 64, 8, 8))
 SECONDS, PAIRS = 40.0, 60  # of one case, at most; at least five pairs
 LARGEST = 2**20  # input values times time steps: beyond, activations outgrow a small machine
@@ -49,14 +52,33 @@ def cases() -> dict[str, tuple[SpikingViT, tuple[int, int, int]]]:
             nn.init.constant_(module.weight, 2.0)  # so that neurons fire
     return {
         "sdt_v2_digits": (create_model("sdt_v2_digits", pretrained=True), (1, 8, 8)),
-        "cifar10_seed0": (open_model(str(CHECKPOINTS / "cifar10_seed0")).model, (3, 32, 32)),
+        **{
+            name: (open_model(str(CHECKPOINTS / name)).model, (3, 32, 32))
+            for name in ("cifar10_seed0", "cifar10_qkformer_seed0", "cifar10_spikformer_seed0")
+        },
         "sdt_v2_small, random weights": (random, (3, 32, 32)),
     }
 
 
+class Pool(MaxPool):
+    """Pools by PyTorch's operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.unflatten(nn.MaxPool2d.forward(self, x.flatten(0, 1)), 0, x.shape[:2])
+
+
+def pooled(module: nn.Module) -> nn.Module:
+    """A copy whose pooling is PyTorch's."""
+    bare = copy.deepcopy(module)
+    for part in bare.modules():
+        if isinstance(part, MaxPool):
+            part.__class__ = Pool
+    return bare
+
+
 def plain(module: nn.Module) -> nn.Module:
     """A copy with SpikingJelly's neurons; all their settings live in attributes, so they stay."""
-    bare = copy.deepcopy(module)
+    bare = pooled(module)
     for part in bare.modules():
         if isinstance(part, LIF | PLIF):
             part.__class__ = neuron.LIFNode if isinstance(part, LIF) else neuron.ParametricLIFNode
@@ -139,11 +161,15 @@ def rows() -> list[dict[str, Any]]:
         same = {"identical": torch.equal(runners["plain"](x), runners["all"](x))}
         found.append({"what": f"one layer {list(shape)}"} | race(runners, x) | same)
         print(found[-1], flush=True)
+    pools, x = {"plain": Pool(), "all": MaxPool()}, torch.randn(1, *POOLED)
+    same = {"identical": torch.equal(pools["plain"](x), pools["all"](x))}
+    found.append({"what": f"pooling {list(x.shape)}"} | race(dict(pools), x) | same)
+    print(found[-1], flush=True)
     for name, (model, size) in cases().items():
         model.eval()
         runners = {
             "plain": every_step(plain(model)),
-            "neurons": every_step(copy.deepcopy(model)),
+            "neurons": every_step(pooled(model)),
             "all": model,
         }
         for batch in BATCHES:
