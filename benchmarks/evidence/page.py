@@ -12,7 +12,7 @@ from quoting import quote
 
 from evidence.aims import aims
 from evidence.brief import brief
-from evidence.rows import CONTROLS, PAPER, POLICIES, PUBLISHED, goals
+from evidence.rows import CONTROLS, PAPER, POLICIES, PUBLISHED, UNPRUNED, goals
 
 __all__ = ["write_page"]
 
@@ -36,14 +36,13 @@ confirmation, nothing recovered.
 *Saved*: parameter memory, of the network given. *Lost*: points of top-1 on the test set, which
 decided nothing, against the unpruned network; below zero is a gain. *Tuned*: after fine-tuning with
 distillation for a tenth of the training epochs. Intervals: 95 %, Wilson. *Seconds*: of the search,
-with other work on the same cores; a star where it used the probes of a run with another limit. The
-table grows: rows that are missing have not been made yet.
+with other work on the same cores; a star where it used the probes of a run with another limit.
 """
 
 
 def write_page(rows: Sequence[Record], machine: Record) -> None:
     """Write docs/results.md, docs/results.png, and what the README shows."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, _took(rows)]
     if _drawn(rows):
         parts.append(
             f"![accuracy on the test set against memory saved]({_picture(rows).name})\n\n"
@@ -61,6 +60,18 @@ def write_page(rows: Sequence[Record], machine: Record) -> None:
         head = "# Policies within 3 points\n\nPart of the evidence table, see docs/results.md.\n"
         (RESULTS / "evidence.md").write_text(f"{head}\n{table}\n")
         quote("README.md", "evidence.md", table)
+
+
+def _took(rows: Sequence[Record]) -> str:
+    """The time of everything on the page."""
+    tuned = [row["tuned"]["seconds"] for row in rows if "tuned" in row]
+    made = [row["seconds"] for row in rows if row["policy"] != UNPRUNED]  # that is tuning alone
+    hours = (sum(made) + sum(tuned)) / 3600
+    return (
+        f"{len(rows)} rows, {len(tuned)} of them fine-tuned, in {hours:.1f} hours of one thread:"
+        f" {sum(made) / 3600:.1f} of searches and controls, {sum(tuned) / 3600:.1f} of fine-tuning."
+        f" Two processes side by side take half of that.\n"
+    )
 
 
 def _by_model(rows: Sequence[Record]) -> dict[str, list[Record]]:

@@ -28,9 +28,10 @@ class HalvingMaxPool(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of ``x``; in the layout of PyTorch."""
-        if not _applies(x):
-            return super().forward(x)
-        return _halved(_halved(x, dim=2), dim=3)
+        if _applies(x):
+            return _halved(_halved(x, dim=2), dim=3)
+        pooled: Tensor = super().forward(x)
+        return pooled
 
 
 def _applies(x: Tensor) -> bool:
