@@ -126,7 +126,10 @@ class Tuning:
         found["before"] = self._scores("pruned", self.student, before)
         self.best.give(self.student)
         kept = accuracy_of(accuracies[self.best.epoch], images)
-        found["after"] = self._scores("fine-tuned", self.student, kept)
+        untouched = self.best.epoch == 0
+        found["after"] = (
+            found["before"] if untouched else self._scores("fine-tuned", self.student, kept)
+        )
         return found
 
     def _scores(self, name: str, model: nn.Module, selection: Accuracy | None) -> Scores:
