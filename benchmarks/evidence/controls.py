@@ -67,6 +67,7 @@ def narrow(case: Case, parameters: int, folder: Path) -> dict[str, Any]:
         model_options={**recipe.model_options, "embed_dims": widths}, data=str(case.data)
     )
     record = train(recipe, out_dir=folder).to_dict()
+    record["recipe"]["data"] = case.name  # not where it lay
     shutil.rmtree(folder / "model")
     saving = 1 - record["parameters"] / parameter_count(case.model)
     return {"saving": saving, "after": record, "widths": widths}
