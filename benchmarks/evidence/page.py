@@ -70,7 +70,7 @@ def _took(rows: Sequence[Record]) -> str:
     return (
         f"{len(rows)} rows, {len(tuned)} of them fine-tuned, in {hours:.1f} hours of one thread:"
         f" {sum(made) / 3600:.1f} of searches and controls, {sum(tuned) / 3600:.1f} of fine-tuning."
-        f" Two processes side by side take half of that.\n"
+        f" They were made by two processes side by side: {hours / 2:.1f} hours for each.\n"
     )
 
 

@@ -92,8 +92,9 @@ def rows(model: str, *, first: bool, cheap: bool) -> Iterator[Row]:
         model: its name.
         first: all policies, with refit at all goals and without recovery at those of ``TOLD``;
             else ``allocate`` and ``prime``, at the goals of ``TOLD``.
-        cheap: fine-tuning takes seconds, so every run is fine-tuned; else ``allocate`` with refit,
-            the paper's method at its own saving, and at 3 points those of the ``first``.
+        cheap: fine-tuning takes seconds, so every run is fine-tuned. Else ``allocate`` with refit
+            is, and the paper's method at its own saving; of the ``first`` the paper's method at
+            every goal, and every policy at 3 points.
     """
     for goal in goals():
         for recovery, options in RECOVERIES.items():

@@ -136,19 +136,19 @@ def confirmed(
         verdict=None if probe is None else gate.judge(probe),
         accuracy_bound=True,
         stopped=False,
-        notes=walk.notes if cuts else (*walk.notes, _nothing(bench, order, gate)),
+        unconfirmed="" if cuts else _unconfirmed(bench, order, gate),
     )
     return milder, confirmation
 
 
-def _nothing(bench: Bench, order: Sequence[Cuts], gate: Gate) -> str:
-    """That not even the mildest network was confirmed."""
+def _unconfirmed(bench: Bench, order: Sequence[Cuts], gate: Gate) -> str:
+    """Why there is no plan, as a part of a sentence."""
     whole = bench.reference.parameter_bytes
     least, most = (bench.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
     return (
-        f"Nothing was pruned: the search found {most:.2%} to save, but on the images set aside"
-        f" not even {least:.2%} is within {100 * gate.allowed:.4g} points at {gate.level:.0%}"
-        " confidence. Allow a larger drop, or give more selection images."
+        f"the search found {most:.2%} to save, but on the images set aside not even {least:.2%}"
+        f" is within {100 * gate.allowed:.4g} points at {gate.level:.0%} confidence; allow a larger"
+        " drop, or give more selection images"
     )
 
 

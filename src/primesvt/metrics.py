@@ -101,7 +101,11 @@ def conclude(
     }
     cost = _cost(drop, bound if gate.kind == "bound" else None, gate, points=points)
     more = lossless is not None and lossless.parameters > 0
-    return {**facts, "verdict": _verdict(facts, cost, "Nothing more" if more else "Nothing")}
+    nothing = f"Nothing{' more' if more else ''} was removed: {walk.unconfirmed or _NO_CUT}."
+    verdict = _verdict(facts, cost, nothing)
+    if walk.unconfirmed and not met:
+        verdict += f" Nothing was confirmed: {walk.unconfirmed}."
+    return {**facts, "verdict": verdict}
 
 
 def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
@@ -115,6 +119,7 @@ def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
     return f"a drop of {lost}{sure} ({allowed:.4g} allowed)"
 
 
+_NO_CUT = "no probed cut stays within the accuracy limit"
 _WHY = {
     "saving": "stopped as soon as the saving was reached",
     "accuracy": "the accuracy limit bound",
@@ -127,7 +132,7 @@ def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
     asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
     why = "; ".join([_WHY[facts["bounded_by"]], *map(str, facts["others"])])
     if facts["saving"] == 0 and facts["met"]:
-        return f"{nothing} was removed: no probed cut stays within the accuracy limit."
+        return nothing
     if facts["met"]:
         return f"Limits met: {saved}{asked} for {cost}; {why}."
     return (
@@ -138,9 +143,8 @@ def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
 
 def notes_of(walk: Walk, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """What a reader must know beside the figures: layers that are no targets, and refusals."""
-    extra = (*extra, *walk.notes)
     if not walk.targets:
-        return extra
+        return tuple(extra)
     left_out = [target for target in walk.targets if not target.chosen]
     deselected = [f"{t.layer.group} is no target: {t.reason}." for t in left_out]
     if not left_out:

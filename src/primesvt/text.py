@@ -37,7 +37,7 @@ def percent_points(difference: float) -> str:
         >>> percent_points(-0.0123)
         '-1.23 points'
     """
-    return f"{100 * difference:+.2f} points"
+    return f"{round(100 * difference, 2) + 0.0:+.2f} points"  # no negative zero
 
 
 def scaled(value: float, unit: str = "") -> str:

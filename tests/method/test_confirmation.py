@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from torch.utils.data import Subset
 
+from primesvt import Constraints
 from primesvt.confirmation import confirm, confirmed, divide, images_needed, sequence
 from primesvt.data import Splits
-from primesvt.metrics import notes_of
+from primesvt.metrics import conclude
 from primesvt.policies import Gate, Walk
 from primesvt.policies.walk import Choice
 from primesvt.probes import Probe, Reference
@@ -117,7 +118,7 @@ class Played:
 
 @pytest.mark.parametrize(("loses", "kept"), [(0, 4), (5, 7), (200, None)])
 def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> None:
-    """Every channel costs so many images, of which 40 may be lost."""
+    """Every channel costs so many of a thousand images; three in a hundred may be lost."""
     networks = [
         (Choice(group="fc", positions=1, size=10, rate=1 - k / 10, kept=k),) for k in (8, 7, 5, 4)
     ]
@@ -138,11 +139,14 @@ def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> 
         before=RIGHT,
     )
     assert found.cuts == ({} if kept is None else {"fc": kept})
-    assert (confirmation is None) == (kept is None) == bool(found.notes)
-    if kept is None:
-        assert "found 60.00% to save" in found.notes[0]
-        assert "not even 30.00% is within 3 points at 95% confidence" in found.notes[0]
-        assert notes_of(found, ["other"]) == ("other", *found.notes)
+    assert (confirmation is None) == (kept is None) == bool(found.unconfirmed)
+    for least, verdict in ((None, "Nothing was removed: the"), (0.2, "cannot be met together")):
+        limits = Constraints(max_accuracy_drop=0.03, min_memory_saving=least)
+        told = conclude(found, bench.reference, limits, gate=gate, points=True)["verdict"]
+        assert ("search found 60.00% to save" in told) == (kept is None)
+        if kept is None:
+            assert verdict in told
+            assert "not even 30.00% is within 3 points at 95% confidence" in told
 
 
 def accepted(true_drop: float, limit: float, seed: int) -> bool:

@@ -63,7 +63,7 @@ class Walk:
         targets: every layer with its benefit score, from the largest to the smallest, where the
             policy selects by one.
         alternatives: networks, as cuts, from the mildest to the one taken: what to fall back on.
-        notes: what a reader of the result must know beside its figures.
+        unconfirmed: why nothing is taken, where images set aside refused even the mildest of them.
     """
 
     choices: tuple[Choice, ...]
@@ -74,7 +74,7 @@ class Walk:
     verdict: Verdict | None = None
     targets: tuple[Target, ...] = ()
     alternatives: tuple[tuple[Choice, ...], ...] = ()
-    notes: tuple[str, ...] = ()
+    unconfirmed: str = ""
 
     @property
     def cuts(self) -> dict[str, int]:

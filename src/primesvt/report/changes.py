@@ -50,7 +50,7 @@ def headline(metrics: Mapping[str, Any]) -> str:
         saved += f", {1 - limit.after / limit.before:.1%} less {limit.what}"
     if metrics["after"].get("selection") is None:
         drop = metrics["before"]["score"] - metrics["after"]["score"]
-        return f"{saved}, {-drop:+.4g} of the score"
+        return f"{saved}, {-drop + 0.0:+.4g} of the score"
     name = "test" if metrics["after"].get("test") else "selection"
     drop = metrics["before"][name]["accuracy"] - metrics["after"][name]["accuracy"]
     return f"{saved}, {percent_points(-drop)} of accuracy on the {name} set"

@@ -89,8 +89,8 @@ def _verdict(run: RunFiles) -> str:
             missed.insert(0, f"{saved}, {required:.2%} asked")
         short = "; ".join(missed)
         return f"The limits cannot be met together; this is the best plan found: {short}."
-    if not run.steps:
-        return "Nothing was removed: no probed cut stays within the limits."
+    if not saving:
+        return str(metrics["verdict"])
     return "All limits are met."
 
 
@@ -274,11 +274,11 @@ def _drop(run: RunFiles) -> str:
         if bound and level
         else ""
     )
-    return f"{percent_points(-drop + 0.0)} on the selection set{sure}"
+    return f"{percent_points(-drop)} on the selection set{sure}"
 
 
 def _confirmed(found: Mapping[str, Any]) -> str:
     return (
-        f"{percent_points(-found['drop'] + 0.0)} on {found['images']:,} images set aside, "
+        f"{percent_points(-found['drop'])} on {found['images']:,} images set aside, "
         f"with a bound of {above(100 * found['bound'])}"
     )
