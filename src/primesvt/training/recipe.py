@@ -42,8 +42,8 @@ class Learning(BaseModel):
     """CPU threads: 1 repeats a run bitwise; null takes what there is."""
     compile: bool = False
     """Train through `torch.compile`: about twice as quick on a CPU, after a minute of compiling; it
-    needs a C++ compiler, and repeats bitwise only on the same machine. Other compiled models of this
-    process are compiled again when they are next called."""
+    needs a C++ compiler, and repeats bitwise only on the same machine. Other compiled models of
+    this process are compiled again when they are next called."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the order of the recipe file."""
