@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from primesvt.data import ImageSet, load_data
 from primesvt.models.neurons import lif, reset
 from primesvt.processes import Processes
 from primesvt.training import Augmentation
@@ -27,6 +29,10 @@ LEARNING = Learning(
     batch_size=8,
     warmup_epochs=1,
     augmentation=Augmentation(shift=1, flip=True),
+)
+
+MIXED = LEARNING.changed(
+    ema=0.8, augmentation=LEARNING.augmentation.model_copy(update={"mixup": 0.3, "cutmix": 1.0})
 )
 
 
@@ -52,7 +58,7 @@ def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
 
 def loop(learning: Learning = LEARNING, **options: Any) -> Loop:
     torch.manual_seed(5)
-    asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1)} | options
+    asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3} | options
     return Loop(Net(), DATA, learning, **asked)
 
 
@@ -68,9 +74,10 @@ def trained(moving: Loop, best: Best) -> tuple[dict[str, Tensor], list[float]]:
     return moving.model.state_dict(), moving.losses
 
 
-def test_it_goes_on_from_every_step(tmp_path) -> None:
+@pytest.mark.parametrize("learning", [LEARNING, MIXED], ids=["plain", "mixed and averaged"])
+def test_it_goes_on_from_every_step(learning: Learning, tmp_path) -> None:
     snapshots: list[Snapshot] = []
-    moving, best = loop(), Best()
+    moving, best = loop(learning), Best()
 
     def keep() -> None:
         one, other = moving.snapshot(), best.snapshot()
@@ -80,14 +87,14 @@ def test_it_goes_on_from_every_step(tmp_path) -> None:
     keep()
     for _ in range(3):
         moving.epoch(quiet, after_step=keep)
-        best.offer(moving.model, -abs(len(moving.losses) - 2.0))
+        best.offer(moving.result, -abs(len(moving.losses) - 2.0))
         keep()
     expected, losses = moving.model.state_dict(), moving.losses
     assert len(snapshots) == 1 + 3 * 4 and moving.order.steps == 3
     assert best.epoch == 2
 
     for snapshot in snapshots:
-        again, kept = loop(), Best()
+        again, kept = loop(learning), Best()
         torch.manual_seed(1234)
         stored = Snapshot.load(snapshot.save(tmp_path / "state.safetensors"))
         again.restore(stored)
@@ -96,11 +103,12 @@ def test_it_goes_on_from_every_step(tmp_path) -> None:
         epochs = range(len(again.losses), 3)
         for number in epochs:
             again.epoch(quiet)
-            kept.offer(again.model, -abs(number + 1 - 2.0))
+            kept.offer(again.result, -abs(number + 1 - 2.0))
         assert again.losses == losses
         assert kept.accuracies == best.accuracies and kept.epoch == 2
-        found = again.model.state_dict()
+        found, average = again.model.state_dict(), again.result.state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert all(torch.equal(average[k], v) for k, v in moving.result.state_dict().items())
         assert all(torch.equal(kept.state[name], best.state[name]) for name in best.state)
 
 
@@ -137,6 +145,56 @@ def test_bfloat16_is_close_and_not_the_same() -> None:
     _, rounded = trained(loop(learning, bf16=True), Best())
     assert exact != rounded
     assert rounded == pytest.approx(exact, abs=0.1)
+
+
+def test_the_average_follows_the_weights() -> None:
+    """Written out once more: the first step's weights, then a tenth of every step's."""
+    moving = loop(LEARNING.changed(epochs=1, ema=0.9))
+    expected: dict[str, Tensor] = {}
+
+    def follow() -> None:
+        now = {k: v.clone() for k, v in moving.model.state_dict().items() if v.is_floating_point()}
+        before = expected or now
+        expected.update({k: 0.9 * before[k] + 0.1 * now[k] for k in now})
+
+    moving.epoch(quiet, after_step=follow)
+    found = moving.result.state_dict()
+    assert moving.result is not moving.model
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+        if "running" in name or name.endswith("weight"):
+            assert not torch.equal(found[name], moving.model.state_dict()[name])
+
+
+def test_our_images_are_decoded_once_and_give_the_batches_of_a_loader() -> None:
+    decoded: list[int] = []
+
+    class Source:
+        name, classes, num_classes = "few", None, 3
+        labels = np.arange(26) % 3
+
+        def sample(self, index: int) -> Tensor:
+            decoded.append(index)
+            return IMAGES[index]
+
+        def check(self, index: int) -> None: ...
+
+    images = ImageSet(Source(), lambda image: image, name="few", indices=np.arange(26))
+    expected, losses = trained(loop(), Best())
+    torch.manual_seed(5)
+    asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3}
+    moving = Loop(Net(), images, LEARNING, **asked)
+    found, others = trained(moving, Best())
+    assert others == losses
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert sorted(decoded) == sorted([0, *range(1, 26)])
+
+
+def test_images_too_many_for_memory_are_loaded_batch_by_batch(monkeypatch) -> None:
+    monkeypatch.setattr("primesvt.training.loop.IN_MEMORY", 100)
+    digits = load_data("digits").test
+    asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 10}
+    assert isinstance(Loop(Net(), digits, LEARNING, **asked).loader, DataLoader)
 
 
 def test_the_callers_random_state_is_put_back() -> None:
@@ -177,7 +235,8 @@ def test_many_networks_in_one_process_are_all_compiled(monkeypatch: pytest.Monke
         compiled.append(0)
         net = nn.Sequential(nn.Conv2d(2, width, 3), nn.Flatten(), nn.Linear(16 * width, 3))
         learning = LEARNING.changed(epochs=1, batch_size=26, compile=True)
-        Loop(net, DATA, learning, loss=loss, processes=ALONE, fill=torch.zeros(1)).epoch(quiet)
+        asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3}
+        Loop(net, DATA, learning, **asked).epoch(quiet)
     assert min(compiled) > 0
 
 

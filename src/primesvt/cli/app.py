@@ -70,7 +70,7 @@ COMMANDS: dict[str, type[Any]] = {
 KEPT = {
     "prune": "the same command goes on where it was stopped",
     "finetune": "the same command goes on where it was stopped",
-    "train": "nothing was finished if the folder has no record.json; the same command starts anew",
+    "train": "the same command goes on where it was stopped",
     "apply": "if the folder of --out is there, delete it: it may not be whole",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 import time
@@ -28,7 +29,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from primesvt.models import Loaded
 
-__all__ = ["Console", "PlainProgress", "duration"]
+__all__ = ["Console", "PlainProgress", "duration", "seconds_of"]
 
 FIRST_LINE_AFTER = 2.0
 NEXT_LINE_AFTER = 10.0
@@ -171,6 +172,19 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of a time with its unit; ``ValueError`` in one line for anything else.
+
+    Example:
+        >>> seconds_of("90s"), seconds_of("170min"), seconds_of("1.5h")
+        (90.0, 10200.0, 5400.0)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a time; write a number and s, min or h, such as 170min")
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
 
 
 def _rate(speed: float) -> str:

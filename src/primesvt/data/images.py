@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +113,13 @@ class ImageSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         where = int(self.indices[index])
         return self._prepared(where), int(self.source.labels[where])
+
+    def once(self) -> Iterator[Sample]:
+        """All samples in turn, for a reader that keeps them itself: none stays in memory here."""
+        for where in map(int, self.indices):
+            known = self._known.get(where)
+            image = self.preprocess(self.source.sample(where)) if known is None else known
+            yield image, int(self.source.labels[where])
 
     def _prepared(self, where: int) -> Tensor:
         known = self._known.get(where)

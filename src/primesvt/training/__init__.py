@@ -2,7 +2,15 @@
 
 from primesvt.training.augmentation import Augmentation
 from primesvt.training.recipe import TrainRecipe, read_train_recipe
-from primesvt.training.record import Score, TrainRecord
+from primesvt.training.record import Score, TrainProgress, TrainRecord
 from primesvt.training.run import train
 
-__all__ = ["Augmentation", "Score", "TrainRecipe", "TrainRecord", "read_train_recipe", "train"]
+__all__ = [
+    "Augmentation",
+    "Score",
+    "TrainProgress",
+    "TrainRecipe",
+    "TrainRecord",
+    "read_train_recipe",
+    "train",
+]

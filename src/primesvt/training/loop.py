@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from primesvt.data import ImageSet
 from primesvt.evaluation import Progress
 from primesvt.models import reset
 from primesvt.processes import Processes
@@ -18,10 +20,14 @@ from primesvt.training.randomness import random_states, restore_random_states
 from primesvt.training.recipe import Learning
 from primesvt.training.snapshot import Snapshot, named
 
-__all__ = ["Loop", "Loss", "learning_rate_factor"]
+__all__ = ["Loop", "Loss", "computes_in_bf16", "learning_rate_factor"]
+
+IN_MEMORY = 2**31  # bytes of prepared training images that are kept as one tensor
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
-"""(what the model gives in training mode, images, labels) -> the loss of a batch."""
+"""(what the model gives in training mode, images, targets) -> the loss of a batch.
+
+Targets are labels ``[B]``, or shares of all classes ``[B, classes]`` where images are mixed."""
 
 
 class Loop:
@@ -34,7 +40,8 @@ class Loop:
         loss: of a batch.
         processes: those that share every batch.
         fill: what moves in where an augmentation moves an image, ``[C]`` or ``[1]``.
-        workers: processes that decode images.
+        classes: how many there are.
+        workers: processes that decode images, where those do not fit into memory.
         bf16: compute under bfloat16 autocast.
         stage: what to tell of the progress.
     """
@@ -48,12 +55,13 @@ class Loop:
         loss: Loss,
         processes: Processes,
         fill: Tensor,
+        classes: int,
         workers: int = 0,
         bf16: bool = False,
         stage: str = "training",
     ) -> None:
         self.model, self.learning, self.loss, self.processes = model, learning, loss, processes
-        self.fill, self.bf16, self.stage = fill, bf16, stage
+        self.fill, self.classes, self.bf16, self.stage = fill, classes, bf16, stage
         self.generator = torch.Generator().manual_seed(learning.seed)
         self.order = Order(
             len(cast(Sized, images)),
@@ -65,19 +73,19 @@ class Loop:
         if processes.rank:  # random depths and the like are drawn by each process on its own
             torch.manual_seed(learning.seed + processes.rank)
         self._loading = torch.Generator()
-        self.loader = DataLoader(
-            images,
-            batch_sampler=self.order,
-            num_workers=workers,
-            generator=self._loading,
-            persistent_workers=workers > 0,
-        )
+        self.loader = _loader(images, self.order, self._loading, workers)
         self.optimizer = _optimizer(model, learning)
+        self.average = _average(model, learning.ema)
         wrapped = processes.wrap(model)
         self.network: Callable[..., Any] = _compiled(wrapped) if learning.compile else wrapped
         self.step = 0  # of this epoch
         self.total = 0.0  # of its losses
         self.losses: list[float] = []
+
+    @property
+    def result(self) -> nn.Module:
+        """The network whose accuracy counts: the average where there is one, else the trained."""
+        return self.model if self.average is None else self.average.module
 
     @property
     def steps(self) -> int:
@@ -99,6 +107,9 @@ class Loop:
             progress(self.stage, self.done, self.steps)
             after_step()
         self.order.end()
+        self.processes.align(self.model)
+        if self.average is not None:
+            self.processes.align(self.average)
         self.losses.append(self.total / self.order.steps)
         self.step, self.total = 0, 0.0
 
@@ -108,10 +119,14 @@ class Loop:
         images = self.learning.augmentation(
             images, self.fill, self.generator, rank=place.rank, size=place.size
         )
-        images, labels = images.to(place.device), labels.to(place.device)
+        images, targets = images.to(place.device), labels.to(place.device)
+        if self.learning.augmentation.mixes:
+            images, targets = self.learning.augmentation.mix(
+                images, targets, self.classes, self.generator
+            )
         reset(self.model)  # a network of the user's may not do it itself
         with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(self.network(images), images, labels)
+            loss = self.loss(self.network(images), images, targets)
         value = place.mean(loss)
         if not math.isfinite(value):
             raise ValueError(
@@ -133,6 +148,8 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning.learning_rate * factor
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def snapshot(self) -> Snapshot:
         """Everything that the rest of the training depends on."""
@@ -144,6 +161,8 @@ class Loop:
         }
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= named(f"optimizer.{number}", state)
+        if self.average is not None:
+            tensors |= named("average", self.average.state_dict())
         facts = {"step": self.step, "total": self.total, "losses": list(self.losses)}
         return Snapshot(tensors=tensors, facts={**facts, "processes": self.processes.size})
 
@@ -154,6 +173,8 @@ class Loop:
         self.losses = list(facts["losses"])
         self.model.load_state_dict(snapshot.part("model"))
         self._restore_optimizer(snapshot.part("optimizer"))
+        if self.average is not None:
+            self.average.load_state_dict(snapshot.part("average"))
         if self.step:
             self._loading.manual_seed(self.order.again(snapshot.tensors["order"]))
             self.order.skip(self.step)
@@ -180,6 +201,57 @@ def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def computes_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether bfloat16 autocast is asked for, or safe: on GPUs that have it.
+
+    Example:
+        >>> [computes_in_bf16(name, torch.device("cpu")) for name in ("auto", "bf16")]
+        [False, True]
+    """
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def _loader(
+    images: Dataset[Any], order: Order, generator: torch.Generator, workers: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches of an epoch, out of one tensor where all images are ours and fit into memory."""
+    if isinstance(images, ImageSet) and len(images):
+        first, _ = images[0]
+        if first.nbytes * len(images) <= IN_MEMORY:
+            return _Prepared(images, order)
+    return DataLoader(
+        images,
+        batch_sampler=order,
+        num_workers=workers,
+        generator=generator,
+        persistent_workers=workers > 0,
+    )
+
+
+class _Prepared:
+    """Batches of images that are decoded once, when the first epoch begins."""
+
+    def __init__(self, images: ImageSet, order: Order) -> None:
+        self._images, self._order = images, order
+        self._labels = torch.from_numpy(images.labels)
+        self._all: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._all is None:
+            self._all = torch.stack([image for image, _ in self._images.once()])
+        for chosen in self._order:
+            yield self._all[chosen], self._labels[chosen]
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A copy of the model that follows it; the first step sets it to the model's weights."""
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _compiled(network: nn.Module) -> Callable[..., Any]:

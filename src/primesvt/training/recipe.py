@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,10 +34,16 @@ class Learning(BaseModel):
     """Share of the label that is spread over all classes."""
     gradient_clip: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient; null for no limit."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay, per step, of an exponential moving average of all weights and batch-norm statistics;
+    it is the average that is judged and kept. 0 keeps the weights themselves."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
     seed: int = 0
     """Seed of the initial weights, the order of images and the augmentation."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """fp32: single precision. bf16: forward passes of training under bfloat16 autocast; accuracy
+    is measured in single precision all the same. auto: bf16 on a GPU that has it, else fp32."""
     threads: int | None = Field(1, ge=1)
     """CPU threads: 1 repeats a run bitwise; null takes what there is."""
     compile: bool = False

@@ -18,7 +18,15 @@ from primesvt.models import list_models, model_entry
 from primesvt.statistics import wilson_interval
 from primesvt.training.recipe import TrainRecipe
 
-__all__ = ["Score", "TrainRecord", "recorded_recipe", "score_of", "shared_note", "versions"]
+__all__ = [
+    "Score",
+    "TrainProgress",
+    "TrainRecord",
+    "recorded_recipe",
+    "score_of",
+    "shared_note",
+    "versions",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,11 +105,36 @@ def shared_note(processes: int) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainProgress:
+    """How far a training has come that is not finished; written as ``progress.json``.
+
+    ``loss`` and ``selection_accuracy`` have one value per finished epoch; ``seconds`` are those of
+    all starts, and ``images_per_second`` those of the last epoch, without its evaluation.
+    """
+
+    recipe: Mapping[str, Any]
+    data: str
+    versions: Mapping[str, str]
+    epochs_done: int
+    epochs: int
+    seconds: float
+    images_per_second: float
+    loss: tuple[float, ...]
+    selection_accuracy: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRecord:
     """How a checkpoint was made, and how good it is; written beside it as ``record.json``.
 
     ``data_config`` says how images were prepared. ``kept_epoch`` counts from 1; ``loss`` and
-    ``selection_accuracy`` have one value per epoch. ``notes``: what the scores depend on beside.
+    ``selection_accuracy`` have one value per epoch. ``seconds`` are those of all starts.
+    ``context``: what the weights depend on beside the recipe. ``notes``: what the scores depend on
+    beside.
     """
 
     format: int = 1
@@ -119,7 +152,17 @@ class TrainRecord:
     loss: tuple[float, ...]
     selection_accuracy: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> TrainRecord:
+        """Read what ``to_dict`` gave."""
+        scores = {name: content[name] for name in ("selection", "test")}
+        read = {name: None if s is None else Score(**s) for name, s in scores.items()}
+        lists = {name: tuple(content[name]) for name in ("loss", "selection_accuracy")}
+        notes = tuple(content.get("notes", ()))
+        return cls(**{**content, **read, **lists, "notes": notes})

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
+from typing import overload
 
 import torch
 
-from primesvt._files import check_writable, write_json
 from primesvt.artifact import save_model
 from primesvt.batches import batch_note
 from primesvt.data import check_classes, load_data
@@ -17,11 +16,41 @@ from primesvt.evaluation import Progress, resolve_device
 from primesvt.models import Provenance, SpikingViT, create_model, model_entry
 from primesvt.processes import Processes
 from primesvt.training.fit import Fit
+from primesvt.training.folder import TrainingFolder, check_free
 from primesvt.training.randomness import repeatable
 from primesvt.training.recipe import TrainRecipe
-from primesvt.training.record import TrainRecord, shared_note, versions
+from primesvt.training.record import TrainProgress, TrainRecord, shared_note, versions
+from primesvt.training.saving import Saver
 
 __all__ = ["train"]
+
+
+@overload
+def train(
+    recipe: TrainRecipe,
+    *,
+    out_dir: str | Path,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    save_every: float = 60.0,
+    stop_after: None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> TrainRecord: ...
+
+
+@overload
+def train(
+    recipe: TrainRecipe,
+    *,
+    out_dir: str | Path,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    save_every: float = 60.0,
+    stop_after: float | None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> TrainRecord | TrainProgress: ...
 
 
 def train(
@@ -30,21 +59,30 @@ def train(
     out_dir: str | Path,
     device: str | torch.device = "cpu",
     workers: int = 0,
+    save_every: float = 60.0,
+    stop_after: float | None = None,
     command: str = "",
     progress: Progress | None = None,
-) -> TrainRecord:
+) -> TrainRecord | TrainProgress:
     """Train the recipe's model and write ``OUT/model/`` and ``OUT/record.json``.
 
     The selection images are held out; the weights of the epoch that is best on them are kept (the
     later one of equals). The test images are read once, at the end. The folder is made once
     model and data are checked; ``record.json`` is written last: a folder that has it is complete.
-    Started by ``torchrun`` or ``accelerate launch``, processes share every batch, and one writes.
+    A training that was stopped goes on, by the same call, from its last snapshot, which is written
+    at every epoch's end and every minute; on one thread it ends with the weights that it would have
+    had. One that has ended is returned. Started by ``torchrun`` or ``accelerate launch``, processes
+    share every batch, and one writes.
 
     Args:
         recipe: what to train on what, and how.
-        out_dir: a folder without a record of an earlier training.
+        out_dir: a new or empty folder, or one of a training of the same recipe.
         device: where to compute; only the CPU with one thread repeats a run bitwise.
-        workers: processes that decode images.
+        workers: processes that decode images, where those do not fit into memory.
+        save_every: seconds between snapshots within an epoch; more where saving takes more than a
+            twentieth of them.
+        stop_after: seconds after which no further epoch is begun that would end later; what has
+            been reached is returned, and the same call goes on from there.
         command: the command line to put on record.
         progress: called as ``progress("training", step, steps)``.
 
@@ -52,32 +90,60 @@ def train(
         ValueError: folder not writable or used, unknown model or option, data that do not fit,
             a loss that is not finite, a batch that the processes cannot share evenly.
     """
-    begin = time.monotonic()
     Processes.take_gpu()
     processes = Processes.start(resolve_device(device))
-    folder = processes.on_main(lambda: _usable(Path(out_dir)))
+    out = Path(out_dir)
+    processes.on_main(lambda: check_free(out, task="a training"))
     with repeatable(recipe.seed, recipe.threads, processes.device):
-        model = _fresh_model(recipe).to(processes.device)
-        config = model_entry(recipe.model).data
-        splits = load_data(
-            recipe.data,
-            data_config=config,
-            time_steps=model.time_steps,
-            seed=recipe.seed,
-            held_out=True,
+        fit = _prepared(recipe, processes, workers)
+        folder = processes.on_main(
+            lambda: TrainingFolder(out, recipe=recipe, context=fit.context())
         )
-        if splits.train is None:
-            raise ValueError(f"{splits.name} has no training {splits.unit}; add a train part")
-        check_classes(splits, model.config.num_classes)
-        processes.share(recipe.batch_size)
-        fit = Fit(model, splits, recipe, config, processes, workers)
-        processes.on_main(lambda: check_writable(folder))
-        fit.run(progress or (lambda stage, done, total: None))
-        fit.best.give(model)
-        model.provenance = Provenance(data=config, held_out=True)
-        processes.on_main(lambda: save_model(model, folder / "model"))
-        record = _record(fit, command=command, begin=begin)
-    processes.on_main(lambda: write_json(folder / "record.json", record.to_dict()))
+        record = processes.on_main(folder.finished_record)
+        if record is not None:
+            return TrainRecord.from_dict(record)
+        stopped = processes.on_main(folder.stopped)
+        if stopped is None:
+            processes.on_main(folder.create)
+        else:
+            fit.restore(stopped)
+        saver = Saver(lambda: _save(fit, folder), save_every, processes)
+        told = progress or (lambda stage, done, total: None)
+        done = fit.run(told, save=saver.now, after_step=saver.if_due, stop_after=stop_after)
+        return _finished(fit, folder, command) if done else fit.progress()
+
+
+def _save(fit: Fit, folder: TrainingFolder) -> None:
+    snapshot, progress = fit.snapshot(), fit.progress().to_dict()
+    fit.processes.on_main(lambda: folder.save(snapshot, progress))
+
+
+def _prepared(recipe: TrainRecipe, processes: Processes, workers: int) -> Fit:
+    """Model, data and all that can be wrong with them found out."""
+    model = _fresh_model(recipe).to(processes.device)
+    config = model_entry(recipe.model).data
+    splits = load_data(
+        recipe.data,
+        data_config=config,
+        time_steps=model.time_steps,
+        seed=recipe.seed,
+        held_out=True,
+    )
+    if splits.train is None:
+        raise ValueError(f"{splits.name} has no training {splits.unit}; add a train part")
+    check_classes(splits, model.config.num_classes)
+    processes.share(recipe.batch_size)
+    return Fit(model, splits, recipe, config, processes, workers)
+
+
+def _finished(fit: Fit, folder: TrainingFolder, command: str) -> TrainRecord:
+    """Write the best weights, and last the record."""
+    on_main = fit.processes.on_main
+    fit.best.give(fit.model)
+    fit.model.provenance = Provenance(data=fit.config, held_out=True)
+    on_main(lambda: save_model(fit.model, folder.model))
+    record = _record(fit, command)
+    on_main(lambda: folder.finish(record.to_dict()))
     return record
 
 
@@ -88,7 +154,7 @@ def _fresh_model(recipe: TrainRecipe) -> SpikingViT:
         raise ValueError(f"model_options: {error}") from error
 
 
-def _record(fit: Fit, *, command: str, begin: float) -> TrainRecord:
+def _record(fit: Fit, command: str) -> TrainRecord:
     """Score the kept weights on selection and, this once, on test."""
     splits = fit.splits
     return TrainRecord(
@@ -104,28 +170,12 @@ def _record(fit: Fit, *, command: str, begin: float) -> TrainRecord:
         test=None if splits.test is None else fit.score(splits.test),
         loss=tuple(round(loss, 6) for loss in fit.loop.losses),
         selection_accuracy=tuple(fit.best.accuracies),
-        notes=(*shared_note(fit.processes.size), *_batches(fit)),
-        seconds=round(time.monotonic() - begin, 1),
+        notes=(*shared_note(fit.processes.size), *fit.notes(), *_batches(fit)),
+        context=fit.context(),
+        seconds=round(fit.seconds, 1),
     )
 
 
 def _batches(fit: Fit) -> tuple[str, ...]:
     splits = fit.splits
     return batch_note(fit.model, fit.scored_at_once, selection=splits.selection, test=splits.test)
-
-
-def _usable(folder: Path) -> Path:
-    """Refuse a folder that is used or cannot be made; nothing is made yet.
-
-    What a killed training may leave, ``model/`` alone, is no use of a folder.
-    """
-    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not above.is_dir():
-        raise ValueError(
-            f"cannot write to folder {str(folder)!r}: {str(above)!r} is a file; "
-            "choose a folder that you may write to"
-        )
-    check_writable(above)
-    if above == folder and any(entry.name != "model" for entry in folder.iterdir()):
-        raise ValueError(f"{folder} already holds a run; choose another folder or delete this one")
-    return folder

@@ -25,7 +25,7 @@ RECIPE = {
 CHILD = """
 import json, os, signal, sys
 from primesvt import _files, finetune
-from primesvt.recovery.finetuning import folder
+from primesvt.training import folder
 from primesvt.training import loop
 
 run, out, recipe, moment, count = *sys.argv[1:5], int(sys.argv[5])
@@ -40,7 +40,7 @@ def dies(name, real, *, first=False, done=[]):
     return called
 
 loop.Loop._update = dies("step", loop.Loop._update)
-folder.TunedFolder.save = dies("saved", folder.TunedFolder.save)
+folder.TrainingFolder.save = dies("saved", folder.TrainingFolder.save)
 _files.os.fsync = dies("half a file", _files.os.fsync, first=True)
 folder.write_json = dies("record", folder.write_json)
 finetune(run, out=out, recipe=json.loads(recipe), save_every=0)

@@ -51,18 +51,21 @@ class Distillation:
         self._pairs = _pairs(student, self.teacher) if recipe.feature_weight > 0 else {}
         self._seen: dict[nn.Module, Tensor] = {}
 
-    def check(self, student: nn.Module, images: Tensor, labels: Tensor) -> None:
-        """Answer a few samples once; ``ValueError`` where student and teacher cannot be compared.
+    def check(self, student: nn.Module, images: Tensor, labels: Tensor) -> int:
+        """Answer a few samples once and return the number of classes.
 
-        Nothing of the student is changed.
+        Raises ``ValueError`` where student and teacher cannot be compared. Nothing of the student
+        is changed.
         """
         training = student.training
         with torch.no_grad(), self.watching():
             try:
-                self(student.eval()(images), images, labels)
+                output = student.eval()(images)
+                self(output, images, labels)
             finally:
                 student.train(training)
                 reset(student)
+        return heads_of(output)[0].shape[1]
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from primesvt._files import check_writable, write_json, write_text
 from primesvt.artifact import save_model
 from primesvt.plan import Plan
+from primesvt.recovery.finetuning.recipe import FinetuneRecipe
 from primesvt.recovery.finetuning.record import FinetuneRecord
-from primesvt.training.snapshot import Snapshot
+from primesvt.training.folder import TrainingFolder, check_free
 
 __all__ = ["TunedFolder"]
 
-RECIPE, STATE, MODEL, PLAN, RECORD = (
-    "recipe.yaml",
-    "state.safetensors",
-    "model",
-    "plan.json",
-    "record.json",
-)
+PLAN = "plan.json"
 
 
-class TunedFolder:
-    """A folder that one question owns: a killed fine-tuning goes on in it.
+class TunedFolder(TrainingFolder):
+    """A folder of one fine-tuning: the same as of a training, with the plan of the pruned network.
 
     Args:
-        path: new, empty, or of the same question. Nothing is written before ``create``.
+        path: new, empty, or of the same recipe. Nothing is written before ``create``.
         recipe: what is asked.
         context: what else the result depends on.
 
@@ -39,81 +31,22 @@ class TunedFolder:
         ValueError: the folder holds something else.
     """
 
-    def __init__(
-        self, path: Path, *, recipe: Mapping[str, Any], context: Mapping[str, Any]
-    ) -> None:
-        self.path = path
-        self.question = _plain({**context, "recipe": recipe})
-        there = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        if path.exists() and (not path.is_dir() or (there and RECIPE not in there)):
-            raise ValueError(
-                f"cannot write a fine-tuning to {str(path)!r}: it holds something else; "
-                "choose a new or empty folder"
-            )
-
-    @property
-    def model(self) -> Path:
-        """The folder of the fine-tuned model."""
-        return self.path / MODEL
+    def __init__(self, path: Path, *, recipe: FinetuneRecipe, context: Mapping[str, Any]) -> None:
+        super().__init__(path, recipe=recipe, context=context, task="a fine-tuning")
+        check_free(path, task=self.task)
 
     def finished(self) -> FinetuneRecord | None:
-        """The record of a fine-tuning that has ended, which is written last."""
-        path = self.path / RECORD
-        if not path.is_file():
-            return None
+        """The record of a fine-tuning that has ended."""
+        record = self.finished_record()
         try:
-            record = FinetuneRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return None if record is None else FinetuneRecord.from_dict(record)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged; delete the folder to start anew") from error
-        self._check({**record.context, "recipe": record.recipe})
-        return record
-
-    def stopped(self) -> Snapshot | None:
-        """Where a fine-tuning was stopped."""
-        path = self.path / STATE
-        if not path.is_file():
-            return None
-        snapshot = Snapshot.load(path)
-        self._check(snapshot.facts["question"])
-        return snapshot
-
-    def create(self) -> None:
-        """Make the folder and write the recipe."""
-        check_writable(self.path)
-        text = yaml.safe_dump(self.question["recipe"], sort_keys=False)
-        write_text(self.path / RECIPE, text)
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Write the state, in place of an older one."""
-        facts = {**snapshot.facts, "question": self.question}
-        Snapshot(tensors=snapshot.tensors, facts=facts).save(self.path / STATE)
-
-    def finish(self, model: nn.Module, plan: Plan | None, record: FinetuneRecord) -> None:
-        """Write the result; the record comes last, then the state goes."""
-        if plan is not None:
-            plan.save(self.path / PLAN)
-        save_model(model, self.model, plan=plan)
-        write_json(self.path / RECORD, record.to_dict())
-        (self.path / STATE).unlink(missing_ok=True)
-
-    def _check(self, there: Mapping[str, Any]) -> None:
-        found = next(iter(_differences(_plain(there), self.question)), "")
-        if found:
             raise ValueError(
-                f"{self.path} holds a fine-tuning of another question: {found}; "
-                "choose another --out, or delete that folder"
-            )
+                f"{self.path} is damaged (record.json); delete the folder to start anew"
+            ) from error
 
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come back from a file: tuples are lists there."""
-    return dict(json.loads(json.dumps(values)))
-
-
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """The fields in which two questions differ, in words."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        names = dict.fromkeys([*there, *here])
-        each = (_differences(there.get(n), here.get(n), f"{path}.{n}".strip(".")) for n in names)
-        return [found for several in each for found in several]
-    return [] if there == here else [f"{path} is {there!r} there and {here!r} here"]
+    def finish_with(self, model: nn.Module, plan: Plan, record: FinetuneRecord) -> None:
+        """Write the plan and the model, then the record."""
+        plan.save(self.path / PLAN)
+        save_model(model, self.model, plan=plan)
+        self.finish(record.to_dict())

@@ -39,7 +39,7 @@ class FinetuneRecipe(Learning):
     feature_weight: float = Field(0.0, ge=0)
     """Weight of the distance from the unpruned model's block outputs, added to the loss."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bfloat16 autocast on a GPU that has it, else single precision."""
+    """auto: bfloat16 autocast on a GPU that has it, else single precision (fp32)."""
 
     @classmethod
     def after(cls, training: TrainRecipe | None, given: Mapping[str, Any]) -> FinetuneRecipe:

@@ -19,11 +19,11 @@ from primesvt.processes import Processes
 from primesvt.recovery.finetuning.folder import TunedFolder
 from primesvt.recovery.finetuning.recipe import FinetuneRecipe
 from primesvt.recovery.finetuning.record import FinetuneRecord, FinetuneResult
-from primesvt.recovery.finetuning.saving import Saver
 from primesvt.recovery.finetuning.source import Source, source_of_model, source_of_run
 from primesvt.recovery.finetuning.tuning import Tuning
 from primesvt.training.randomness import repeatable
 from primesvt.training.record import versions
+from primesvt.training.saving import Saver
 
 __all__ = ["finetune"]
 
@@ -103,13 +103,13 @@ def _in_folder(
     tuning: Tuning, source: Source, out: Path, save_every: float, command: str
 ) -> FinetuneResult:
     """Begin, go on, or give what is finished; the main process alone reads and writes there."""
-    on_main, recipe = tuning.processes.on_main, tuning.recipe.to_dict()
+    on_main = tuning.processes.on_main
     plan = source.full_plan(tuning.evaluate)
     if plan is None:
         raise ValueError(
             "a network of your own can only be loaded again with its plan; give plan=result.plan"
         )
-    folder = on_main(lambda: TunedFolder(out, recipe=recipe, context=tuning.context))
+    folder = on_main(lambda: TunedFolder(out, recipe=tuning.recipe, context=tuning.context))
     saver = Saver(lambda: _save(tuning, folder), save_every, tuning.processes)
     finished = on_main(folder.finished)
     if finished is not None:
@@ -123,7 +123,7 @@ def _in_folder(
         tuning.restore(stopped)
     tuning.run(saver.now, saver.if_due)
     result = _result(tuning, source, command)
-    on_main(lambda: folder.finish(result.model, plan, result.record))
+    on_main(lambda: folder.finish_with(result.model, plan, result.record))
     return result
 
 

@@ -24,7 +24,7 @@ from primesvt.recovery.finetuning.recipe import FinetuneRecipe
 from primesvt.recovery.finetuning.record import Scores
 from primesvt.training.best import Best
 from primesvt.training.fit import black
-from primesvt.training.loop import Loop
+from primesvt.training.loop import Loop, computes_in_bf16
 from primesvt.training.record import shared_note
 from primesvt.training.snapshot import Snapshot
 
@@ -58,7 +58,7 @@ class Tuning:
     ) -> None:
         self.student, self.evaluate, self.recipe = student, evaluate, recipe
         self.processes, self.progress = processes, progress
-        self.bf16 = _bf16(recipe.precision, processes.device)
+        self.bf16 = computes_in_bf16(recipe.precision, processes.device)
         self.notes: list[str] = []
         self._begin = time.monotonic()
         images = _training_images(evaluate.splits)
@@ -69,7 +69,7 @@ class Tuning:
         self.context = self._context(teacher, images)
         self.start = {name: value.clone() for name, value in student.state_dict().items()}
         self.loss = Distillation(student, teacher, recipe)
-        self.loss.check(student, *self._few(images))
+        classes = self.loss.check(student, *self._few(images))
         self.loop = Loop(
             student,
             images,
@@ -77,6 +77,7 @@ class Tuning:
             loss=self.loss,
             processes=processes,
             fill=_fill(student),
+            classes=classes,
             workers=evaluate.workers,
             bf16=self.bf16,
             stage="fine-tuning",
@@ -96,12 +97,12 @@ class Tuning:
         for _ in range(len(self.loop.losses), self.recipe.epochs):
             with self.loss.watching():
                 self.loop.epoch(self.progress, after_step)
-            self.processes.align(self.student)
             self._judge()
             save()
 
     def _judge(self, stage: str = "") -> None:
-        self.best.offer(self.student, self.score(self.student, "selection", stage).accuracy)
+        judged = self.loop.result
+        self.best.offer(judged, self.score(judged, "selection", stage).accuracy)
 
     def score(self, model: nn.Module, part: str, stage: str = "") -> Accuracy:
         """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` tells the progress."""
@@ -200,13 +201,6 @@ def _fill(model: nn.Module) -> Tensor:
     if isinstance(model, SpikingViT):
         return black(provenance_of(model).data)
     return torch.zeros(1)
-
-
-def _bf16(precision: str, device: torch.device) -> bool:
-    """Whether bfloat16 autocast is asked for, or safe: on GPUs that have it."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
 
 
 def _size(dataset: Dataset[Any]) -> int:

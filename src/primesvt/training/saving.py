@@ -1,4 +1,4 @@
-"""How often the state of a fine-tuning is saved."""
+"""How often the state of a training is saved."""
 
 from __future__ import annotations
 

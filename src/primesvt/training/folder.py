@@ -1,0 +1,157 @@
+"""The folder of a training that can be stopped: its recipe and its state, then the result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from primesvt._files import check_writable, write_json, write_text
+from primesvt.recipe import describe
+from primesvt.training.recipe import Learning
+from primesvt.training.snapshot import Snapshot
+
+__all__ = ["TrainingFolder", "check_free"]
+
+RECIPE, STATE, MODEL, RECORD, PROGRESS = (
+    "recipe.yaml",
+    "state.safetensors",
+    "model",
+    "record.json",
+    "progress.json",
+)
+
+
+class TrainingFolder:
+    """A folder that belongs to one recipe: a training that was stopped goes on in it.
+
+    Args:
+        path: new, empty, or of the same recipe. Nothing is written before ``create``.
+        recipe: what is asked.
+        context: what else the result depends on.
+        task: what is done there, as in ``a training``.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        recipe: Learning,
+        context: Mapping[str, Any],
+        task: str = "a training",
+    ) -> None:
+        self.path, self.task = path, task
+        self._recipe = type(recipe)
+        self.question = _plain({**context, "recipe": recipe.to_dict()})
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model."""
+        return self.path / MODEL
+
+    def finished_record(self) -> dict[str, Any] | None:
+        """The record of a training that has ended, which is written last."""
+        path = self.path / RECORD
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            self.check_same({**record.get("context", {}), "recipe": record["recipe"]})
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as e:
+            raise ValueError(f"{path} is damaged; delete the folder to start anew") from e
+        return dict(record)
+
+    def stopped(self) -> Snapshot | None:
+        """Where a training was stopped."""
+        path = self.path / STATE
+        if not path.is_file():
+            return None
+        snapshot = Snapshot.load(path)
+        self.check_same(snapshot.facts["question"])
+        return snapshot
+
+    def create(self) -> None:
+        """Make the folder and write the recipe."""
+        check_writable(self.path)
+        text = yaml.safe_dump(self.question["recipe"], sort_keys=False)
+        write_text(self.path / RECIPE, text)
+
+    def save(self, snapshot: Snapshot, progress: Mapping[str, Any] | None = None) -> None:
+        """Write the state in place of an older one, and how far it came for people to read."""
+        facts = {**snapshot.facts, "question": self.question}
+        Snapshot(tensors=snapshot.tensors, facts=facts).save(self.path / STATE)
+        if progress is not None:
+            write_json(self.path / PROGRESS, progress)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Write the record, which says that all before it is there; then the state goes."""
+        write_json(self.path / RECORD, record)
+        for name in (STATE, PROGRESS):
+            (self.path / name).unlink(missing_ok=True)
+
+    def check_same(self, there: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` naming the first difference between two questions.
+
+        Fields that an older version did not know have their defaults there.
+        """
+        try:
+            recipe = self._recipe.model_validate(there["recipe"]).to_dict()
+        except ValidationError as error:
+            raise ValueError(
+                f"cannot write {self.task} to {str(self.path)!r}: the recipe there is of something "
+                f"else ({describe(error)}); choose a new or empty folder"
+            ) from error
+        here = {name: self.question[name] for name in self.question if name in there}
+        found = next(iter(_differences(_plain({**there, "recipe": recipe}), here)), "")
+        if found:
+            raise ValueError(
+                f"{self.path} holds {self.task} of another recipe: {found}; "
+                "choose another --out, or delete that folder"
+            )
+
+
+def check_free(path: Path, *, task: str) -> None:
+    """Raise ``ValueError`` where something else lies in a folder, or a file in its place.
+
+    What a training leaves that is killed before its first snapshot is nothing; nor are hidden files.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_free(Path(folder) / "new", task="a training")
+    """
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise ValueError(
+            f"cannot write to folder {str(path)!r}: {str(above)!r} is a file; "
+            "choose a folder that you may write to"
+        )
+    check_writable(above)
+    there = {entry.name for entry in path.iterdir()} if above == path else set()
+    other = {name for name in there - {MODEL, RECIPE} if not name.startswith(".")}
+    if other and not there & {STATE, RECORD}:
+        raise ValueError(
+            f"cannot write {task} to {str(path)!r}: it holds something else ({min(other)}); "
+            "choose a new or empty folder"
+        )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they come back from a file: tuples are lists there."""
+    return dict(json.loads(json.dumps(values)))
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """The fields in which two questions differ, in words."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = dict.fromkeys([*there, *here])
+        each = (_differences(there.get(n), here.get(n), f"{path}.{n}".strip(".")) for n in names)
+        return [found for several in each for found in several]
+    return [] if there == here else [f"{path} is {there!r} there and {here!r} here"]
