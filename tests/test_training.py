@@ -18,8 +18,17 @@ from primesvt.cli import main
 from primesvt.data import load_data
 from primesvt.evaluation import outcomes
 from primesvt.models import create_model, model_entry
-from primesvt.training import Augmentation, TrainRecipe, fit, read_train_recipe, train
+from primesvt.training import (
+    Augmentation,
+    TrainProgress,
+    TrainRecipe,
+    TrainRecord,
+    fit,
+    read_train_recipe,
+    train,
+)
 from primesvt.training.fit import learning_rate_factor
+from primesvt.training.snapshot import Snapshot
 
 from .bars import write_bars
 
@@ -116,13 +125,13 @@ def test_diverging_training_says_what_to_change(bars: Path, tmp_path: Path) -> N
             recipe(bars, learning_rate=1e30, gradient_clip=None, epochs=4),
             out_dir=tmp_path / "out",
         )
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["recipe.yaml"]
 
 
 def test_folder_of_another_run_is_refused(bars: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "plan.json").touch()
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="holds something else"):
         train(recipe(bars), out_dir=tmp_path / "out")
 
 
@@ -145,7 +154,7 @@ def test_relative_folder_may_be_used(
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
     Path("out", "plan.json").touch()
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="holds something else"):
         train(recipe(bars), out_dir="out")
     train(recipe(bars, epochs=1), out_dir="runs/new")
     assert Path("runs/new/record.json").is_file()
@@ -164,39 +173,119 @@ def test_class_count_that_does_not_fit(bars: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_kill_leaves_a_folder_that_can_be_used_again(bars: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    for marker in ("step", "model", "record"):
-        with subprocess.Popen(
-            [sys.executable, "-c", KILLED, marker, str(bars), str(out)], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None and process.stdout.readline() == b"now\n"
-            process.send_signal(signal.SIGKILL)
+def test_killed_again_and_again_it_ends_with_the_same_weights(bars: Path, tmp_path: Path) -> None:
+    """SIGKILL within an epoch, between two, while a snapshot is written, and before the record."""
+    asked = recipe(bars, **RESUMED)
+    whole = train(asked, out_dir=tmp_path / "whole")
+    out, reached = tmp_path / "out", []
+    for moment, count in (("step", 3), ("epoch", 1), ("half a file", 2), ("record", 1)):
+        words = [str(bars), str(out), json.dumps(RESUMED), moment, str(count)]
+        done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
+        assert done.returncode == -signal.SIGKILL, moment
         assert not (out / "record.json").exists()
-        if (out / "model" / "model.safetensors").exists():
-            load_file(out / "model" / "model.safetensors")
-    train(recipe(bars, epochs=1), out_dir=out)
-    assert json.loads((out / "record.json").read_text())["kept_epoch"] == 1
+        facts = Snapshot.load(out / "state.safetensors").facts
+        reached.append((len(facts["losses"]), facts["step"]))
+    assert reached == [(0, 2), (0, 4), (1, 0), (3, 0)]
+    assert set(json.loads((out / "progress.json").read_text())) >= {"epochs_done", "loss"}
 
+    record = train(asked, out_dir=out)
+    name = "model/model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    same = ("loss", "selection_accuracy", "kept_epoch", "selection", "test", "notes", "context")
+    assert all(getattr(record, field) == getattr(whole, field) for field in same)
+    assert {path.name for path in out.iterdir()} == {"model", "recipe.yaml", "record.json"}
+
+
+RESUMED: dict[str, Any] = {
+    "epochs": 3,
+    "ema": 0.9,
+    "precision": "bf16",
+    "augmentation": {"shift": 1, "flip": True, "mixup": 0.2, "cutmix": 1.0},
+}
 
 KILLED = """
-import sys, time
+import json, os, signal, sys
 from primesvt import _files
-from primesvt.training import TrainRecipe, run, train
+from primesvt.training import TrainRecipe, fit, folder, loop, train
 
-marker, data, out = sys.argv[1:]
+data, out, changes, moment, count = *sys.argv[1:5], int(sys.argv[5])
 
-def stop(*_, **__):
-    print("now", flush=True)
-    time.sleep(600)
+def dies(name, real, done=[]):
+    def called(*args, **options):
+        done.append(name)
+        if name == moment and done.count(name) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+    return called
 
-if marker == "model":
-    _files.os.fsync = stop
-if marker == "record":
-    run.write_json = stop
-recipe = TrainRecipe(data=data, epochs=1, batch_size=16)
-train(recipe, out_dir=out, progress=stop if marker == "step" else None)
+loop.Loop._update = dies("step", loop.Loop._update)
+fit.Fit.score = dies("epoch", fit.Fit.score)
+_files.os.fsync = dies("half a file", _files.os.fsync)
+folder.TrainingFolder.finish = dies("record", folder.TrainingFolder.finish)
+base = {"data": data, "batch_size": 16, "warmup_epochs": 0}
+train(TrainRecipe(**base, **json.loads(changes)), out_dir=out, save_every=0)
 """
+
+
+def test_it_stops_at_an_epoch_and_goes_on(bars: Path, tmp_path: Path) -> None:
+    asked = recipe(bars, epochs=3, augmentation=Augmentation(shift=1))
+    whole = train(asked, out_dir=tmp_path / "whole")
+    out = tmp_path / "out"
+    for epochs in (1, 2):
+        progress = train(asked, out_dir=out, stop_after=0)
+        assert isinstance(progress, TrainProgress)
+        assert (progress.epochs_done, progress.epochs) == (epochs, 3)
+        assert progress.loss == whole.loss[:epochs]
+        written = json.loads((out / "progress.json").read_text())
+        assert written["selection_accuracy"] == list(progress.selection_accuracy)
+        assert not (out / "model").exists()
+    record = train(asked, out_dir=out, stop_after=0)
+    assert isinstance(record, TrainRecord) and record.loss == whole.loss
+    assert record.seconds > progress.seconds
+    name = "model/model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_no_epoch_begins_that_would_end_too_late(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 100000, 10))  # each look at the clock is 10 seconds later
+    monkeypatch.setattr(fit.time, "monotonic", lambda: float(next(clock)))
+    progress = train(recipe(bars, epochs=9), out_dir=tmp_path / "out", stop_after=200)
+    assert isinstance(progress, TrainProgress)
+    assert 1 < progress.epochs_done < 9
+
+
+def test_another_recipe_in_the_folder_is_refused(bars: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(recipe(bars), out_dir=out, stop_after=0)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"recipe\.ema is 0\.0 there and 0\.5 here; choose another"
+    ):
+        train(recipe(bars, ema=0.5), out_dir=out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    record = train(recipe(bars), out_dir=out)
+    with pytest.raises(ValueError, match=r"recipe\.seed is 0 there and 1 here"):
+        train(recipe(bars, seed=1), out_dir=out)
+    again = train(recipe(bars), out_dir=out)
+    assert json.dumps(again.to_dict()) == json.dumps(record.to_dict())
+
+
+def test_other_images_in_the_same_place_are_refused(bars: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(recipe(bars), out_dir=out, stop_after=0)
+    write_bars(bars, train=120)
+    with pytest.raises(ValueError, match="training_images is 64 there and"):
+        train(recipe(bars), out_dir=out)
+
+
+def test_bf16_and_the_average_train(bars: Path, tmp_path: Path) -> None:
+    quick = recipe(
+        bars, epochs=10, batch_size=8, learning_rate=0.02, norm_weight=2, ema=0.8, precision="bf16"
+    )
+    record = train(quick, out_dir=tmp_path / "out")
+    assert record.test is not None and record.test.accuracy > 0.9
 
 
 def test_schedule_rises_and_falls() -> None:
@@ -264,15 +353,15 @@ def test_interrupt_says_what_is_left(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fit.Fit, "run", interrupt)
     (tmp_path / "r.yaml").write_text(f"data: {bars}\n")
     words = ["train", "--recipe", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")]
     assert main(words) == 130
-    assert "the same command starts anew" in capsys.readouterr().err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert "the same command goes on" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["recipe.yaml"]
 
 
 def test_flag_that_is_not_allowed(

@@ -93,8 +93,9 @@ class TrainingFolder:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record, which says that all before it is there; then the state goes."""
         write_json(self.path / RECORD, record)
-        for name in (STATE, PROGRESS):
-            (self.path / name).unlink(missing_ok=True)
+        left_by_kills = self.path.glob(".*.tmp")  # files that were half written
+        for path in (self.path / STATE, self.path / PROGRESS, *left_by_kills):
+            path.unlink(missing_ok=True)
 
     def check_same(self, there: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` naming the first difference between two questions.
@@ -120,7 +121,7 @@ class TrainingFolder:
 def check_free(path: Path, *, task: str) -> None:
     """Raise ``ValueError`` where something else lies in a folder, or a file in its place.
 
-    What a training leaves that is killed before its first snapshot is nothing; nor are hidden files.
+    What a training leaves that is killed before its first snapshot is nothing, as are hidden files.
 
     Example:
         >>> import tempfile
