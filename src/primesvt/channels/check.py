@@ -145,7 +145,9 @@ class _Bench:
             [[self.layout(axis) for axis in axes] for axes in call] for call in self.record.results
         ]
         self.reads = [
-            (r.call, r.operand, r.dim, self.layout(r.axes[r.dim])) for r in self.record.reads
+            (r.call, r.operand, r.dim, self.layout(r.axes[r.dim]))
+            for r in self.record.reads
+            if r.live
         ]
         self.operands: dict[int, dict[int, list[Layout]]] = {}
         for r in self.record.reads:
