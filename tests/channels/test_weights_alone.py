@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from primesvt.channels import remove_channels, trace
-from primesvt.channels.symbols import Freeze
+from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels, trace
+from primesvt.channels.rules.registry import Call
 
 KEPT, GONE = [1, 2, 5, 6], [0, 3, 4, 7]
 
@@ -55,6 +55,11 @@ class Net(nn.Module):
         return self.head(self.reader(h * m, m))
 
 
+def made_by(graph: ChannelGraph, module: str) -> ChannelGroup:
+    (group,) = [g for g in graph if any(str(m) == f"{module}.weight[0]" for m in g.members)]
+    return group
+
+
 def verdict(function: Callable[[Any, Tensor, Tensor], Tensor], seed: int = 0) -> str:
     """``frozen`` or ``exact``; anything between the two fails here."""
     torch.manual_seed(seed)
@@ -63,7 +68,7 @@ def verdict(function: Callable[[Any, Tensor, Tensor], Tensor], seed: int = 0) ->
         nn.init.uniform_(tensor, 0.5, 1.5)
     nn.init.uniform_(model.reader.bn.running_mean, 0.5, 1.5)
     graph = trace(model, x)
-    group = next(g for g in graph if any(str(m) == "c.weight[0]" for m in g.members))
+    group = made_by(graph, "c")
     if group.status == "frozen":
         assert "aten::" in group.reason
         assert "module 'reader" in group.reason
@@ -71,7 +76,7 @@ def verdict(function: Callable[[Any, Tensor, Tensor], Tensor], seed: int = 0) ->
     assert group.status == "free"
     refusals = graph.check(model, [group.name])
     if refusals:
-        print(refusals)
+        assert all("aten." in r.reason and r.module for r in refusals)
         return "refused"
     pruned = copy.deepcopy(model)
     remove_channels(pruned, graph, {group.name: KEPT})
@@ -279,3 +284,137 @@ KEPT_APART: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", KEPT_APART)
 def test_weights_that_are_not_summed_over_channels_leave_them_free(name: str) -> None:
     assert verdict(KEPT_APART[name]) == "exact"
+
+
+def test_the_reason_says_where_and_what_to_do() -> None:
+    for name, operator in (("pow, sum, sqrt", "sum"), ("norm", "linalg_vector_norm")):
+        graph = trace(Net(SUMMED[name]).double().eval(), torch.randn(5, 3).double())
+        assert graph["c"].reason == (
+            f"{operator} over the axis of weights alone: compute it once and store the result as "
+            f"a buffer or parameter (aten::{operator} in module 'reader')"
+        )
+    graph = trace(Net(SUMMED["w @ w.T"]).double().eval(), torch.randn(5, 3).double())
+    reason = made_by(graph, "c").reason
+    assert reason.startswith("a product over the axis of weights alone: compute it once")
+    assert reason.endswith("(aten::mm in module 'reader')")
+
+
+PLAIN = ("pow, sum, sqrt", "dot", "ratio", "weighted mean", "count", "partial", "prototypes")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_check_leaves_weights_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a trace to let one pass, the check would still find that the cut is not exact."""
+    monkeypatch.setattr(Call, "weights_alone", lambda *_: False)
+    assert verdict(SUMMED[name]) == "refused"
+
+
+class LowRank(nn.Module):
+    """Two layers, applied one by one or multiplied out first, or both."""
+
+    def __init__(self, *, apart: bool, merged: bool) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 5, bias=False), nn.Linear(5, 6, bias=False)
+        self.apart, self.merged = apart, merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.outer(self.inner(x)) if self.apart else torch.zeros(())
+        if self.merged:
+            y = y + functional.linear(x, self.outer.weight @ self.inner.weight)
+        return y
+
+
+@pytest.mark.parametrize(("apart", "merged"), [(True, False), (False, True), (True, True)])
+def test_a_rank_is_free_only_where_activations_alone_pass_it(apart: bool, merged: bool) -> None:
+    rank = LowRank(apart=apart, merged=merged)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), rank, nn.ReLU(), nn.Linear(6, 4)).eval()
+    graph = trace(net, torch.randn(5, 3))
+    assert made_by(graph, "0").prunable
+    assert graph.check(net) == ()
+    axes = {str(m) for g in graph.prunable() for m in g.members}
+    assert ("2.inner.weight[0]" in axes, "2.outer.weight[1]" in axes) == (not merged, not merged)
+    if apart and merged:
+        assert "module '2'" in made_by(graph, "2.inner").reason
+        assert "of weights alone" in made_by(graph, "2.inner").reason
+
+
+class Standardised(nn.Conv1d):
+    """A convolution whose weight has mean zero and variance one for every output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = w - w.sum((1, 2), keepdim=True) / w[0].numel()
+        w = w / (w.square().sum((1, 2), keepdim=True) + 1e-5).sqrt()
+        return functional.conv1d(x, w, self.bias, padding=1)
+
+
+class Cosine(nn.Module):
+    """A classifier by the angle between the features and one vector for every class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv1d(x, functional.normalize(self.weight))
+
+
+READERS: dict[str, Callable[[], nn.Module]] = {
+    "weight norm": lambda: parametrizations.weight_norm(nn.Conv1d(8, 6, 3, padding=1)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Conv1d(8, 6, 3, padding=1)),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Conv1d(8, 6, 1)),
+    "weight norm by a hook": lambda: weight_norm(nn.Conv1d(8, 6, 3, padding=1)),
+    "spectral norm by a hook": lambda: spectral_norm(nn.Conv1d(8, 6, 3, padding=1)),
+    "standardised": lambda: Standardised(8, 6, 3, padding=1),
+    "cosine": Cosine,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", READERS)
+def test_layers_that_normalise_their_weight_freeze_what_they_read(name: str) -> None:
+    with torch.no_grad():
+        reader = READERS[name]()
+    net = nn.Sequential(nn.Conv1d(3, 8, 1), nn.ReLU(), reader, nn.ReLU(), nn.Conv1d(6, 4, 1))
+    graph = trace(net.eval(), torch.randn(2, 3, 7))
+    group = made_by(graph, "0")
+    assert group.status == "frozen"
+    assert "module '2" in group.reason
+    assert graph.check(net) == ()
+
+
+STEPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "square": lambda r, w: w.square(),
+    "scale": lambda r, w: w * r.scale,
+    "mask": lambda r, w: w * r.mask,
+    "add": lambda r, w: w + r.other.sin(),
+    "outputs": lambda r, w: w * r.made[:, None],
+    "cast": lambda r, w: w.float().double(),
+    "turn": lambda r, w: w.t().contiguous().t(),
+    "lift": lambda r, w: w[None, :, None].clone()[0, :, 0],
+    "stack": lambda r, w: torch.stack([w, r.other]).sum(0),
+    "expand": lambda r, w: w[None].expand(3, -1, -1).sum(0),
+    "write": lambda r, w: torch.empty_like(w).copy_(w),
+    "down": lambda r, w: w / w.square().sum(0, keepdim=True).add(1).sqrt(),
+}
+SUMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "across": lambda r, w: w / w.abs().sum(1, keepdim=True),
+    "all": lambda r, w: w - w.sum(),
+    "product": lambda r, w: (w @ r.other.T) @ r.other,
+    "norm": lambda r, w: w / w.norm(),
+    "flat": lambda r, w: w / w.reshape(-1).dot(w.reshape(-1)),
+}
+
+
+@given(st.lists(st.sampled_from([*STEPS, *SUMS]), max_size=5), st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_any_chain_of_steps_is_frozen_or_cut_exactly(names: list[str], seed: int) -> None:
+    """Frozen where a step sums over the channels of weights, exact (so not frozen) elsewhere."""
+
+    def chain(r: Any, h: Tensor, m: Tensor) -> Tensor:
+        w = r.w
+        for name in names:
+            w = (STEPS | SUMS)[name](r, w)
+        return functional.linear(h, w)
+
+    assert verdict(chain, seed) == ("frozen" if SUMS.keys() & set(names) else "exact")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import torch
@@ -164,7 +165,7 @@ class Tracer(TorchDispatchMode):
         for tensor, known in zip(outputs, axes, strict=True):
             self._axes[tensor] = known
         self._carry_weight(call)
-        self._carry_origin(func._schema, call)
+        self._carry_origin(use_of(func), call)
         self.record.results.append(axes)
         return result
 
@@ -220,31 +221,29 @@ class Tracer(TorchDispatchMode):
         memory: Memory | None = self._memories.get(tensor)
         return Origin.WEIGHTS if memory is None else memory.origin
 
-    def _carry_origin(self, schema: torch.FunctionSchema, call: Call) -> None:
+    def _carry_origin(self, use: Use, call: Call) -> None:
         """What the outputs are computed from, and what is written into tensors and their views."""
-        origin = self._source(schema, call)
+        origin = self._source(use, call)
         shared: Memory | None = None
-        for argument in schema.arguments:
-            if argument.alias_info is None:
-                continue
-            for tensor in filter(is_tensor, tree_leaves(call.get(argument.name))):
+        for name in use.aliased:
+            for tensor in filter(is_tensor, tree_leaves(call.get(name))):
                 shared = self._memories.get(tensor)
-                if argument.alias_info.is_write and shared is not None:
-                    whole = _overwrites(schema, argument) and shared.size == tensor.numel()
+                if name in use.written and shared is not None:
+                    whole = name not in use.read and shared.size == tensor.numel()
                     shared.origin = origin if whole else max(shared.origin, origin)
-        views = any(r.alias_info is not None for r in schema.returns)
         for tensor in call.outputs:
             if tensor not in self._memories:
                 new = Memory(size=tensor.numel(), origin=origin)
-                self._memories[tensor] = shared if views and shared is not None else new
+                self._memories[tensor] = shared if use.views and shared is not None else new
 
-    def _source(self, schema: torch.FunctionSchema, call: Call) -> Origin:
-        """The highest origin among the arguments whose values matter (``zeros_like``: none)."""
+    def _source(self, use: Use, call: Call) -> Origin:
+        """The highest origin among the arguments whose values matter."""
         factor = call.get("other")
         if call.name == "aten::mul" and isinstance(factor, int | float) and factor == 0:
             return Origin.CONSTANT
-        read = [a.name for a in schema.arguments if not _overwrites(schema, a)]
-        tensors = filter(is_tensor, tree_leaves([call.get(name) for name in read]))
+        if all(name in use.read for name in call.arguments):
+            return max(map(self._origin, call.tensors), default=Origin.CONSTANT)
+        tensors = filter(is_tensor, tree_leaves([call.get(name) for name in use.read]))
         return max(map(self._origin, tensors), default=Origin.CONSTANT)
 
 
@@ -280,11 +279,29 @@ _FACTORIES = {
 _FILLS = {f"aten::{n}{suffix}" for n in ("copy", "fill", "zero") for suffix in ("", "_")}
 
 
-def _overwrites(schema: torch.FunctionSchema, argument: torch.Argument) -> bool:
-    """True if the old values of an argument do not matter: only its shape, or not even that."""
-    if argument.kwarg_only:
-        return argument.alias_info is not None
-    return argument.name == "self" and schema.name in _FACTORIES | _FILLS
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What an operator does with its arguments, by their names."""
+
+    read: frozenset[str]  # their values matter: of ``zeros_like`` and of ``out=`` only the shape
+    aliased: tuple[str, ...]  # they share memory with an output, or are written to
+    written: frozenset[str]
+    views: bool  # an output shares memory with an argument
+
+
+@cache
+def use_of(func: torch._ops.OpOverload) -> Use:
+    schema = func._schema
+    aliased = [a for a in schema.arguments if a.alias_info is not None]
+    ignored = {a.name for a in aliased if a.kwarg_only}
+    if schema.name in _FACTORIES | _FILLS:
+        ignored.add("self")
+    return Use(
+        read=frozenset(a.name for a in schema.arguments) - ignored,
+        aliased=tuple(a.name for a in aliased),
+        written=frozenset(a.name for a in aliased if a.is_write),
+        views=any(r.alias_info is not None for r in schema.returns),
+    )
 
 
 def _same_in_order(old: list[int], new: list[int], dims: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -320,7 +337,7 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
                 known = [tracer._axes.get(t) for t in tree_leaves(out) if is_tensor(t)]
                 tracer.record.outputs[name] = [axes for axes in known if axes]
 
-        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
         handles.append(module.register_forward_hook(leave))
     try:
         yield
