@@ -271,7 +271,7 @@ KEPT_APART: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "keys from weights": lambda r, h, m: functional.linear(((h @ r.w.T) @ r.w) * m, r.w),
     "queries from weights": lambda r, h, m: (functional.linear(r.w, r.square) @ h.T).T,
     "weights from activations": lambda r, h, m: (
-        functional.linear(r.w, h[:1] * r.scale).T + functional.linear(h, r.w)
+        functional.conv1d(r.w[..., None], (h * r.scale)[..., None])[..., 0].T
     ),
     "padded": padded,
     "recurrent": recurrent,
