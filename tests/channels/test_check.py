@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -191,3 +193,33 @@ def test_a_forward_that_ends_earlier_after_a_cut_is_refused() -> None:
     (refusal,) = trace(model, x).check(model)
     assert refusal.group == "a"
     assert "ends earlier" in refusal.reason
+
+
+class Wrong(nn.Module):
+    """A linear reader, and any function of what it reads and returns."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(4, 8), nn.Linear(8, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.function(h, self.b(h))
+
+
+HIDDEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "another order": lambda h, y: y.roll(h.shape[-1], 0),
+    "beside infinity": lambda h, y: (
+        y.index_fill(-1, torch.tensor([0]), torch.inf) * (h.shape[-1] / 8)
+    ),
+    "beside the least number": lambda h, y: (
+        y.index_fill(-1, torch.tensor([0]), torch.finfo(y.dtype).min) + h.shape[-1] / 8
+    ),
+    "no number": lambda h, y: (y - y) / int(h.shape[-1] == 8),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_differences_that_sums_do_not_show(name: str) -> None:
+    torch.manual_seed(0)
+    assert set(refusals(Wrong(HIDDEN[name]), torch.randn(5, 4))) == {"a"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,12 +35,32 @@ WeightAxis = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """An operator that drops an axis by contraction or sum: where a check can silence it."""
+    """An operator that drops an axis by contraction or sum.
+
+    A check silences the operand if it is ``live``; what weights alone make stays as it is.
+    """
 
     call: int
     operand: int
     dim: int
     axes: Axes
+    live: bool
+
+
+class Origin(IntEnum):
+    """What a tensor is computed from; the highest of its sources."""
+
+    CONSTANT = 0  # made by factories alone
+    WEIGHTS = 1  # parameters and buffers
+    ACTIVATION = 2  # the model's input
+
+
+@dataclass(kw_only=True)
+class Memory:
+    """The values that a tensor and its views share: how many, and where they come from."""
+
+    size: int
+    origin: Origin
 
 
 @dataclass(kw_only=True)
@@ -66,6 +88,7 @@ class Tracer(TorchDispatchMode):
         self.stack: list[str] = []
         self._axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._memories: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     # --- what rules ask -------------------------------------------------------------------
 
@@ -79,9 +102,17 @@ class Tracer(TorchDispatchMode):
     def link(self, role: str, weight: WeightAxis, axis: Axis) -> None:
         self.record.links[role][weight] = None
 
-    def read(self, operand: int, dim: int, axes: Axes) -> None:
+    def read(self, operand: int, dim: int, axes: Axes, *, live: bool) -> None:
         call = len(self.record.results)
-        self.record.reads.append(Read(call=call, operand=operand, dim=dim, axes=axes))
+        self.record.reads.append(Read(call=call, operand=operand, dim=dim, axes=axes, live=live))
+
+    def live(self, tensor: torch.Tensor) -> bool:
+        """True if the tensor is computed from the model's input."""
+        return self._origin(tensor) is Origin.ACTIVATION
+
+    def zero(self, tensor: torch.Tensor) -> bool:
+        """True for a constant of zeros: the first state of a recurrence, for one."""
+        return self._origin(tensor) is Origin.CONSTANT and not tensor.any()
 
     def layer(self, read: Axis, made: Axis) -> None:
         self.record.layers.append((read, made))
@@ -102,12 +133,13 @@ class Tracer(TorchDispatchMode):
             if tensor in self._axes:
                 self.record.tensors[name] = self._axes[tensor]
                 continue
-            self.record.tensors[name] = self.follow(tensor)
+            self.record.tensors[name] = self.follow(tensor, Origin.WEIGHTS)
             self._weights[tensor] = (name, tuple(range(tensor.dim())))
 
-    def follow(self, tensor: torch.Tensor) -> Axes:
+    def follow(self, tensor: torch.Tensor, origin: Origin) -> Axes:
         axes: Axes = [(Symbol(n),) if n != 1 else unit() for n in tensor.shape]
         self._axes[tensor] = axes
+        self._memories[tensor] = Memory(size=tensor.numel(), origin=origin)
         return axes
 
     def __torch_dispatch__(
@@ -133,6 +165,7 @@ class Tracer(TorchDispatchMode):
         for tensor, known in zip(outputs, axes, strict=True):
             self._axes[tensor] = known
         self._carry_weight(call)
+        self._carry_origin(use_of(func), call)
         self.record.results.append(axes)
         return result
 
@@ -158,7 +191,7 @@ class Tracer(TorchDispatchMode):
         """Freeze every input and give birth to frozen outputs."""
         why = call.why(reason)
         for tensor in call.tensors:
-            axes = self._axes.get(tensor) or self.follow(tensor)
+            axes = self._axes.get(tensor) or self.follow(tensor, Origin.WEIGHTS)
             freeze((s for axis in axes for s in axis), why)
             if any(size_of(axis) > 1 for axis in axes):
                 self.record.freezes[why] = None
@@ -184,6 +217,35 @@ class Tracer(TorchDispatchMode):
         if dims is not None:
             self._weights[new] = (source[0], dims)
 
+    def _origin(self, tensor: torch.Tensor) -> Origin:
+        memory: Memory | None = self._memories.get(tensor)
+        return Origin.WEIGHTS if memory is None else memory.origin
+
+    def _carry_origin(self, use: Use, call: Call) -> None:
+        """What the outputs are computed from, and what is written into tensors and their views."""
+        origin = self._source(use, call)
+        shared: Memory | None = None
+        for name in use.aliased:
+            for tensor in filter(is_tensor, tree_leaves(call.get(name))):
+                shared = self._memories.get(tensor)
+                if name in use.written and shared is not None:
+                    whole = name not in use.read and shared.size == tensor.numel()
+                    shared.origin = origin if whole else max(shared.origin, origin)
+        for tensor in call.outputs:
+            if tensor not in self._memories:
+                new = Memory(size=tensor.numel(), origin=origin)
+                self._memories[tensor] = shared if use.views and shared is not None else new
+
+    def _source(self, use: Use, call: Call) -> Origin:
+        """The highest origin among the arguments whose values matter."""
+        factor = call.get("other")
+        if call.name == "aten::mul" and isinstance(factor, int | float) and factor == 0:
+            return Origin.CONSTANT
+        if all(name in use.read for name in call.arguments):
+            return max(map(self._origin, call.tensors), default=Origin.CONSTANT)
+        tensors = filter(is_tensor, tree_leaves([call.get(name) for name in use.read]))
+        return max(map(self._origin, tensors), default=Origin.CONSTANT)
+
 
 def _solid(axis: Axis) -> Axis:
     """The axis without factors of size 1, which views add and drop."""
@@ -207,6 +269,39 @@ _MOVES = _VIEWS | {
         "expand",
     )
 }
+
+
+_FACTORIES = {
+    f"aten::{n}"
+    for kind in ("zeros", "ones", "empty", "full")
+    for n in (f"{kind}_like", f"new_{kind}", f"new_{kind}_strided")
+}
+_FILLS = {f"aten::{n}{suffix}" for n in ("copy", "fill", "zero") for suffix in ("", "_")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """What an operator does with its arguments, by their names."""
+
+    read: frozenset[str]  # their values matter: of ``zeros_like`` and of ``out=`` only the shape
+    aliased: tuple[str, ...]  # they share memory with an output, or are written to
+    written: frozenset[str]
+    views: bool  # an output shares memory with an argument
+
+
+@cache
+def use_of(func: torch._ops.OpOverload) -> Use:
+    schema = func._schema
+    aliased = [a for a in schema.arguments if a.alias_info is not None]
+    ignored = {a.name for a in aliased if a.kwarg_only}
+    if schema.name in _FACTORIES | _FILLS:
+        ignored.add("self")
+    return Use(
+        read=frozenset(a.name for a in schema.arguments) - ignored,
+        aliased=tuple(a.name for a in aliased),
+        written=frozenset(a.name for a in aliased if a.is_write),
+        views=any(r.alias_info is not None for r in schema.returns),
+    )
 
 
 def _same_in_order(old: list[int], new: list[int], dims: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -242,7 +337,7 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
                 known = [tracer._axes.get(t) for t in tree_leaves(out) if is_tensor(t)]
                 tracer.record.outputs[name] = [axes for axes in known if axes]
 
-        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
         handles.append(module.register_forward_hook(leave))
     try:
         yield
@@ -257,7 +352,7 @@ def run(model: nn.Module, args: tuple[Any, ...]) -> Record:
     tracer.name_state(model)
     for tensor in tree_leaves(args):
         if is_tensor(tensor):
-            axes = tracer.follow(tensor)
+            axes = tracer.follow(tensor, Origin.ACTIVATION)
             protect((s for axis in axes for s in axis), "input")
     with torch.no_grad(), module_stack(model, tracer.stack, tracer), tracer:
         result = model(*args)

@@ -6,7 +6,7 @@ import torch
 
 from primesvt.channels.equate import equate
 from primesvt.channels.rules.reduction import dropped
-from primesvt.channels.rules.registry import Axes, Call, rule
+from primesvt.channels.rules.registry import STORE, Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, freeze, mark_made, size_of
 from primesvt.channels.views import reshape
 
@@ -22,13 +22,13 @@ def convolution(call: Call) -> Axes:
     if groups == 1:
         equate(source[channels], weight[read])
         out = weight[made]
-        _contract(call, "input", channels, source, "weight", read)
+        _apply_weight(call, channels, read)
     elif transposed:
         call.freeze(source[channels], "a grouped transposed convolution")
         call.freeze(weight[0], "a grouped transposed convolution")
         out = call.frozen(call.outputs[0].shape[channels], "a grouped transposed convolution")
     else:
-        out = _grouped(call, source, weight, groups, channels)
+        out = _grouped(call, source[channels], weight, groups, channels)
     if groups == 1:
         _make(call, "weight", made, out)
     call.trace.layer(source[channels], out)
@@ -56,8 +56,7 @@ def _at(values: list[int], index: int) -> int:
     return values[index] if len(values) > 1 else values[0]
 
 
-def _grouped(call: Call, axes: Axes, weight: Axes, groups: int, channels: int) -> Axis:
-    source = axes[channels]
+def _grouped(call: Call, source: Axis, weight: Axes, groups: int, channels: int) -> Axis:
     width = size_of(source) // groups
     made = size_of(weight[0]) // groups
     name = _name(call, "weight")
@@ -77,7 +76,7 @@ def _grouped(call: Call, axes: Axes, weight: Axes, groups: int, channels: int) -
     outer, _ = reshape([weight[0]], [groups, made])
     equate(block, outer)
     freeze(block, call.why("the groups of a convolution"))
-    _contract(call, "input", channels, axes, "weight", 1)
+    _apply_weight(call, channels, 1)
     _make(call, "weight", 0, weight[0])
     if name is not None:
         call.trace.grouped(name[0], block)
@@ -93,8 +92,8 @@ def product(call: Call) -> Axes:
     for x, y in zip(a[:inner], b[:inner], strict=False):
         equate(x, y)
     equate(a[-1], b[inner])
-    _contract(call, left, len(a) - 1, a, right, inner)
-    _contract(call, right, inner, b, left, len(a) - 1)
+    _contract(call, left, len(a) - 1, right, inner)
+    _contract(call, right, inner, left, len(a) - 1)
     if _name(call, right) is None and _name(call, left) is None:
         dropped(a[-1])
     out = [*a[:-1], *b[inner + 1 :]]
@@ -128,7 +127,7 @@ def _operands(call: Call) -> tuple[str, str]:
 def linear(call: Call) -> Axes:
     source, weight = call.axes("input"), call.axes("weight")
     equate(source[-1], weight[1])
-    _contract(call, "input", len(source) - 1, source, "weight", 1)
+    _apply_weight(call, len(source) - 1, 1)
     _make(call, "weight", 0, weight[0])
     call.trace.layer(source[-1], weight[0])
     if call.get("bias") is not None:
@@ -185,8 +184,17 @@ def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
         _link(call, "producer", argument, dim)
 
 
-def _contract(call: Call, operand: str, dim: int, axes: Axes, weight: str, weight_dim: int) -> None:
-    """Note who reads the axis, and where to silence it in a check."""
-    position = next(i for i, t in enumerate(call.tensors) if t is call.arguments[operand])
-    call.trace.read(position, dim, axes)
-    _link(call, "reader", weight, weight_dim)
+def _contract(call: Call, operand: str, dim: int, other: str, other_dim: int) -> None:
+    """Note who reads the axis, and where to silence it in a check; freeze it if nowhere."""
+    if call.weights_alone(operand, other):
+        call.freeze(call.axes(operand)[dim], f"a product over the axis {STORE}")
+        return
+    call.read(operand, dim)
+    _link(call, "reader", other, other_dim)
+
+
+def _apply_weight(call: Call, dim: int, weight_dim: int) -> None:
+    """A layer reads its input; a weight that is an activation itself is silenced like one."""
+    _contract(call, "input", dim, "weight", weight_dim)
+    if call.trace.live(call["weight"]):
+        call.read("weight", weight_dim)

@@ -1,8 +1,8 @@
-"""Reductions and pooling: a plain sum may drop a channel, everything else freezes it."""
+"""Reductions and pooling: a plain sum of activations may drop a channel, all else freezes it."""
 
 from __future__ import annotations
 
-from primesvt.channels.rules.registry import Axes, Call, rule
+from primesvt.channels.rules.registry import STORE, Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, size_of, unit
 
 
@@ -10,8 +10,10 @@ from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, size_of, u
 def total(call: Call) -> Axes:
     axes = call.axes("self")
     dims = call.dims("dim", len(axes))
+    if call.weights_alone("self"):
+        return _reduced(call)
     for d in dims:
-        call.trace.read(0, d, axes)
+        call.read("self", d)
         dropped(axes[d])
     return _without(axes, dims, keep=bool(call.get("keepdim", False)))
 
@@ -44,8 +46,11 @@ def reduce(call: Call) -> Axes:
 def _reduced(call: Call) -> Axes:
     axes = call.axes("self")
     dims = call.dims("dim", len(axes))
+    reason = f"{call.name.removeprefix('aten::')} over the axis"
+    if call.weights_alone("self"):
+        reason = f"{reason} {STORE}"
     for d in dims:
-        call.freeze(axes[d], f"{call.name.removeprefix('aten::')} over the axis")
+        call.freeze(axes[d], reason)
     return _without(axes, dims, keep=bool(call.get("keepdim", False)))
 
 

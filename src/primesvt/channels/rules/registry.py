@@ -13,6 +13,10 @@ from primesvt.channels.symbols import Axis, Freeze, Symbol, freeze, pin
 Axes = list[Axis]
 
 
+# What to do about a sum, norm or product of weights over their channels.
+STORE = "of weights alone: compute it once and store the result as a buffer or parameter"
+
+
 class Unlisted(Exception):
     """The rule does not cover this form of the operator."""
 
@@ -26,7 +30,11 @@ class Tracker(Protocol):
 
     def link(self, role: str, weight: tuple[str, int], axis: Axis) -> None: ...
 
-    def read(self, operand: int, dim: int, axes: Axes) -> None: ...
+    def read(self, operand: int, dim: int, axes: Axes, *, live: bool) -> None: ...
+
+    def live(self, tensor: torch.Tensor) -> bool: ...
+
+    def zero(self, tensor: torch.Tensor) -> bool: ...
 
     def layer(self, read: Axis, made: Axis) -> None: ...
 
@@ -63,6 +71,21 @@ class Call:
             return list(range(rank))
         values = value if isinstance(value, list | tuple) else [value]
         return [int(v) % max(rank, 1) for v in values]
+
+    def read(self, argument: str, dim: int) -> None:
+        """The axis is dropped; a check silences it there if it is an activation's."""
+        tensor = self.arguments[argument]
+        position = next(i for i, t in enumerate(self.tensors) if t is tensor)
+        live = self.trace.live(tensor)
+        self.trace.read(position, dim, self.axes(argument), live=live)
+
+    def weights_alone(self, *arguments: str) -> bool:
+        """True if no activation enters, so that there is nothing for a reader to ignore.
+
+        Zeros do no harm: their sum is zero, whatever is removed.
+        """
+        tensors = [self.arguments[a] for a in arguments]
+        return not any(self.trace.live(t) or self.trace.zero(t) for t in tensors)
 
     def why(self, reason: str) -> Freeze:
         return Freeze(operator=self.name, module=self.module, reason=reason)
