@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from primesvt._files import check_writable, write_json, write_text
+from primesvt.processes import Processes
 from primesvt.recipe import describe
 from primesvt.training.recipe import Learning
 from primesvt.training.snapshot import Snapshot
 
-__all__ = ["TrainingFolder", "check_free"]
+__all__ = ["Saver", "TrainingFolder", "check_free"]
 
 RECIPE, STATE, MODEL, RECORD, PROGRESS = (
     "recipe.yaml",
@@ -116,6 +118,46 @@ class TrainingFolder:
                 f"{self.path} holds {self.task} of another recipe: {found}; "
                 "choose another --out, or delete that folder"
             )
+
+
+COST = 20.0  # seconds of work for one of saving
+
+
+class Saver:
+    """Saves now, or when it is time again: after ``every`` seconds, or later where saving is slow.
+
+    Args:
+        save: called on all processes.
+        every: seconds; 0 saves whenever it is asked.
+        processes: the main one decides.
+
+    Example:
+        >>> import torch
+        >>> saved = []
+        >>> saver = Saver(lambda: saved.append(1), 0.0, Processes(device=torch.device("cpu")))
+        >>> saver.if_due()
+        >>> saved
+        [1]
+    """
+
+    def __init__(self, save: Callable[[], None], every: float, processes: Processes) -> None:
+        if not every >= 0:
+            raise ValueError(f"save_every is {every}, but must be at least 0 seconds")
+        self._save, self._every, self._processes = save, every, processes
+        self._took, self._last = 0.0, time.monotonic()
+
+    def now(self) -> None:
+        """Save."""
+        begin = time.monotonic()
+        self._save()
+        self._last = time.monotonic()
+        self._took = self._last - begin
+
+    def if_due(self) -> None:
+        """Save, if the last time is long enough ago; at most a twentieth of all time goes there."""
+        pause = self._every and max(self._every, COST * self._took)
+        if self._processes.agree(time.monotonic() - self._last >= pause):
+            self.now()
 
 
 def check_free(path: Path, *, task: str) -> None:

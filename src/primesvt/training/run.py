@@ -16,11 +16,10 @@ from primesvt.evaluation import Progress, resolve_device
 from primesvt.models import Provenance, SpikingViT, create_model, model_entry
 from primesvt.processes import Processes
 from primesvt.training.fit import Fit
-from primesvt.training.folder import TrainingFolder, check_free
+from primesvt.training.folder import Saver, TrainingFolder, check_free
 from primesvt.training.randomness import repeatable
 from primesvt.training.recipe import TrainRecipe
 from primesvt.training.record import TrainProgress, TrainRecord, shared_note, versions
-from primesvt.training.saving import Saver
 
 __all__ = ["train"]
 

@@ -21,9 +21,9 @@ from primesvt.recovery.finetuning.recipe import FinetuneRecipe
 from primesvt.recovery.finetuning.record import FinetuneRecord, FinetuneResult
 from primesvt.recovery.finetuning.source import Source, source_of_model, source_of_run
 from primesvt.recovery.finetuning.tuning import Tuning
+from primesvt.training.folder import Saver
 from primesvt.training.randomness import repeatable
 from primesvt.training.record import versions
-from primesvt.training.saving import Saver
 
 __all__ = ["finetune"]
 
