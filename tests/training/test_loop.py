@@ -153,7 +153,7 @@ def test_the_average_follows_the_weights() -> None:
     expected: dict[str, Tensor] = {}
 
     def follow() -> None:
-        now = {k: v.clone() for k, v in moving.model.state_dict().items() if v.is_floating_point()}
+        now = {k: v.detach().clone() for k, v in moving.model.named_parameters()}
         before = expected or now
         expected.update({k: 0.9 * before[k] + 0.1 * now[k] for k in now})
 
@@ -162,8 +162,20 @@ def test_the_average_follows_the_weights() -> None:
     assert moving.result is not moving.model
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
-        if "running" in name or name.endswith("weight"):
-            assert not torch.equal(found[name], moving.model.state_dict()[name])
+        assert not torch.equal(found[name], moving.model.state_dict()[name])
+
+
+def test_averaged_weights_have_statistics_of_their_own() -> None:
+    """Over three batches of training images, those that the number of the epoch draws."""
+    moving = loop(Learning(epochs=1, batch_size=8, warmup_epochs=0, ema=0.9))
+    moving.epoch(quiet)
+    drawn = torch.randperm(26, generator=torch.Generator().manual_seed(0))[:24]
+    net = moving.result
+    assert isinstance(net, Net)
+    with torch.no_grad():
+        activations = net.conv(IMAGES[drawn])
+    torch.testing.assert_close(net.norm.running_mean, activations.mean((0, 2, 3)))
+    assert net.norm.momentum == 0.1 and not net.training
 
 
 def test_our_images_are_decoded_once_and_give_the_batches_of_a_loader() -> None:

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.data import ImageSet
 from primesvt.evaluation import Progress
@@ -23,6 +23,7 @@ from primesvt.training.snapshot import Snapshot, named
 __all__ = ["Loop", "Loss", "computes_in_bf16", "learning_rate_factor"]
 
 IN_MEMORY = 2**31  # bytes of prepared training images that are kept as one tensor
+ESTIMATED_ON = 1024  # images for the batch-norm statistics of averaged weights
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """(what the model gives in training mode, images, targets) -> the loss of a batch.
@@ -72,7 +73,7 @@ class Loop:
         )
         if processes.rank:  # random depths and the like are drawn by each process on its own
             torch.manual_seed(learning.seed + processes.rank)
-        self._loading = torch.Generator()
+        self._images, self._loading = images, torch.Generator()
         self.loader = _loader(images, self.order, self._loading, workers)
         self.optimizer = _optimizer(model, learning)
         self.average = _average(model, learning.ema)
@@ -109,9 +110,37 @@ class Loop:
         self.order.end()
         self.processes.align(self.model)
         if self.average is not None:
+            self._estimate_statistics(self.average.module)
             self.processes.align(self.average)
         self.losses.append(self.total / self.order.steps)
         self.step, self.total = 0, 0.0
+
+    def _estimate_statistics(self, network: nn.Module) -> None:
+        """Give averaged weights the batch-norm statistics of their own activations.
+
+        Averages are shorter than the weights they average, so with the trained network's
+        statistics few neurons fire. Images are drawn and changed by the epoch's number alone.
+        """
+        draw = torch.Generator().manual_seed(self.learning.seed + len(self.losses))
+        chosen = torch.randperm(self.order.images, generator=draw)[
+            : max(ESTIMATED_ON, self.order.batch_size)
+        ]
+        some = DataLoader(
+            Subset(self._images, chosen.tolist()), self.order.batch_size, drop_last=True
+        )
+
+        def changed() -> Iterator[Tensor]:
+            for images, labels in some:
+                images = self.learning.augmentation(images, self.fill, draw)
+                images, labels = images.to(self.processes.device), labels.to(self.processes.device)
+                if self.learning.augmentation.mixes:
+                    images, _ = self.learning.augmentation.mix(images, labels, self.classes, draw)
+                reset(network)
+                yield images
+
+        network.eval()
+        update_bn(changed(), network)
+        reset(network)
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
         """One step on a batch."""
@@ -251,7 +280,7 @@ def _average(model: nn.Module, decay: float) -> AveragedModel | None:
     """A copy of the model that follows it; the first step sets it to the model's weights."""
     if not decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def _compiled(network: nn.Module) -> Callable[..., Any]:

@@ -35,8 +35,8 @@ class Learning(BaseModel):
     gradient_clip: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient; null for no limit."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay, per step, of an exponential moving average of all weights and batch-norm statistics;
-    it is the average that is judged and kept. 0 keeps the weights themselves."""
+    """Decay, per step, of an exponential moving average of all weights; it is the average that is
+    judged and kept, with batch-norm statistics of its own. 0 keeps the weights themselves."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
     seed: int = 0
