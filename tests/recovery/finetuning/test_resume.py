@@ -139,6 +139,11 @@ def test_nothing_saved_is_nothing_to_lose(_run: Path, stopped: Path) -> None:
 def test_a_folder_of_something_else_is_refused(_run: Path, tmp_path: Path) -> None:
     shutil.copytree(_run / "model", tmp_path / "model")
     (tmp_path / "file").touch()
-    for out in (tmp_path / "model", tmp_path / "file"):
-        with pytest.raises(ValueError, match="holds something else; choose a new or empty folder"):
-            finetune(_run, out=out, recipe=RECIPE)
+    shutil.copytree(_run, tmp_path / "run")
+    for name, holds in (
+        ("model", r"holds something else \(config\.json\); choose a new or empty folder"),
+        ("run", r"holds something else \(metrics\.json\); choose a new or empty folder"),
+        ("file", "is a file; choose a folder"),
+    ):
+        with pytest.raises(ValueError, match=holds):
+            finetune(_run, out=tmp_path / name, recipe=RECIPE)
