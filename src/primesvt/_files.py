@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock, FileLock, Timeout, UnixFileLock
-from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "FolderInUse",
@@ -96,6 +97,8 @@ def safetensors_bytes(
     tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> bytes:
     """The content of such a file; no two tensors may share memory."""
+    from safetensors.torch import save as tensors_to_bytes  # the command line waits for no torch
+
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return tensors_to_bytes(dense, metadata=dict(metadata or {}))
 

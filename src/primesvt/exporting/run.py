@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt._files import write_bytes, write_json
+from primesvt._files import file_lock, write_bytes, write_json
 from primesvt.exporting.about import about, input_name, input_shape
 from primesvt.exporting.comparison import Comparison, Progress
 from primesvt.exporting.deploy import deploy
@@ -68,6 +68,7 @@ def export(
     Raises:
         ValueError: nothing that can be exported, a package that is missing, or a file that does
             not agree, which is deleted.
+        FolderInUse: another process is writing to ``out``; a ``ValueError`` too.
 
     Example:
         >>> import tempfile
@@ -100,7 +101,9 @@ def export(
     job = _Job(origin=origin, place=place, settings=settings, comparison=comparison)
     if progress is not None:
         progress("exporting", 0, 0)
-    return job.hub() if format == "hub" else job.file()
+    with file_lock(place):
+        _place(origin, settings, out)  # what lies there now
+        return job.hub() if format == "hub" else job.file()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from primesvt._files import check_writable, write_json, write_text
+from primesvt._files import check_writable, contents, write_json, write_text
 from primesvt.artifact import save_model
 from primesvt.plan import Plan
 from primesvt.recovery.finetuning.record import FinetuneRecord
@@ -44,7 +44,7 @@ class TunedFolder:
     ) -> None:
         self.path = path
         self.question = _plain({**context, "recipe": recipe})
-        there = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        there = contents(path)
         if path.exists() and (not path.is_dir() or (there and RECIPE not in there)):
             raise ValueError(
                 f"cannot write a fine-tuning to {str(path)!r}: it holds something else; "
