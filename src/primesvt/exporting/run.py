@@ -56,8 +56,8 @@ def export(
         weight_bits: 8 keeps weights in eight bits (``onnx`` only). So many of them, from the first
             layer on, stay in float32 that the predictions still agree.
         agreement: share of samples whose prediction must stay the same.
-        data: what to compare on, as ``primesvt.prune`` takes it: its selection set; the run's when
-            not given.
+        data: what to compare on, as ``primesvt.prune`` takes it: its selection set; the model's own
+            when not given.
         example_input: for a module without ``data``: inputs to compare on.
         batch_axis: of ``example_input``: the axis that counts samples.
         images: compare on so many samples, at most.
