@@ -167,19 +167,22 @@ class OwnData:
         )
 
 
-def own_data(source: str | Path) -> OwnData | None:
+def own_data(source: str | Path | nn.Module) -> OwnData | None:
     """Which data belong to a model, as files beside it say; ``None`` where nothing does.
 
     The recipe of a run, the record of a training, and the run that a fine-tuned model comes from.
     Models of the registry that read digits have the bundled digits.
 
     Args:
-        source: what ``open_model`` takes.
+        source: what ``open_model`` takes, or a model, of which only the digits can be known.
 
     Example:
         >>> own_data("sdt_v2_digits").spec, own_data("sdt_v2_15m")
         ('digits', None)
     """
+    if isinstance(source, nn.Module):
+        made = source.provenance if isinstance(source, SpikingViT) and not source.loaded else None
+        return OwnData(spec="digits", told="the model") if made and made.data == DIGITS else None
     path = Path(source)
     if str(source) in list_models() or not path.exists():
         named = str(source) in list_models() and model_entry(str(source)).data == DIGITS
@@ -209,7 +212,8 @@ def _of_recipe(path: Path) -> OwnData | None:
     """Of a run of the command line, or of one in Python that was given a name or a path."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        run = content.get("run", content)  # older runs in Python have the seed at the top
+        # A run in Python has its seed at the top; that of a training draws no sets.
+        run = content.get("run", {} if "epochs" in content else content)
         if not isinstance(content["data"], str):
             return None
         return OwnData(

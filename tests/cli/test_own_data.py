@@ -192,6 +192,10 @@ def test_models_of_the_registry_that_read_digits_have_the_digits(primesvt):
     assert primesvt("evaluate", "sdt_v2_digits", "--json").json["data_spec"] == "digits"
     assert own_data("sdt_v2_digits").spec == own_data("qkformer_digits").spec == "digits"
     assert own_data("sdt_v2_small") is None
+    assert own_data(create_model("sdt_v2_digits")).spec == "digits"
+    assert own_data(create_model("sdt_v2_small")) is own_data(torch.nn.Linear(1, 1)) is None
+    torch.save(to_official(create_model("sdt_v2_digits")), "like-digits.pth")
+    assert own_data("like-digits.pth") is own_data(primesvt.load("like-digits.pth")) is None
 
 
 def test_a_run_is_measured_on_its_own_split():
@@ -201,6 +205,8 @@ def test_a_run_is_measured_on_its_own_split():
     Path("run/recipe.yaml").write_text(yaml.safe_dump(recipe))
     found = own_data("run")
     assert (found.spec, found.seed, found.selection_from_train) == ("data/tiny", 5, True)
+    Path("trained/recipe.yaml").write_text("data: data/tiny\nepochs: 3\nseed: 7\n")
+    assert own_data("trained").seed == 0
 
 
 def test_a_run_in_python_remembers_where_its_data_lie(tmp_path):

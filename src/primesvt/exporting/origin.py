@@ -112,7 +112,7 @@ def open_origin(source: str | Path | nn.Module) -> Origin:
     Raises ``ValueError`` in one line for anything unusable.
     """
     if isinstance(source, nn.Module):
-        return Origin(model=source, source=source)
+        return Origin(model=source, source=source, own=own_data(source))
     path = Path(source)
     opened = open_model(path)
     named = str(source) in list_models()
