@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 import primesvt
+from primesvt import load
 from primesvt.checkpoint import own_data
 from primesvt.cli import main
 from primesvt.models import create_model, to_official
@@ -195,7 +196,7 @@ def test_models_of_the_registry_that_read_digits_have_the_digits(primesvt):
     assert own_data(create_model("sdt_v2_digits")).spec == "digits"
     assert own_data(create_model("sdt_v2_small")) is own_data(torch.nn.Linear(1, 1)) is None
     torch.save(to_official(create_model("sdt_v2_digits")), "like-digits.pth")
-    assert own_data("like-digits.pth") is own_data(primesvt.load("like-digits.pth")) is None
+    assert own_data("like-digits.pth") is own_data(load("like-digits.pth")) is None
 
 
 def test_a_run_is_measured_on_its_own_split():
