@@ -21,6 +21,7 @@ from primesvt.data import (
     ImageSet,
     Preprocess,
     Splits,
+    check_channels,
     check_classes,
     check_labels,
     load_data,
@@ -344,6 +345,67 @@ class TestClasses:
         dataset.targets = [0, 1, 7] * 4  # type: ignore[attr-defined]
         with pytest.raises(DataError, match="label 7"):
             check_classes(load_data(dataset), 3)
+
+
+class TestKindsOfImages:
+    """Sets that are not what a model reads are refused as a whole, not by single photos."""
+
+    def folder(self, root: Path, *images: tuple[str, tuple[int, int]]) -> Path:
+        for label in "ab":
+            (root / label).mkdir(parents=True)
+            for number in range(3):
+                mode, size = images[number % len(images)]
+                picture(number, size).convert(mode).save(root / label / f"{number}.png")
+        return root
+
+    @pytest.mark.parametrize(
+        ("images", "size", "phrase"),
+        [
+            ([("L", (20, 20))], (3, 16, 16), "are grey, but the model reads 3 channels"),
+            ([("1", (20, 20)), ("LA", (20, 20))], (3, 16, 16), "are grey, but"),
+            ([("RGB", (20, 20))], (1, 16, 16), "are coloured, but the model reads 1 channel"),
+            ([("RGBA", (20, 20)), ("RGB", (9, 9))], (1, 16, 16), "are coloured, but"),
+            ([("RGB", (15, 8)), ("RGB", (12, 15))], (3, 16, 16), "at most 15x8 pixels"),
+        ],
+    )
+    def test_refused(self, images: Any, size: Any, phrase: str, tmp_path: Path) -> None:
+        folder = self.folder(tmp_path / "photos", *images)
+        with pytest.raises(DataError, match=phrase) as caught:
+            load_data(folder, data_config=data_config(size))
+        assert "photos" in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("images", "size"),
+        [
+            ([("RGB", (20, 20)), ("L", (20, 20))], (3, 16, 16)),  # a grey photo among others
+            ([("RGB", (500, 30)), ("RGB", (8, 8))], (3, 16, 16)),  # a small one
+            ([("RGB", (16, 9))], (3, 16, 16)),  # as wide as the input
+            ([("P", (20, 20))], (1, 16, 16)),  # a palette may be grey or not
+            ([("P", (20, 20))], (3, 16, 16)),
+            ([("L", (28, 28))], (1, 8, 8)),
+        ],
+    )
+    def test_taken(self, images: Any, size: Any, tmp_path: Path) -> None:
+        splits = load_data(self.folder(tmp_path / "x", *images), data_config=data_config(size))
+        assert splits.selection[0][0].shape == size
+
+    def test_digits_are_for_models_of_their_size_alone(self) -> None:
+        for size in ((3, 8, 8), (1, 16, 16)):
+            with pytest.raises(DataError, match=f"but the model reads {size[0]}x{size[1]}"):
+                load_data("digits", data_config=data_config(size))
+
+    def test_first_samples_have_the_channels_of_the_model(self) -> None:
+        splits = load_data(TensorDataset(torch.rand(9, 4, 3, 8, 8), torch.arange(9)))
+        check_channels(splits, 3)  # event frames: [T, C, H, W]
+        with pytest.raises(DataError, match=r"samples of 3 channels \(\[4, 3, 8, 8\]\)"):
+            check_channels(splits, 2)
+
+    def test_a_dataset_that_names_its_classes_has_their_count(self) -> None:
+        dataset = TensorDataset(torch.rand(9, 1, 8, 8), torch.arange(9) % 3)
+        dataset.classes = ["a", "b", "c"]  # type: ignore[attr-defined]
+        check_classes(load_data(dataset), 3)
+        with pytest.raises(DataError, match="3 classes, but the model predicts 10"):
+            check_classes(load_data(dataset), 10)
 
 
 class TestPreprocess:

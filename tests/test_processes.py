@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Subset, TensorDataset
 
+from primesvt._files import FolderInUse, folder_lock
 from primesvt.data import Splits, load_data
 from primesvt.evaluation import outcomes
 from primesvt.models import SpikingViT, create_model
@@ -244,6 +246,24 @@ def test_a_folder_that_main_cannot_write_is_a_mistake_of_all() -> None:
         return str(caught.value)
 
     assert play(2, work) == ["not here"] * 2
+
+
+def test_the_main_process_locks_a_folder_for_all(tmp_path: Path) -> None:
+    def work(processes: Processes) -> list[str]:
+        with processes.locked(tmp_path / "run"):
+            return processes.on_main(lambda: [each.name for each in (tmp_path / "run").iterdir()])
+
+    assert play(2, work) == [[".lock"], [".lock"]]
+    assert not (tmp_path / "run").exists()
+
+    def refused(processes: Processes) -> str:
+        with pytest.raises(FolderInUse) as caught, processes.locked(tmp_path / "run"):
+            pass
+        return str(caught.value)
+
+    with folder_lock(tmp_path / "run"):
+        said = play(2, refused)
+    assert said[0] == said[1] and "run is in use by process" in said[0]
 
 
 def test_processes_that_were_given_different_things() -> None:

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from primesvt._files import FolderInUse as FolderInUse
     from primesvt.channels import ChannelGraph as ChannelGraph
     from primesvt.channels import ChannelGroup as ChannelGroup
     from primesvt.channels import remove_channels as remove_channels
@@ -41,6 +42,7 @@ _HOMES = {
     "Constraints": "constraints",
     "ExportResult": "exporting",
     "FinetuneRecipe": "recovery.finetuning",
+    "FolderInUse": "_files",
     "Plan": "plan",
     "PruneResult": "pruning",
     "SpikingViT": "models",

@@ -1,16 +1,21 @@
-"""Models by name, file or folder, with what later stages must know of them."""
+"""Models by name, file or folder, with what later stages must know of them, and their data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from primesvt.artifact import model_folder
+from primesvt.data import Splits, check_channels, check_classes, load_data
 from primesvt.loading import load
 from primesvt.models import (
     DataConfig,
@@ -22,12 +27,24 @@ from primesvt.models import (
     list_models,
     model_entry,
 )
+from primesvt.models.entry import DIGITS
 from primesvt.models.families import family_of
 from primesvt.models.nearest import nearest_entry
 from primesvt.models.overrides import check_names
 from primesvt.models.statefile import SUFFIXES
 
-__all__ = ["OpenedModel", "data_config", "open_model", "provenance_of"]
+__all__ = [
+    "Data",
+    "OpenedModel",
+    "OwnData",
+    "data_config",
+    "open_model",
+    "own_data",
+    "provenance_of",
+    "splits_for",
+]
+
+Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +136,180 @@ def _mistakes_of_a_person() -> Iterator[None]:
         yield
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """The data that a model was trained, pruned or fine-tuned on, and how they were split.
+
+    Attributes:
+        spec: as it was given; a relative path counts from the working directory.
+        told: what says so: a file, or a name of the registry.
+        seed: of the split.
+        selection_from_train: choices were made on training images.
+    """
+
+    spec: str
+    told: str
+    seed: int = 0
+    selection_from_train: bool = False
+
+    def found(self) -> str:
+        """The data, if they are still there; a ``ValueError`` that names them if not."""
+        place = Path(self.spec)
+        _, named, folder = self.spec.partition(":")
+        if self.spec == "digits" or place.exists() or (named and Path(folder).exists()):
+            return self.spec
+        raise ValueError(
+            f"the data of this model are not there any more: {self.spec!r}, as {self.told} says"
+            f" (a relative path counts from {Path.cwd()}); say where they are now with --data (in"
+            " Python: data=)"
+        )
+
+
+def own_data(source: str | Path | nn.Module) -> OwnData | None:
+    """Which data belong to a model, as files beside it say; ``None`` where nothing does.
+
+    The recipe of a run, the record of a training, and the run that a fine-tuned model comes from.
+    Models of the registry that read digits have the bundled digits.
+
+    Args:
+        source: what ``open_model`` takes, or a model, of which only the digits can be known.
+
+    Example:
+        >>> own_data("sdt_v2_digits").spec, own_data("sdt_v2_15m")
+        ('digits', None)
+    """
+    if isinstance(source, nn.Module):
+        made = source.provenance if isinstance(source, SpikingViT) and not source.loaded else None
+        return OwnData(spec="digits", told="the model") if made and made.data == DIGITS else None
+    path = Path(source)
+    if str(source) in list_models() or not path.exists():
+        named = str(source) in list_models() and model_entry(str(source)).data == DIGITS
+        return OwnData(spec="digits", told=str(source)) if named else None
+    folder = model_folder(path)
+    for home in () if folder is None else _homes(folder):
+        found = _of_recipe(home / "recipe.yaml") or _of_record(home / "record.json")
+        if found is not None:
+            return found
+    return None if folder is None else _of_config(folder / "config.json")
+
+
+def _homes(folder: Path) -> Iterator[Path]:
+    """The folders whose files speak of the model in this one: it is their result, or a part."""
+    folder = folder.absolute()
+    yield folder
+    if folder.name == "model":
+        folder = folder.parent
+        yield folder
+    if folder.name == "finetuned":
+        yield folder.parent
+    if folder.parent.name == "export":
+        yield folder.parent.parent
+
+
+def _of_recipe(path: Path) -> OwnData | None:
+    """Of a run of the command line, or of one in Python that was given a name or a path."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # A run in Python has its seed at the top; that of a training draws no sets.
+        run = content.get("run", {} if "epochs" in content else content)
+        if not isinstance(content["data"], str):
+            return None
+        return OwnData(
+            spec=content["data"],
+            told=_short(path),
+            seed=int(run.get("seed", 0)),
+            selection_from_train=bool(run.get("selection_from_train", False)),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None  # of something else, or not there
+
+
+def _of_record(path: Path) -> OwnData | None:
+    """Of a training, or of a fine-tuning, which names its data or its run."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recipe, run, told = content["recipe"], content.get("run"), _short(path)
+        if isinstance(recipe.get("data"), str):
+            return OwnData(spec=recipe["data"], told=told)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # of something else, or not there
+    before = None
+    if isinstance(run, str) and Path(run, "recipe.yaml").is_file():
+        before = _of_recipe(Path(run, "recipe.yaml"))
+    spec = content.get("data_spec")
+    if not isinstance(spec, str):
+        return before
+    return replace(before or OwnData(spec=spec, told=told), spec=spec, told=told)
+
+
+def _of_config(path: Path) -> OwnData | None:
+    """Of a saved model without a recipe or record, if it reads digits as the registry's do."""
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        digits = Provenance.from_dict(made).data == DIGITS
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return OwnData(spec="digits", told=_short(path)) if digits else None
+
+
+def _short(path: Path) -> str:
+    """A path as a person would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def splits_for(
+    model: nn.Module,
+    data: Data | None = None,
+    *,
+    own: OwnData | None = None,
+    seed: int | None = None,
+    selection_from_train: bool = False,
+) -> Splits:
+    """The sets of some data, prepared as the model wants its images, if they fit the model.
+
+    Args:
+        model: of the registry or of a user; what fits the latter is not known.
+        data: as ``primesvt.prune`` takes them.
+        own: the model's own data, which stand in where ``data`` are not given, and whose seed where
+            ``seed`` is not.
+        seed: of the split.
+        selection_from_train: allow choices on training images.
+
+    Raises:
+        ValueError: no data, or data that are not there or do not fit.
+
+    Example:
+        >>> model = create_model("sdt_v2_digits")
+        >>> splits_for(model, own=own_data("sdt_v2_digits")).name
+        'digits'
+    """
+    if data is None and own is None:
+        raise ValueError(
+            "nothing says which data this model belongs to; give them with --data, such as --data"
+            " FOLDER (in Python: data=)"
+        )
+    if data is None:
+        assert own is not None
+        data = own.found()
+    known: dict[str, Any] = {}
+    if isinstance(model, SpikingViT) and isinstance(data, str | Path):
+        made = provenance_of(model)
+        known = {"data_config": made.data, "held_out": made.held_out}
+        known["time_steps"] = model.time_steps
+    own = own or OwnData(spec=str(data), told="")
+    splits = load_data(
+        data,
+        seed=own.seed if seed is None else seed,
+        allow_selection_from_train=selection_from_train or own.selection_from_train,
+        **known,
+    )
+    if isinstance(model, SpikingViT):
+        check_classes(splits, model.config.num_classes)
+        check_channels(splits, model.config.in_channels)
+    return splits
 
 
 def provenance_of(model: SpikingViT) -> Provenance:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Sized
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, Calibration, calibration_of
 from primesvt.channels.copies import state_tensors
+from primesvt.checkpoint import Data, splits_for
 from primesvt.confirmation import divide, parted
 from primesvt.constraints import Constraints, parse_bytes
-from primesvt.data import Splits, check_classes, load_data
+from primesvt.data import Splits
 from primesvt.evaluation import DataEvaluator, Evaluator
-from primesvt.models import SpikingViT, reset
+from primesvt.models import reset
 from primesvt.probes import ProbeTable, Reference
 from primesvt.processes import ALONE, Processes
 from primesvt.scoring import Score, ScoreEvaluator
@@ -38,8 +38,6 @@ __all__ = [
     "working_copy",
 ]
 
-Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
-
 
 def evaluator_for(
     model: nn.Module,
@@ -56,7 +54,7 @@ def evaluator_for(
     if score is not None:
         return ScoreEvaluator(score=score, device=device, processes=processes)
     assert data is not None
-    splits = _in_random_order(_splits(data, model, seed), seed)
+    splits = _in_random_order(splits_for(model, data, seed=seed), seed)
     return DataEvaluator(
         splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
     )
@@ -158,26 +156,6 @@ def check_no_nan(model: nn.Module) -> None:
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     reset(model)
     return copy.deepcopy(model).to(device).eval()
-
-
-def _splits(data: Data, model: nn.Module, seed: int) -> Splits:
-    """The sets, prepared as the model wants its images."""
-    from primesvt.checkpoint import provenance_of
-
-    if isinstance(model, SpikingViT) and isinstance(data, str | Path):
-        made = provenance_of(model)
-        splits = load_data(
-            data,
-            data_config=made.data,
-            time_steps=model.time_steps,
-            seed=seed,
-            held_out=made.held_out,
-        )
-    else:
-        splits = load_data(data, seed=seed)
-    if isinstance(model, SpikingViT):
-        check_classes(splits, model.config.num_classes)
-    return splits
 
 
 def _in_random_order(splits: Splits, seed: int) -> Splits:

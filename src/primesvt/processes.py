@@ -5,15 +5,19 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
+
+from primesvt._files import FolderInUse, folder_lock
 
 __all__ = ["ALONE", "Processes", "in_turn"]
 
@@ -150,16 +154,25 @@ class Processes:
         if self.size == 1:
             return work()
         found: Value | None = None
-        problem: str | None = None
+        problem: ValueError | None = None
         if self.main:
             try:
                 found = work()
+            except FolderInUse as error:
+                problem = error
             except (ValueError, OSError) as error:
-                problem = str(error)
+                problem = ValueError(str(error))
         found, problem = self.agree((found, problem))
         if problem is not None:
-            raise ValueError(problem)
+            raise problem
         return cast(Value, found)
+
+    @contextmanager
+    def locked(self, folder: str | Path) -> Iterator[None]:
+        """Keep a folder for this job, as ``folder_lock`` does; the main process has the lock."""
+        with ExitStack() as stack:
+            self.on_main(lambda: stack.enter_context(folder_lock(folder)))
+            yield
 
     def check_same(self, facts: Callable[[], Mapping[str, Any]]) -> None:
         """Raise ``ValueError``, on all, where a process goes by other facts than the main one.

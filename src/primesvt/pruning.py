@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,11 @@ class PruneResult:
         Of several processes only one should call it.
         """
         run = RunFolder(folder, self.recipe)
-        run.create()
-        self.probes.write(run.path / "sensitivity.jsonl")
-        _write_model(run, self.plan, self.model)
-        return _finish(run, self.metrics)
+        with run.locked():
+            run.create()
+            self.probes.write(run.path / "sensitivity.jsonl")
+            _write_model(run, self.plan, self.model)
+            return _finish(run, self.metrics)
 
 
 def prune(
@@ -170,7 +172,8 @@ def prune(
         latency: measure at the end how long the networks before and after take, in turn (seconds;
             the one figure that another run does not repeat).
         device: where to compute; where the model is, when not given.
-        out: run folder; a run that was stopped there goes on, one that has ended is returned.
+        out: run folder; a run that was stopped there goes on, one that has ended is returned. It
+            is this process's until the run ends.
         from_run: run folder whose probes are used again: of ``prime``, no layer is probed anew but
             those that were rejected early under a stricter limit.
         recipe: what ``recipe.yaml`` says; these arguments when not given.
@@ -178,6 +181,7 @@ def prune(
 
     Raises:
         ValueError: a mistake in the input, in one line that says what to do.
+        FolderInUse: another process is writing to ``out``; a ``ValueError`` too.
 
     Example:
         >>> from primesvt.models import create_model
@@ -222,7 +226,8 @@ def prune(
     processes = Processes.start(resolve_device(device, original))
     place, progress = processes.device, progress if processes.main else None
     asked = asdict(settings) | {"rates": settings.pruning_rates}
-    arguments = {"seed": seed, **asked, "constraints": asdict(constraints)}
+    named = str(data) if isinstance(data, str | Path) else None
+    arguments = {"data": named, "seed": seed, **asked, "constraints": asdict(constraints)}
     given = {"out": out is None, "from_run": from_run is None, "latency": latency}
     processes.check_same(lambda: arguments | given)
     earlier = None
@@ -233,27 +238,28 @@ def prune(
     evaluate, aside, divided = set_aside(evaluate, settings, constraints, earlier, seed)
     recipe = arguments if recipe is None else recipe
     folder = RunFolder(out, recipe, processes) if out is not None else None
-    job = Job(
-        model=working_copy(original, place),
-        evaluate=evaluate,
-        constraints=constraints,
-        settings=settings,
-        table=folder.probes() if folder else ProbeTable(),
-        earlier=earlier,
-        notes=(*divided, *again, *limit_notes(constraints, settings)),
-        example=example_for(example_input, calibration, evaluate),
-        calibration=calibration_for(calibration, evaluate, place, batch_size),
-        aside=aside,
-        seed=seed,
-        memory_limit=memory_bytes(memory_limit),
-        latency=latency,
-        latencies=folder.latencies() if folder else LatencyTable(),
-        progress=progress,
-    )
-    done = folder.metrics() if folder else None
-    if folder is not None and done is not None:
-        return _finished(folder, done, job, recipe)
-    return _run(job, folder, recipe)
+    with nullcontext() if folder is None else folder.locked():
+        job = Job(
+            model=working_copy(original, place),
+            evaluate=evaluate,
+            constraints=constraints,
+            settings=settings,
+            table=folder.probes() if folder else ProbeTable(),
+            earlier=earlier,
+            notes=(*divided, *again, *limit_notes(constraints, settings)),
+            example=example_for(example_input, calibration, evaluate),
+            calibration=calibration_for(calibration, evaluate, place, batch_size),
+            aside=aside,
+            seed=seed,
+            memory_limit=memory_bytes(memory_limit),
+            latency=latency,
+            latencies=folder.latencies() if folder else LatencyTable(),
+            progress=progress,
+        )
+        done = folder.metrics() if folder else None
+        if folder is not None and done is not None:
+            return _finished(folder, done, job, recipe)
+        return _run(job, folder, recipe)
 
 
 def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> PruneResult:

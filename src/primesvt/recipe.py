@@ -26,7 +26,9 @@ __all__ = [
 DATA = tyro.conf.arg(
     metavar="DATA",
     help="'digits'; a folder: train/CLASS/*.png beside val/, or train.parquet and test.parquet; "
-    "event frames as .npz or .pt; an event data set, as in dvs128gesture:FOLDER.",
+    "event frames as .npz or .pt; an event data set, as in dvs128gesture:FOLDER. When not given, "
+    "what the model was trained or pruned on, if that is on record.",
+    help_behavior_hint="",
 )
 
 _Flat = tyro.conf.arg(name="")
@@ -152,7 +154,7 @@ class PruneRecipe(_Section):
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Name in the registry, checkpoint file (.pth, .safetensors) or saved folder."""
-    data: Annotated[str, DATA] = "digits"
+    data: Annotated[str | None, DATA] = None
     time_steps: Annotated[int | None, Field(ge=1), unset("T")] = None
     """Time steps per image; the model's own when not given."""
     family: Annotated[str | None, unset("NAME")] = None

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from primesvt._files import check_writable, write_json, write_text
+from primesvt._files import check_writable, contents, write_json, write_text
 from primesvt.latency import LatencyTable
 from primesvt.metrics import Metrics
 from primesvt.plan import Plan
@@ -58,13 +58,23 @@ class RunFolder:
         """This folder may be written to."""
         if (self.path / RECIPE).is_file():
             self._check_recipe()
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or contents(self.path)):
             raise ValueError(
                 f"cannot write a run to {str(self.path)!r}: it holds something else; "
                 "choose a new or empty folder"
             )
         else:
             _check_ancestor(self.path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes here meanwhile; what lies here is compared again first.
+
+        Raises ``FolderInUse`` where another process has the folder.
+        """
+        with self.processes.locked(self.path):
+            self.processes.on_main(self._check)
+            yield
 
     @property
     def model(self) -> Path:
@@ -144,7 +154,10 @@ class RunFolder:
             there = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"cannot read {path}; choose another run folder") from error
-        difference = _difference(_without_limits(there), _without_limits(self.recipe))
+        here = dict(self.recipe)
+        if isinstance(there, Mapping) and "data" not in there:  # of an older run in Python
+            here.pop("data", None)
+        difference = _difference(_without_limits(there), _without_limits(here))
         if difference:
             raise ValueError(
                 f"{self.path} holds a run of another recipe: {difference}; choose another run "

@@ -194,7 +194,7 @@ def test_places_that_cannot_be(run, tmp_path):
 def test_images_are_not_guessed(tmp_path):
     model = create_model("sdt_v2_small")
     assert isinstance(model.provenance, Provenance)
-    with pytest.raises(ValueError, match="say which images to compare on"):
+    with pytest.raises(ValueError, match="which data this model belongs to"):
         pt2(model, tmp_path / "a.pt2")
 
 

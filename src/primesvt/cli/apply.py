@@ -42,6 +42,16 @@ class Apply:
 
     def run(self, console: Console) -> int:
         """Cut, save, and say how much smaller the model is."""
+        from primesvt._files import contents, folder_lock
+
+        if self.out.exists() and (not self.out.is_dir() or contents(self.out)):
+            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
+        with folder_lock(self.out):
+            if contents(self.out):
+                raise ValueError(f"{self.out} was filled meanwhile; choose a new or empty folder")
+            return self._run(console)
+
+    def _run(self, console: Console) -> int:
         from primesvt.artifact import save_model
         from primesvt.checkpoint import open_model
         from primesvt.fingerprint import model_digest
@@ -49,8 +59,6 @@ class Apply:
         from primesvt.plan import Plan, apply_plan
 
         plan = Plan.load(self.plan)
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
         opened = open_model(
             self.model, family=self.family, overrides=parse_overrides(self.override)
         )

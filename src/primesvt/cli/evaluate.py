@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from primesvt.checkpoint import OpenedModel
-    from primesvt.data import Splits
     from primesvt.models import SpikingViT
 
 __all__ = ["Evaluate"]
@@ -39,7 +38,7 @@ class Evaluate:
     """
 
     model: flags.Model
-    data: flags.Data = "digits"
+    data: flags.Data = None
     set: Literal["test", "selection"] = "test"
     """Images to measure on; the test set is best left alone until all choices are made."""
     time_steps: flags.TimeSteps = None
@@ -48,7 +47,7 @@ class Evaluate:
     device: flags.Device = "cpu"
     batch_size: flags.BatchSize = 64
     workers: flags.Workers = 0
-    seed: flags.Seed = 0
+    seed: flags.Seed = None
     folded: bool = False
     """Measure a quicker copy, as it would be deployed: batch norms folded, channels last (CPU)."""
     json: flags.Json = False
@@ -56,7 +55,7 @@ class Evaluate:
     def run(self, console: Console) -> int:
         """Measure and print one row."""
         from primesvt.batches import batch_note
-        from primesvt.checkpoint import open_model
+        from primesvt.checkpoint import open_model, own_data, splits_for
 
         opened = open_model(
             self.model,
@@ -65,7 +64,8 @@ class Evaluate:
             overrides=parse_overrides(self.override),
         )
         console.loaded(opened.loaded)
-        splits = self._splits(opened)
+        own = own_data(self.model)
+        splits = splits_for(opened.model, self.data, own=own, seed=self.seed)
         dataset = splits.test if self.set == "test" else splits.selection
         if dataset is None:
             raise ValueError(f"{splits.name} has no test set; measure with --set selection")
@@ -73,29 +73,25 @@ class Evaluate:
         notes = [*batch_note(opened.model, self.batch_size, **{self.set: dataset})]
         if self.folded:
             notes.append(FOLDED)
-        loaded = opened.loaded and opened.loaded.to_dict()
-        console.result({"model": self.model, "loaded": loaded, "notes": notes, **found})
+        facts = {
+            "model": self.model,
+            "loaded": opened.loaded and opened.loaded.to_dict(),
+            "guessed_settings": dict(opened.loaded.assumed) if opened.loaded else {},
+            "data": splits.description(),
+            "data_spec": self.data or (own and own.spec),
+            "notes": notes,
+        }
+        console.result(facts | found)
         images = f"{self.set} set of {found['images']:,} {splits.unit}"
         console.line(f"{self.model} on {splits.name}, {images}")
+        if own is not None and self.data is None and own.spec != "digits":
+            console.sentence(f"Data: {own.spec}, as {own.told} says.")
         if splits.form:
             console.line(f"Event frames: {splits.form}.")
         for note in notes:
             console.sentence(note)
         console.say(_table(found))
         return 0
-
-    def _splits(self, opened: OpenedModel) -> Splits:
-        from primesvt.data import check_classes, load_data
-
-        splits = load_data(
-            self.data,
-            data_config=opened.data,
-            time_steps=opened.model.time_steps,
-            seed=self.seed,
-            held_out=opened.held_out,
-        )
-        check_classes(splits, opened.num_classes)
-        return splits
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
         from primesvt.evaluation import outcomes, resolve_device

@@ -129,9 +129,15 @@ class Finetune:
         """Make the run's page anew, with what fine-tuning reached; of several processes, once."""
         if console.rank:
             return
+        from primesvt._files import FolderInUse, folder_lock
         from primesvt.report import write_report
 
-        console.line(f"The report: {write_report(self.run_folder)}")
+        try:
+            with folder_lock(self.run_folder):
+                console.line(f"The report: {write_report(self.run_folder)}")
+        except FolderInUse as error:
+            again = f"`primesvt report {self.run_folder}` does it"
+            console.sentence(f"The report was not made anew: {error}; {again}.")
 
     def _asked(self) -> dict[str, Any]:
         """The fields of the recipe file, and flags in their place."""

@@ -110,19 +110,14 @@ class Inspect:
 
     def _counted(self, opened: OpenedModel) -> Counted:
         """What the model costs: on images where there are any, on one random image otherwise."""
+        from primesvt.checkpoint import own_data, splits_for
         from primesvt.cli.counting import count
-        from primesvt.data import load_data
 
         if self.data is not None and not self.costs:
             raise ValueError("--data is what --costs counts spikes on; give both")
         splits = None
         if self.data is not None:
-            splits = load_data(
-                self.data,
-                data_config=opened.data,
-                time_steps=opened.model.time_steps,
-                held_out=opened.held_out,
-            )
+            splits = splits_for(opened.model, self.data, own=own_data(self.model))
         return count(opened, splits, latency=self.latency)
 
 

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.artifact import model_folder
-from primesvt.checkpoint import open_model, provenance_of
-from primesvt.data import Splits, check_classes, load_data
-from primesvt.models import DataConfig, SpikingViT, list_models
-from primesvt.models.entry import DIGITS
+from primesvt.checkpoint import OwnData, open_model, own_data, splits_for
+from primesvt.models import SpikingViT, list_models
 from primesvt.recipe import PruneRecipe, read_recipe
 from primesvt.runfolder import METRICS, PLAN, RECIPE
 
@@ -33,6 +31,7 @@ class Origin:
         folder: the folder of ``config.json`` and ``model.safetensors`` that it was loaded from.
         run: the folder of the run whose result it is; ``None`` where it is not exactly that.
         recipe: of the run it belongs to, however far.
+        own: its own data, where they are on record.
     """
 
     model: nn.Module = field(repr=False)
@@ -40,6 +39,7 @@ class Origin:
     folder: Path | None = None
     run: Path | None = None
     recipe: PruneRecipe | None = field(default=None, repr=False)
+    own: OwnData | None = None
 
     @property
     def name(self) -> str:
@@ -112,13 +112,14 @@ def open_origin(source: str | Path | nn.Module) -> Origin:
     Raises ``ValueError`` in one line for anything unusable.
     """
     if isinstance(source, nn.Module):
-        return Origin(model=source, source=source)
+        return Origin(model=source, source=source, own=own_data(source))
     path = Path(source)
     opened = open_model(path)
     named = str(source) in list_models()
     folder = model_folder(path) if path.exists() and not named else None
+    own = own_data(source)
     if folder is None:
-        return Origin(model=opened.model, source=source)
+        return Origin(model=opened.model, source=source, own=own)
     run = folder.parent
     finished = folder.name == "model" and all((run / name).is_file() for name in (METRICS, PLAN))
     return Origin(
@@ -127,6 +128,7 @@ def open_origin(source: str | Path | nn.Module) -> Origin:
         folder=folder,
         run=run if finished and (run / RECIPE).is_file() else None,
         recipe=next(filter(None, map(_recipe, (folder, *folder.parents[:2]))), None),
+        own=own,
     )
 
 
@@ -150,42 +152,16 @@ def samples_of(
 ) -> Samples:
     """The samples to compare on: evenly spaced in the selection set, or the inputs given.
 
-    Without ``data`` they are those of the run. Raises ``ValueError`` where there are none.
+    Without ``data`` they are the model's own. Raises ``ValueError`` where there are none.
     """
     if data is None and example_input is not None:
         given = example_input.float()
         named = f"{given.shape[axis]:,} inputs given in Python"
         return Samples(inputs=given, batch_size=batch_size, axis=axis, source=named)
-    splits = _splits(origin, data)
+    if data is None and origin.own is None and not isinstance(origin.model, SpikingViT):
+        raise ValueError("give data= or example_input= to compare the export on")
+    splits = splits_for(origin.model, data, own=origin.own)
     total = len(splits.selection)  # type: ignore[arg-type]
     chosen = torch.linspace(0, total - 1, min(count, total)).round().int().tolist()
     source = f"{len(chosen):,} of the {total:,} {splits.unit} of the selection set of {splits.name}"
     return Samples(dataset=Subset(splits.selection, chosen), batch_size=batch_size, source=source)
-
-
-def _splits(origin: Origin, data: Any) -> Splits:
-    model, recipe = origin.model, origin.recipe
-    spec = data if data is not None else None if recipe is None else recipe.data
-    if not isinstance(model, SpikingViT):
-        if spec is None:
-            raise ValueError("give data= or example_input= to compare the export on")
-        return load_data(spec)
-    known = provenance_of(model)
-    spec = _usual(known.data) if spec is None else spec
-    splits = load_data(
-        spec,
-        data_config=known.data,
-        time_steps=model.time_steps,
-        seed=recipe.run.seed if recipe else 0,
-        held_out=known.held_out,
-        allow_selection_from_train=recipe.run.selection_from_train if recipe else False,
-    )
-    check_classes(splits, model.config.num_classes)
-    return splits
-
-
-def _usual(data: DataConfig) -> str:
-    """The digits for a model that reads digits; nothing is guessed for any other."""
-    if data == DIGITS:
-        return "digits"
-    raise ValueError("say which images to compare on, such as --data FOLDER (in Python: data=)")

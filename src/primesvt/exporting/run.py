@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt._files import write_bytes, write_json
+from primesvt._files import file_lock, write_bytes, write_json
 from primesvt.exporting.about import about, input_name, input_shape
 from primesvt.exporting.comparison import Comparison, Progress
 from primesvt.exporting.deploy import deploy
@@ -56,8 +56,8 @@ def export(
         weight_bits: 8 keeps weights in eight bits (``onnx`` only). So many of them, from the first
             layer on, stay in float32 that the predictions still agree.
         agreement: share of samples whose prediction must stay the same.
-        data: what to compare on, as ``primesvt.prune`` takes it: its selection set; the run's when
-            not given.
+        data: what to compare on, as ``primesvt.prune`` takes it: its selection set; the model's own
+            when not given.
         example_input: for a module without ``data``: inputs to compare on.
         batch_axis: of ``example_input``: the axis that counts samples.
         images: compare on so many samples, at most.
@@ -68,6 +68,7 @@ def export(
     Raises:
         ValueError: nothing that can be exported, a package that is missing, or a file that does
             not agree, which is deleted.
+        FolderInUse: another process is writing to ``out``; a ``ValueError`` too.
 
     Example:
         >>> import tempfile
@@ -100,7 +101,9 @@ def export(
     job = _Job(origin=origin, place=place, settings=settings, comparison=comparison)
     if progress is not None:
         progress("exporting", 0, 0)
-    return job.hub() if format == "hub" else job.file()
+    with file_lock(place):
+        _place(origin, settings, out)  # what lies there now
+        return job.hub() if format == "hub" else job.file()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from primesvt._files import check_writable, write_json, write_text
+from primesvt._files import check_writable, contents, write_json, write_text
 from primesvt.processes import Processes
 from primesvt.recipe import describe
 from primesvt.training.recipe import Learning
@@ -177,7 +177,7 @@ def check_free(path: Path, *, task: str) -> None:
             "choose a folder that you may write to"
         )
     check_writable(above)
-    there = {entry.name for entry in path.iterdir()} if above == path else set()
+    there = set(contents(path))
     other = {name for name in there - {MODEL, RECIPE} if not name.startswith(".")}
     if other and not there & {STATE, RECORD}:
         raise ValueError(

@@ -95,21 +95,34 @@ def train(
     processes.on_main(lambda: check_free(out, task="a training"))
     with repeatable(recipe.seed, recipe.threads, processes.device):
         fit = _prepared(recipe, processes, workers)
-        folder = processes.on_main(
-            lambda: TrainingFolder(out, recipe=recipe, context=fit.context())
-        )
-        record = processes.on_main(folder.finished_record)
-        if record is not None:
-            return TrainRecord.from_dict(record)
-        stopped = processes.on_main(folder.stopped)
-        if stopped is None:
-            processes.on_main(folder.create)
-        else:
-            fit.restore(stopped)
-        saver = Saver(lambda: _save(fit, folder), save_every, processes)
-        told = progress or (lambda stage, done, total: None)
-        done = fit.run(told, save=saver.now, after_step=saver.if_due, stop_after=stop_after)
-        return _finished(fit, folder, command) if done else fit.progress()
+        folder = TrainingFolder(out, recipe=recipe, context=fit.context())
+        with processes.locked(out):
+            processes.on_main(lambda: check_free(out, task="a training"))
+            return _in_folder(fit, folder, command, progress, save_every, stop_after)
+
+
+def _in_folder(
+    fit: Fit,
+    folder: TrainingFolder,
+    command: str,
+    progress: Progress | None,
+    save_every: float,
+    stop_after: float | None,
+) -> TrainRecord | TrainProgress:
+    """Begin, go on, or give what is finished; compared before anything is written there."""
+    on_main = fit.processes.on_main
+    record = on_main(folder.finished_record)
+    if record is not None:
+        return TrainRecord.from_dict(record)
+    stopped = on_main(folder.stopped)
+    if stopped is None:
+        on_main(folder.create)
+    else:
+        fit.restore(stopped)
+    saver = Saver(lambda: _save(fit, folder), save_every, fit.processes)
+    told = progress or (lambda stage, done, total: None)
+    done = fit.run(told, save=saver.now, after_step=saver.if_due, stop_after=stop_after)
+    return _finished(fit, folder, command) if done else fit.progress()
 
 
 def _save(fit: Fit, folder: TrainingFolder) -> None:

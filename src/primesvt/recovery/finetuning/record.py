@@ -37,6 +37,7 @@ class FinetuneRecord:
         context: what else the result depends on: digests of both networks and of the selection set,
             images and batches, the kind of device and its precision.
         data: the sets, in one line.
+        data_spec: name or path of data that stood in place of the run's.
         versions: of Python and the packages that compute.
         processes: how many shared every batch.
         parameters: of the pruned network.
@@ -55,6 +56,7 @@ class FinetuneRecord:
     recipe: Mapping[str, Any]
     context: Mapping[str, Any]
     data: str
+    data_spec: str | None = None
     versions: Mapping[str, str]
     processes: int
     parameters: int

@@ -71,6 +71,7 @@ def finetune(
 
     Raises:
         ValueError: a mistake in the input, or a loss that is not finite, in one line.
+        FolderInUse: another process is writing to ``out``; a ``ValueError`` too.
 
     Example:
         >>> from primesvt import create_model
@@ -109,7 +110,20 @@ def _in_folder(
         raise ValueError(
             "a network of your own can only be loaded again with its plan; give plan=result.plan"
         )
-    folder = on_main(lambda: TunedFolder(out, recipe=tuning.recipe, context=tuning.context))
+
+    def opened() -> TunedFolder:
+        return TunedFolder(out, recipe=tuning.recipe, context=tuning.context)
+
+    on_main(opened)
+    with tuning.processes.locked(out):
+        return _tuned(tuning, source, on_main(opened), plan, save_every, command)
+
+
+def _tuned(
+    tuning: Tuning, source: Source, folder: TunedFolder, plan: Plan, save_every: float, command: str
+) -> FinetuneResult:
+    """What lies in the folder is compared with what is asked before anything is written there."""
+    on_main = tuning.processes.on_main
     saver = Saver(lambda: _save(tuning, folder), save_every, tuning.processes)
     finished = on_main(folder.finished)
     if finished is not None:
@@ -143,6 +157,7 @@ def _result(tuning: Tuning, source: Source, command: str) -> FinetuneResult:
         recipe=tuning.recipe.to_dict(),
         context=tuning.context,
         data=tuning.evaluate.splits.description(),
+        data_spec=source.data_spec,
         versions=versions() | {"accelerate": version("accelerate")},
         processes=tuning.processes.size,
         parameters=parameter_count(tuning.student),

@@ -13,11 +13,10 @@ from torch import nn
 
 from primesvt.artifact import load
 from primesvt.channels.copies import unwrap
-from primesvt.checkpoint import open_model, provenance_of
-from primesvt.data import load_data
+from primesvt.checkpoint import OwnData, open_model, own_data, splits_for
 from primesvt.evaluation import Evaluator
 from primesvt.fingerprint import config_of, model_digest
-from primesvt.models import SpikingViT, reset
+from primesvt.models import reset
 from primesvt.overrides import parse_overrides
 from primesvt.plan import Plan, describe_inputs
 from primesvt.preparing import Data, example_for
@@ -38,6 +37,7 @@ class Source:
         student: the pruned network, a copy that nobody else uses.
         teacher: the unpruned network, or where it lies.
         data: what ``primesvt.prune`` took, or a part in its place.
+        data_spec: its name or path, where it is not the run's.
         plan: how the student was cut; ``None`` where nobody said.
         run: the run folder, where there is one.
         asked: the recipe of a run that the command line made.
@@ -51,6 +51,7 @@ class Source:
     plan: Plan | None = None
     run: Path | None = None
     asked: PruneRecipe | None = field(default=None, repr=False)
+    data_spec: str | None = None
     batch_size: int = 64
     seed: int = 0
 
@@ -122,17 +123,19 @@ def source_of_run(
     recipe, plan = _recipe_of(path), Plan.load(path)
     named = isinstance(recipe.get("model"), str)
     asked = read_recipe(path / "recipe.yaml") if named else None
-    if asked is None and (teacher is None or data is None):
+    own = own_data(path)
+    if asked is None and (teacher is None or (data is None and own is None)):
         raise ValueError(
-            f"{path} was made in Python and names no model and data; "
-            "give teacher= (the unpruned model) and data="
+            f"{path} was made in Python and names no model{'' if own else ' and data'}; "
+            f"give teacher= (the unpruned model){'' if own else ' and data='}"
         )
     student = _student(path, plan, teacher)
     run = None if asked is None else asked.run
     return Source(
         student=student,
         teacher=teacher if teacher is not None or asked is None else asked.model,
-        data=_data(student, asked, data),
+        data=_data(student, own, data, seed=seed if asked is None else None),
+        data_spec=str(data) if isinstance(data, str | Path) else None,
         plan=plan,
         run=path,
         asked=asked,
@@ -189,18 +192,8 @@ def _original(asked: PruneRecipe) -> nn.Module:
         raise ValueError(f"{error}; or give the unpruned model with --teacher") from error
 
 
-def _data(student: nn.Module, asked: PruneRecipe | None, given: Data | None) -> Data:
+def _data(student: nn.Module, own: OwnData | None, given: Data | None, *, seed: int | None) -> Data:
     """The sets of the run, as ``primesvt prune`` drew them."""
-    spec = given if given is not None or asked is None else asked.data
-    assert spec is not None
-    if asked is None or not isinstance(spec, str | Path) or not isinstance(student, SpikingViT):
-        return spec
-    made = provenance_of(student)
-    return load_data(
-        spec,
-        data_config=made.data,
-        time_steps=student.time_steps,
-        seed=asked.run.seed,
-        held_out=made.held_out,
-        allow_selection_from_train=asked.run.selection_from_train,
-    )
+    if given is not None and (own is None or not isinstance(given, str | Path)):
+        return given
+    return splits_for(student, given, own=own, seed=seed)
