@@ -8,7 +8,7 @@ OUT    ?= runs/digits
 LIMITS ?= --max-accuracy-drop 2 --gate bound
 JOBS   ?= 2
 
-.PHONY: prune test install lint types pytest format clean
+.PHONY: prune test check quick install lint types pytest format clean
 .DEFAULT_GOAL := prune
 
 # A network this small is slower on several threads than on one.
@@ -16,6 +16,8 @@ prune: $(VENV)/.installed  ## Prune the bundled digits model and say where the r
 	OMP_NUM_THREADS=1 $(BIN)/primesvt prune sdt_v2_digits --data digits --batch-size 450 $(LIMITS) --out $(OUT)
 
 test: lint types pytest  ## Every check: style, types, tests, doctests, README.
+
+check: lint types quick  ## For every edit: style, types and the tests marked quick.
 
 install: $(VENV)/.installed-dev
 
@@ -27,7 +29,10 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+quick: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m quick tests
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

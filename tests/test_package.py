@@ -8,6 +8,8 @@ import pytest
 
 import primesvt
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", primesvt.__all__)
 def test_every_public_name_is_there(name):

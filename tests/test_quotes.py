@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 QUOTE = re.compile(r"<!-- from (benchmarks/results/[\w.]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)

@@ -37,12 +37,14 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     exec(compile(source, str(README), "exec"), {"__name__": "readme"})
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_understood(command):
     words = shlex.split(command, comments=True)[1:]
     assert parse(words).json is False
 
 
+@pytest.mark.quick
 def test_every_make_target_is_there():
     targets = {
         word for block in blocks("console") for word in re.findall(r"^\$ make (\w+)", block, re.M)
@@ -52,6 +54,7 @@ def test_every_make_target_is_there():
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
 
 
+@pytest.mark.quick
 def test_every_linked_file_is_there():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
     assert links

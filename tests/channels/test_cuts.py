@@ -18,6 +18,8 @@ from ..families.cuts import random_cuts
 from ..families.sdt_v2 import table
 from .firing import neurons, state_bytes
 
+pytestmark = pytest.mark.quick
+
 
 def build(config: SDTv2Config, seed: int) -> nn.Module:
     torch.manual_seed(seed)

@@ -17,6 +17,8 @@ from primesvt.channels import ChannelGraph, remove_channels, trace
 
 from .firing import state_bytes
 
+pytestmark = pytest.mark.quick
+
 
 class Lambda(nn.Module):
     """A linear layer, any function of what it makes, and a linear reader."""

@@ -29,6 +29,14 @@ def graph(model):
     return trace(model, torch.rand(2, 1, 8, 8))
 
 
+@pytest.fixture(scope="module")
+def small():
+    """A model that takes little time to export, and its graph."""
+    sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "time_steps": 1}
+    model = create_model("sdt_v1_digits", **sizes).eval()
+    return model, trace(model, torch.rand(2, 1, 8, 8))
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Every part takes a second a parameter, and twice that on a busy machine; runs for real."""
@@ -162,43 +170,34 @@ def test_it_is_told_how_many_groups_are_known(model, graph, clock):
     assert told == [(1, 2), (2, 2)]
 
 
-def test_files_are_timed_in_onnxruntime(model, graph, tmp_path, monkeypatch):
+def test_files_are_timed_in_onnxruntime(small, tmp_path, monkeypatch):
     """A block, a whole cut network; what was not cut is exported once."""
-    made = []
-    one = watch(model, graph, widths={FC1: [80, 16]}, files=True, widths_pace=QUICK,
+    (model, graph), made, group = small, [], "blocks.block0.mlp.fc1"
+    one = watch(model, graph, widths={group: [32, 16]}, files=True, widths_pace=QUICK,
                 networks_pace=QUICK, table=LatencyTable(tmp_path / "t.jsonl"))  # fmt: skip
     real = files._file
     monkeypatch.setattr(files, "_file", lambda *given: made.append(given) or real(*given))
-    monkeypatch.setattr(one, "parts", ("blocks.block4_0",))
-    assert one.saved({FC1: 16}) >= 0 and one.whole.milliseconds > 0
-    assert 0 < one.network({FC1: 16}).share < 2
+    monkeypatch.setattr(one, "parts", ("blocks.block0",))
+    assert one.saved({group: 16}) >= 0 and one.whole.milliseconds > 0
+    assert 0 < one.network({group: 16}).share < 2
     assert len(made) == 5  # two widths of a block, it itself, the network, the cut network
     assert [x.shape[axis] for _, x, axis in made] == [2] * 5
     assert one.table.context["runtime"] == "onnxruntime"
     with pytest.raises(ValueError, match="another runtime"):
-        watch(model, graph, widths={FC1: [80]}, table=one.table)
+        watch(model, graph, widths={group: [32]}, table=one.table)
+    pytorch = LatencyTable(tmp_path / "pytorch.jsonl")
+    watch(model, graph, widths={group: [32]}, table=pytorch)
     with pytest.raises(ValueError, match="another runtime"):
-        watch(
-            model,
-            graph,
-            widths={FC1: [80]},
-            files=True,
-            table=pytorch_table(model, graph, tmp_path),
-        )
+        watch(model, graph, widths={group: [32]}, files=True, table=pytorch)
 
 
-def pytorch_table(model, graph, folder):
-    table = LatencyTable(folder / "pytorch.jsonl")
-    watch(model, graph, widths={FC1: [80]}, table=table)
-    return table
-
-
-def test_a_file_computes_what_its_part_does(model, graph):
+def test_a_file_computes_what_its_part_does(small):
+    model, graph = small
     one = files.Files(model)
     x = torch.rand(3, 1, 8, 8)
-    stopwatch = watch(model, graph, widths={FC1: [80]})
-    (entering,) = stopwatch._entering("blocks.block4_0")
-    for part, given in ((model, x), (model.blocks.block4_0, entering)):
+    stopwatch = watch(model, graph, widths={"blocks.block0.mlp.fc1": [32]})
+    (entering,) = stopwatch._entering("blocks.block0")
+    for part, given in ((model, x), (model.blocks.block0, entering)):
         with torch.no_grad():
             module.reset(model)
             expected = part(given)

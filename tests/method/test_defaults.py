@@ -33,6 +33,7 @@ def finished(small, _pretrained, tmp_path_factory):
     return prune(model, data=small, constraints=FREE, out=folder, **QUICK), folder
 
 
+@pytest.mark.quick
 def test_within_the_limit_and_as_said(finished, model, small):
     result, folder = finished
     assert result.met and result.plan.steps
@@ -146,6 +147,7 @@ def test_confirmation_is_on_record_where_there_are_images(model, digits):
     assert told is not None and told["images"] == 168
     assert told["bound"] <= 0.3
     assert any("168 of 280 selection images confirm" in note for note in result.metrics.notes)
+    asked |= {"policy": "prime", "importance": "l2", "recovery": "none", "lossless": False}
     none = prune(model, data=whole, constraints=limits, confirm=False, **asked)
     assert none.metrics.confirmation is None
 

@@ -105,6 +105,8 @@ def test_exact_and_raced_runs_choose_the_same_here(model, digits) -> None:
         "include": ["blocks.conv*"],
         "rates": (0.5, 0.9),
         "gate": "point",
+        "importance": "l2",
+        "recovery": "none",
         "lossless": False,
         "verify": False,
         "batch_size": 12,

@@ -61,6 +61,7 @@ def pruned(digits, _pretrained):
     return run(copy.deepcopy(_pretrained), digits, verify=True)
 
 
+@pytest.mark.quick
 def test_within_the_limit_and_exactly_as_said(pruned, model, digits):
     metrics = pruned.metrics
     assert pruned.met

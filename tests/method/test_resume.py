@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from primesvt.cutter import TOGETHER
 
+from ..forked import forked
+
 CHILD = """
-import dataclasses, json, os, signal, sys
+import dataclasses, json, os, signal
 import torch
 from torch.utils.data import Subset
 torch.set_num_threads(1)
@@ -21,8 +21,11 @@ from primesvt.constraints import Constraints
 from primesvt.data import load_data
 from primesvt.models import create_model
 
-folder, log, moment, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-method, left = json.loads(sys.argv[5]), count
+whole = load_data("digits")
+data = dataclasses.replace(
+    whole, selection=Subset(whole.selection, range(40)), test=Subset(whole.test, range(20))
+)
+model = create_model("sdt_v2_digits", pretrained=True)
 
 def die_at(name):
     global left
@@ -54,21 +57,20 @@ def save_model(*args, real=pruning.save_model, **options):
     die_at("model")
 
 evaluation._outcomes, probes.ProbeTable._append, pruning.save_model = outcomes, append, save_model
-whole = load_data("digits")
-data = dataclasses.replace(
-    whole, selection=Subset(whole.selection, range(40)), test=Subset(whole.test, range(20))
-)
-result = pruning.prune(
-    create_model("sdt_v2_digits", pretrained=True),
-    data=data,
-    constraints=Constraints(max_accuracy_drop=8, min_memory_saving=None),
-    include=["*.block4_0.mlp.fc1", "*.conv2a.conv1", "*.conv1b.conv1"],
-    rates=(0.3, 0.6, 0.9),
-    verify=False,
-    out=folder,
-    **method,
-)
-print(result.verdict)
+
+def main(folder, log_, moment_, count, method):
+    global log, moment, left
+    log, moment, left = log_, moment_, int(count)
+    pruning.prune(
+        model,
+        data=data,
+        constraints=Constraints(max_accuracy_drop=8, min_memory_saving=None),
+        include=["*.block4_0.mlp.fc1", "*.conv2a.conv1", "*.conv1b.conv1"],
+        rates=(0.3, 0.6, 0.9),
+        verify=False,
+        out=folder,
+        **json.loads(method),
+    )
 """
 
 PAPER = {
@@ -87,11 +89,17 @@ MOMENTS = [("line", 2), ("half a line", 2), ("measured", 2)]
 ENDS = [("plan", 1), ("model", 1)]
 
 
-def child(folder, log, method, moment="never", count=1):
-    words = [str(folder), str(log), moment, str(count), json.dumps(METHODS[method])]
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def child():
+    """Prune in a process of its own, which kills itself at the moment; its exit code."""
+    with forked(CHILD) as start:
+
+        def run(folder, log, method, moment="never", count=1):
+            code = start(folder, log, moment, count, json.dumps(METHODS[method]))
+            assert code in (0, -signal.SIGKILL), start.said()
+            return code
+
+        yield run
 
 
 def rows(folder):
@@ -104,23 +112,20 @@ def known_by(row):
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def whole(request, tmp_path_factory):
+def whole(request, child, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    finished = child(folder, folder.parent / "log", request.param)
-    assert finished.returncode == 0, finished.stderr
+    assert child(folder, folder.parent / "log", request.param) == 0
     return folder, request.param
 
 
-def test_killed_again_and_again(whole, tmp_path):
+def test_killed_again_and_again(whole, child, tmp_path):
     whole, method = whole
     folder, log = tmp_path / "run", tmp_path / "log"
     log.touch()
     for moment in MOMENTS + ENDS:
-        killed = child(folder, log, method, *moment)
-        assert killed.returncode == -signal.SIGKILL, (moment, killed.stdout, killed.stderr)
+        assert child(folder, log, method, *moment) == -signal.SIGKILL, moment
         assert not (folder / "metrics.json").exists()
-    finished = child(folder, log, method)
-    assert finished.returncode == 0, finished.stderr
+    assert child(folder, log, method) == 0
 
     for name in ("plan.json", "metrics.json", "recipe.yaml", "model/config.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
@@ -134,10 +139,9 @@ def test_killed_again_and_again(whole, tmp_path):
     assert probes <= measured <= probes + len(MOMENTS) * TOGETHER
 
 
-def test_a_finished_run_measures_nothing(whole, tmp_path):
+def test_a_finished_run_measures_nothing(whole, child, tmp_path):
     folder, method = whole
     log = tmp_path / "log"
     log.touch()
-    again = child(folder, log, method)
-    assert again.returncode == 0, again.stderr
+    assert child(folder, log, method) == 0
     assert log.read_text() == ""

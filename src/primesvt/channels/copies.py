@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from primesvt.models.copying import copy_of
 from primesvt.models.neurons import reset
 
 
@@ -35,7 +35,7 @@ def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
     """A CPU copy in evaluation mode with reset neurons; meta tensors become zeros."""
     model = unwrap(model)
     reset(model)
-    duplicate = copy.deepcopy(model)
+    duplicate = copy_of(model)
     if any(t.is_meta for t in state_tensors(duplicate).values()):
         duplicate = duplicate.to_empty(device="cpu")
         for tensor in state_tensors(duplicate).values():

@@ -71,9 +71,11 @@ def export(
         FolderInUse: another process is writing to ``out``; a ``ValueError`` too.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> shown = torch.rand(4, 1, 8, 8)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     made = export("sdt_v2_digits", f"{folder}/digits.pt2", format="torch-export")
+        ...     made = export(net, f"{folder}/net.pt2", format="torch-export", example_input=shown)
         >>> made.agreement.predictions, made.input
         (1.0, 'float32 [batch, 1, 8, 8]')
     """

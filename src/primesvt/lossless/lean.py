@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from primesvt.lossless.folding import fold_constants
 from primesvt.lossless.leftovers import merge_head, strip_unused
 from primesvt.lossless.steady import Levels, Steady, all_readers, find_steady, levels_of
 from primesvt.memory import parameter_bytes, parameter_count
+from primesvt.models.copying import copy_of
 from primesvt.plan import Step
 from primesvt.processes import ALONE, Processes
 
@@ -125,10 +125,10 @@ def strip(
         >>> strip(create_model("sdt_v2_digits", distillation=True)).merged_head
         True
     """
-    bare = copy.deepcopy(model)
+    bare = copy_of(model)
     dead = strip_unused(bare)
     answers = Answers(model, check[0]) if check else None
-    merged = copy.deepcopy(bare)
+    merged = copy_of(bare)
     one_head = processes.agree(merge_head(merged) and (answers is None or answers.same(merged)))
     return Stripped(
         model=merged if one_head else bare,
@@ -221,7 +221,7 @@ class _Watch:
 
     def cut(self, cuts: Sequence[Steady]) -> tuple[nn.Module, ChannelGraph]:
         """A copy without these channels, and its graph."""
-        smaller = copy.deepcopy(self.model)
+        smaller = copy_of(self.model)
         fold_constants(
             smaller,
             self.graph,

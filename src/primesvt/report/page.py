@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,19 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def render(template: str, **content: Any) -> str:
     """A template of the package filled in; a name that it misses is an error."""
-    environment = Environment(
+    return _templates().get_template(template).render(**content)
+
+
+@cache
+def _templates() -> Environment:
+    """Made once, as compiling a template takes longer than filling it in."""
+    return Environment(
         loader=PackageLoader("primesvt"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
 
 
 def asked(recipe: Mapping[str, Any]) -> dict[str, str]:

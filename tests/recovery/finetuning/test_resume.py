@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ import yaml
 
 from primesvt import finetune
 from primesvt.training.snapshot import Snapshot
+
+from ...forked import forked
 
 RECIPE = {
     "epochs": 2,
@@ -23,12 +24,10 @@ RECIPE = {
 }
 
 CHILD = """
-import json, os, signal, sys
+import json, os, signal
 from primesvt import _files, finetune
 from primesvt.training import folder
 from primesvt.training import loop
-
-run, out, recipe, moment, count = *sys.argv[1:5], int(sys.argv[5])
 
 def dies(name, real, *, first=False, done=[]):
     def called(*args, **options):
@@ -43,24 +42,35 @@ loop.Loop._update = dies("step", loop.Loop._update)
 folder.TrainingFolder.save = dies("saved", folder.TrainingFolder.save)
 _files.os.fsync = dies("half a file", _files.os.fsync, first=True)
 folder.write_json = dies("record", folder.write_json)
-finetune(run, out=out, recipe=json.loads(recipe), save_every=0)
+
+def main(run, out, recipe, moment_, count_):
+    global moment, count
+    moment, count = moment_, int(count_)
+    finetune(run, out=out, recipe=json.loads(recipe), save_every=0)
 """
 
 # In the first epoch, while a state of the second is written, after a step, and at the end.
 MOMENTS = [("saved", 3), ("half a file", 5), ("step", 3), ("record", 1)]
 
 
-def child(run: Path, out: Path, moment: str = "never", count: int = 1) -> int:
-    words = [str(run), str(out), json.dumps(RECIPE), moment, str(count)]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+Child = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def whole(_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def child() -> Iterator[Child]:
+    """Fine-tune in a process of its own, which kills itself at the moment; its exit code."""
+    with forked(CHILD) as start:
+
+        def tune(run: Path, out: Path, moment: str = "never", count: int = 1) -> int:
+            code = start(run, out, json.dumps(RECIPE), moment, count)
+            assert code in (0, -signal.SIGKILL), start.said()
+            return code
+
+        yield tune
+
+
+@pytest.fixture(scope="module")
+def whole(_run: Path, child: Child, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     assert child(_run, out) == 0
     return out
@@ -72,7 +82,7 @@ def where(out: Path) -> tuple[int, int]:
     return len(facts["losses"]), facts["step"]
 
 
-def test_killed_again_and_again(_run: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again(_run: Path, child: Child, whole: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "out", []
     for moment in MOMENTS:
         assert child(_run, out, *moment) == -signal.SIGKILL, moment

@@ -76,7 +76,7 @@ def finetune(
     Example:
         >>> from primesvt import create_model
         >>> model = create_model("sdt_v2_digits", pretrained=True)
-        >>> recipe = {"epochs": 1, "learning_rate": 1e-5}
+        >>> recipe = {"epochs": 1, "batch_size": 256, "learning_rate": 1e-5}
         >>> tuned = finetune(model, teacher="sdt_v2_digits", data="digits", recipe=recipe)
         >>> tuned.record.after.selection.accuracy >= tuned.record.before.selection.accuracy
         True
