@@ -114,8 +114,8 @@ def test_what_is_made_of_a_run_keeps_its_data(primesvt):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["evaluate", "trained"], "trained/record.json"),
-        (["prune", "trained", "--out", "new"], "trained/record.json"),
+        (["evaluate", "trained"], "trained/recipe.yaml"),
+        (["prune", "trained", "--out", "new"], "trained/recipe.yaml"),
         (["evaluate", "run"], "run/recipe.yaml"),
         (["finetune", "run"], "run/recipe.yaml"),
         (["export", "run", "--format", "hub"], "run/recipe.yaml"),
@@ -225,6 +225,12 @@ def test_a_run_in_python_remembers_where_its_data_lie(tmp_path):
     result.save("python")
     found = own_data("python")
     assert (found.spec, found.seed, found.told) == ("data/tiny", 3, "python/recipe.yaml")
+
+
+def test_a_training_of_an_older_version_has_a_record_alone():
+    Path("trained/recipe.yaml").unlink()
+    found = own_data("trained")
+    assert (found.spec, found.told) == ("data/tiny", "trained/record.json")
 
 
 def test_foreign_files_beside_a_model_say_nothing():
