@@ -42,7 +42,7 @@ from torch import nn
 
 from primesvt.channels import remove_channels, trace
 from primesvt.importance import Evidence, keep
-from primesvt.importance.weights import l2
+from primesvt.importance.magnitude import l2
 
 RATES = (0.25, 0.5)
 TIME_STEPS = (1, 2)

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from primesvt.bench import Bench
 from primesvt.calibration import Activity, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup, trace
-from primesvt.checkpoint import open_model
+from primesvt.checkpoint.load import open_model
 from primesvt.data import Splits, load_data
-from primesvt.evaluation import outcomes
+from primesvt.evaluation.evaluator import outcomes
 from primesvt.importance import Evidence, find_importance
-from primesvt.memory import parameter_bytes
 from primesvt.models import SpikingViT
-from primesvt.probes import Cuts, ProbeTable, Reference
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.probe_table import Cuts, ProbeTable, Reference
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.sensitivity import kept_count
 from primesvt.recovery import Recovery
-from primesvt.sensitivity import kept_count
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

@@ -20,10 +20,10 @@ from torch import nn
 from variants import replaced, usual
 
 from primesvt.calibration import calibration_of
-from primesvt.distance import Distance
-from primesvt.probes import Cuts
-from primesvt.sensitivity import kept_count
-from primesvt.together import Together
+from primesvt.evaluation.divergence import Distance
+from primesvt.models.shared_prefix import Together
+from primesvt.pruning.probe_table import Cuts
+from primesvt.pruning.sensitivity import kept_count
 
 RATES = (0.3, 0.9)
 

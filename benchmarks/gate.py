@@ -23,9 +23,9 @@ from checkpoints import CIFAR, Case, uniform
 from machine import RESULTS, described, save
 from torch.utils.data import ConcatDataset
 
-from primesvt.confirmation import SEARCHED, confirm, sequence
-from primesvt.evaluation import outcomes
-from primesvt.statistics import paired_drop_bound, wilson_interval
+from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.pruning.confirmation import SEARCHED, confirm, sequence
 
 LADDER = tuple(np.arange(0.04, 0.80, 0.02).round(2).tolist())
 SPLITS = 1000

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from machine import RESULTS, described, save
 
-from primesvt.racing import Race
-from primesvt.statistics import wilson_interval
+from primesvt.evaluation.confidence import wilson_interval
+from primesvt.evaluation.sequential_test import Race
 
 ERROR = 0.05
 CANDIDATES, BATCH = 200, 64

@@ -16,8 +16,8 @@ import numpy as np
 from checkpoints import CIFAR
 from machine import RESULTS, described, save
 
-from primesvt.racing import Race
-from primesvt.statistics import paired_drop_bound, wilson_interval
+from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
+from primesvt.evaluation.sequential_test import Race
 
 POOLS = {"sdt_v2_digits": (450, (0.01, 0.02)), CIFAR.name: (2000, (0.01, 0.03))}
 ORDERS, BATCH, LEVEL, ERROR = 20, 64, 0.95, 0.05

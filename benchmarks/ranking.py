@@ -24,14 +24,14 @@ from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 from presets import in_memory
 
-from primesvt.bench import Bench
 from primesvt.calibration import calibration_of
-from primesvt.distance import Distance
+from primesvt.evaluation.divergence import Distance
 from primesvt.importance import Evidence, find_importance, removal_costs
-from primesvt.policies.ranking import shares_left
-from primesvt.probes import Cuts
-from primesvt.sensitivity import kept_count
-from primesvt.together import Together
+from primesvt.models.shared_prefix import Together
+from primesvt.pruning.policies.global_ranking import shares_left
+from primesvt.pruning.probe_table import Cuts
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.sensitivity import kept_count
 
 Costs = npt.NDArray[np.float64]
 SAVINGS = (0.2, 0.4, 0.6)

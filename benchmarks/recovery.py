@@ -19,9 +19,9 @@ import torch
 from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 
+from primesvt.evaluation.confidence import wilson_interval
 from primesvt.importance import IMPORTANCES
 from primesvt.recovery import RECOVERIES
-from primesvt.statistics import wilson_interval
 
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 FULL = ("random", "l2", "activity", "obs")

@@ -18,10 +18,10 @@ from torch import nn
 from primesvt.calibration import Activity, calibration_of
 from primesvt.channels import remove_channels, trace
 from primesvt.importance import Evidence, find_importance, keep
-from primesvt.memory import parameter_bytes, parameter_count
 from primesvt.models import create_model, model_entry
+from primesvt.models.shared_prefix import Together
+from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.recovery import Recovery
-from primesvt.together import Together
 
 
 def main() -> None:

@@ -38,14 +38,14 @@ from torch import Tensor, nn
 
 from primesvt.channels import trace
 from primesvt.data.locations import find_pools
-from primesvt.memory import (
+from primesvt.models import create_model, model_entry, to_official
+from primesvt.profiling.memory import (
     membrane_bytes,
     parameter_bytes,
     parameter_count,
     peak_activation_bytes,
 )
-from primesvt.models import create_model, model_entry, to_official
-from primesvt.sensitivity import RATES, widths
+from primesvt.pruning.sensitivity import RATES, widths
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduce-imagenet.md"
 CHECKPOINT, DATA = "checkpoint-199.pth", "imagenet"

@@ -32,16 +32,16 @@ from throughput import every_step, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from primesvt.bench import Bench
-from primesvt.evaluation import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator
+from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import Evidence, find_importance
-from primesvt.memory import parameter_bytes
-from primesvt.policies import Gate, Prime, Walk
-from primesvt.probes import Cuts, Probe, ProbeTable, Reference
-from primesvt.racing import Race
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.policies import Gate, Prime, Walk
+from primesvt.pruning.probe_table import Cuts, Probe, ProbeTable, Reference
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.sensitivity import grids_of, probe_layers, unprobed
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement
-from primesvt.sensitivity import grids_of, probe_layers, unprobed
 
 METHODS = {"paper": ("l2", "none"), "recovered": ("obs", "refit")}
 LIMITS = {"digits": 0.02, "cifar": 0.03}

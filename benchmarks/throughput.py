@@ -27,12 +27,12 @@ from machine import RESULTS, described, save
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from primesvt.checkpoint import open_model
+from primesvt.checkpoint.load import open_model
 from primesvt.exporting import quick
 from primesvt.exporting.packing import PackedConv2d
 from primesvt.models import SpikingViT, create_model, reset
 from primesvt.models.blocks import MaxPool
-from primesvt.models.inference import LIF, PLIF
+from primesvt.models.fast_paths import LIF, PLIF
 from primesvt.models.neurons import lif
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from primesvt.data import load_data
+from primesvt.distributed import ALONE
 from primesvt.models import create_model, model_entry
-from primesvt.processes import ALONE
 from primesvt.training import TrainRecipe, loop, read_train_recipe
 
 ROUNDS, STEPS = 7, 4

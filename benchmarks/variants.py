@@ -22,14 +22,14 @@ from torch import nn
 
 import primesvt.calibration.patches as patches
 from primesvt.calibration import Activity, calibrating
-from primesvt.calibration.norms import norms_of
+from primesvt.calibration.least_squares import damped
+from primesvt.calibration.norm_inputs import norms_of
 from primesvt.channels import remove_channels
+from primesvt.evaluation.confidence import wilson_interval
 from primesvt.importance import Evidence, find_importance, keep
-from primesvt.probes import Cuts
+from primesvt.models.shared_prefix import Together
+from primesvt.pruning.probe_table import Cuts
 from primesvt.recovery import Recovery
-from primesvt.recovery.solve import damped
-from primesvt.statistics import wilson_interval
-from primesvt.together import Together
 
 SAVINGS = (0.25, 0.5)
 Variant = Callable[[Case, Cuts], nn.Module]

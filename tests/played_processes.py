@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from primesvt.processes import Processes
+from primesvt.distributed import Processes
 
 Value = TypeVar("Value")
 STUCK = 60.0  # seconds after which threads that wait for one another for ever give up

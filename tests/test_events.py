@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from primesvt import prune
-from primesvt.checkpoint import OpenedModel
-from primesvt.constraints import Constraints
+from primesvt.checkpoint.load import OpenedModel
+from primesvt.config import Constraints
 from primesvt.data import DataError, check_classes, load_data
 from primesvt.data.frame_files import FrameFile
 from primesvt.models import model_entry

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import primesvt
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 from primesvt.models import create_model, list_models, to_official
-from primesvt.models.statefile import SAFE_GLOBALS, read_state_file
+from primesvt.models.official.read import SAFE_GLOBALS, read_state_file
 
 from .official_files import FILES, golden
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import primesvt
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 from primesvt.models import SpikingViT, build_model, create_model, model_entry, to_official
 from primesvt.models.families import FAMILIES
 from primesvt.models.overrides import SETTINGS

@@ -15,12 +15,12 @@ from torch.utils.data import Subset, TensorDataset
 
 from primesvt._files import FolderInUse, folder_lock
 from primesvt.data import Splits, load_data
-from primesvt.evaluation import outcomes
+from primesvt.distributed import ALONE, Processes
+from primesvt.evaluation.evaluator import outcomes
 from primesvt.models import SpikingViT, create_model
-from primesvt.processes import ALONE, Processes
 from primesvt.training import Augmentation
+from primesvt.training.config import Learning
 from primesvt.training.loop import Loop
-from primesvt.training.recipe import Learning
 
 from .channels.firing import excite
 from .played_processes import play

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from primesvt.artifact import load
+from primesvt.checkpoint.folder import load
 from primesvt.cli import main
 from primesvt.data import load_data
-from primesvt.evaluation import outcomes
+from primesvt.evaluation.evaluator import outcomes
 from primesvt.models import create_model, model_entry
 from primesvt.training import (
     Augmentation,

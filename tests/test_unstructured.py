@@ -13,8 +13,8 @@ from torch import nn
 
 from primesvt.channels import trace
 from primesvt.latency import Pace
-from primesvt.memory import parameter_bytes, parameter_count
 from primesvt.models import create_model
+from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.unstructured import sparse_costs, unstructured, weights_of
 
 from .families.drawn import examples

@@ -12,11 +12,11 @@ from checkpoints import Case
 from torch import nn
 
 from evidence.rows import PUBLISHED
-from primesvt.costs import accuracy_of
 from primesvt.data import Splits
 from primesvt.latency import Pace
-from primesvt.memory import parameter_count
 from primesvt.models import SpikingViT, create_model
+from primesvt.profiling.costs import accuracy_of
+from primesvt.profiling.memory import parameter_count
 from primesvt.recovery.finetuning import finetune
 from primesvt.training import TrainRecipe, train
 from primesvt.training.record import recorded_recipe

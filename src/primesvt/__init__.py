@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from primesvt.channels import ChannelGroup as ChannelGroup
     from primesvt.channels import remove_channels as remove_channels
     from primesvt.channels import trace as trace
-    from primesvt.constraints import Constraints as Constraints
+    from primesvt.channels.plan import Plan as Plan
+    from primesvt.config import Constraints as Constraints
     from primesvt.data import load_data as load_data
     from primesvt.exporting import ExportResult as ExportResult
     from primesvt.exporting import export as export
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models
     from primesvt.models import reset as reset
-    from primesvt.plan import Plan as Plan
-    from primesvt.pruning import PruneResult as PruneResult
-    from primesvt.pruning import prune as prune
+    from primesvt.pruning.pipeline import PruneResult as PruneResult
+    from primesvt.pruning.pipeline import prune as prune
     from primesvt.recovery.finetuning import FinetuneRecipe as FinetuneRecipe
     from primesvt.recovery.finetuning import finetune as finetune
 
@@ -39,12 +39,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "ChannelGraph": "channels",
     "ChannelGroup": "channels",
-    "Constraints": "constraints",
+    "Constraints": "config",
     "ExportResult": "exporting",
     "FinetuneRecipe": "recovery.finetuning",
     "FolderInUse": "_files",
-    "Plan": "plan",
-    "PruneResult": "pruning",
+    "Plan": "channels.plan",
+    "PruneResult": "pruning.pipeline",
     "SpikingViT": "models",
     "create_model": "models",
     "export": "exporting",
@@ -52,7 +52,7 @@ _HOMES = {
     "list_models": "models",
     "load": "loading",
     "load_data": "data",
-    "prune": "pruning",
+    "prune": "pruning.pipeline",
     "remove_channels": "channels",
     "reset": "models",
     "trace": "channels",

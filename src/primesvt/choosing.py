@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from primesvt.bench import Bench
 from primesvt.channels import ChannelGroup
-from primesvt.evaluation import Progress
+from primesvt.evaluation.evaluator import Progress
 from primesvt.importance import Evidence, find_importance, removal_costs
-from primesvt.policies import (
+from primesvt.policies.limits import Limit
+from primesvt.pruning.policies import (
     Allocate,
     Gate,
     Global,
@@ -21,8 +21,8 @@ from primesvt.policies import (
     Walk,
     every_width,
 )
-from primesvt.policies.limits import Limit
-from primesvt.sensitivity import Grid, Layer, find_edges, grids_of, probe_layers, unprobed
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.sensitivity import Grid, Layer, find_edges, grids_of, probe_layers, unprobed
 from primesvt.settings import Settings
 
 __all__ = ["choose"]

@@ -13,17 +13,17 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 
 from primesvt.calibration import Calibration
-from primesvt.candidates import Candidates
-from primesvt.confirmation import Confirmation
-from primesvt.constraints import Constraints
-from primesvt.costs import Accuracy, Costs, accuracy_of, costs_of
-from primesvt.evaluation import DataEvaluator, Evaluator, Progress
+from primesvt.channels.plan import Plan
+from primesvt.config import Constraints
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress
 from primesvt.latency import Latency, measure
-from primesvt.limits import Held
-from primesvt.lossless import Lean
-from primesvt.metrics import Metrics, conclude, notes_of
-from primesvt.plan import Plan
-from primesvt.policies import Gate, Walk
+from primesvt.profiling.costs import Accuracy, Costs, accuracy_of, costs_of
+from primesvt.pruning.candidates import Candidates
+from primesvt.pruning.confirmation import Confirmation
+from primesvt.pruning.limits import Held
+from primesvt.pruning.lossless import Lean
+from primesvt.pruning.metrics import Metrics, conclude, notes_of
+from primesvt.pruning.policies import Gate, Walk
 
 __all__ = ["Conclusion", "Solved"]
 

@@ -9,31 +9,31 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from primesvt.bench import Bench
+from primesvt._progress import counting
 from primesvt.calibration import Calibration
-from primesvt.candidates import Candidates, find_candidates
 from primesvt.channels import trace
+from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
-from primesvt.confirmation import Confirmation, confirmed
-from primesvt.constraints import Constraints
-from primesvt.cutter import NETWORKS
-from primesvt.evaluation import DataEvaluator, Evaluator, Progress, telling
-from primesvt.fingerprint import config_of, model_digest
+from primesvt.config import Constraints
+from primesvt.distributed import Processes
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress, telling
+from primesvt.evaluation.recording import first_samples, watch
 from primesvt.latency import LatencyTable
-from primesvt.limits import limits_of
-from primesvt.lossless import Lean, make_lean, strip
-from primesvt.memory import parameter_bytes
-from primesvt.metrics import Metrics
-from primesvt.plan import Plan, describe_inputs
-from primesvt.policies import Gate, Walk
-from primesvt.probes import ProbeTable, Reference
-from primesvt.processes import Processes
-from primesvt.progress import counting
+from primesvt.models.digest import config_of, model_digest
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.candidates import Candidates, find_candidates
+from primesvt.pruning.confirmation import Confirmation, confirmed
+from primesvt.pruning.limits import limits_of
+from primesvt.pruning.lossless import Lean, make_lean, strip
+from primesvt.pruning.metrics import Metrics
+from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.sensitivity import check_probed
+from primesvt.pruning.variants import NETWORKS
 from primesvt.scoring import Measurement, Outcomes
-from primesvt.sensitivity import check_probed
 from primesvt.settings import Settings
-from primesvt.watching import first_samples, watch
 from primesvt.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of, steps_of
 
 __all__ = ["Job"]

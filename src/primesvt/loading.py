@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from primesvt.artifact import load as load_folder
-from primesvt.artifact import model_folder
+from primesvt.checkpoint.folder import load as load_folder
+from primesvt.checkpoint.folder import model_folder
 from primesvt.models import SpikingViT, from_official, list_models
 from primesvt.models.nearest import agrees
+from primesvt.models.official.read import read_state_file
 from primesvt.models.overrides import check_names
-from primesvt.models.statefile import read_state_file
 
 __all__ = ["load"]
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from primesvt.batches import score_note
 from primesvt.calibration import calibrating
+from primesvt.distributed import ALONE, Processes
+from primesvt.evaluation.batch_dependence import score_note
 from primesvt.models import reset
-from primesvt.processes import ALONE, Processes
 
 __all__ = ["Measurement", "Outcomes", "Score", "ScoreEvaluator", "measured"]
 

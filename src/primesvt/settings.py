@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from primesvt.importance import find_importance
-from primesvt.policies import ORDERS, POLICIES, READINGS, usual_rates
-from primesvt.policies.gate import GATES
+from primesvt.pruning.gate import GATES
+from primesvt.pruning.policies import ORDERS, POLICIES, READINGS, usual_rates
+from primesvt.pruning.sensitivity import check_rates
 from primesvt.recovery import RECOVERIES
-from primesvt.sensitivity import check_rates
 
 __all__ = ["PRESETS", "Settings"]
 

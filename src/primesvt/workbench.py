@@ -10,19 +10,19 @@ import numpy as np
 from torch import nn
 from torch.utils.data import Subset
 
-from primesvt.bench import Bench
 from primesvt.calibration import CALIBRATION_BATCH, Activity, Calibration, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.cutter import NETWORKS, room_for
-from primesvt.distance import Distance
-from primesvt.evaluation import DataEvaluator, Evaluator
+from primesvt.channels.plan import Kept, Step
+from primesvt.evaluation.divergence import Distance
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
+from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
-from primesvt.lossless import Lean
-from primesvt.memory import batch_of, peak_activation_bytes
-from primesvt.plan import Kept, Step
-from primesvt.policies import Gate, Walk
-from primesvt.probes import ProbeTable
-from primesvt.racing import Race
+from primesvt.profiling.memory import batch_of, peak_activation_bytes
+from primesvt.pruning.lossless import Lean
+from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.probe_table import ProbeTable
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.variants import NETWORKS, room_for
 from primesvt.recovery import Recovery
 from primesvt.settings import Settings
 

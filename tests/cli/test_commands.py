@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import save_file
 
 from primesvt import Constraints, prune, recipe, settings
-from primesvt.artifact import save_model
-from primesvt.checkpoint import open_model
+from primesvt.checkpoint.folder import save_model
+from primesvt.checkpoint.load import open_model
 from primesvt.cli import main
 from primesvt.importance import IMPORTANCES
 from primesvt.models import create_model, list_models, to_official

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
+from primesvt._progress import Stage
 from primesvt.cli.console import Console, PlainProgress, duration
-from primesvt.progress import Stage
 
 
 def test_an_error_is_one_line_whatever_its_text(capsys):

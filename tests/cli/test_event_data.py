@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.event_samples import event_model, polarities, written
 
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 
 FC1 = "*.block3_0.mlp.fc1"
 

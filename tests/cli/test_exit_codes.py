@@ -160,7 +160,8 @@ def test_a_fine_tuning_ends_well_where_the_page_cannot_be_written(primesvt, _run
 def test_a_folder_is_compared_again_under_the_lock(primesvt, _run, prune_words, monkeypatch):
     """What another process has written since the first look counts."""
     import primesvt as package
-    from primesvt import _files, processes
+    from primesvt import _files
+    from primesvt import distributed as processes
 
     def late(folder):
         Path(folder).mkdir()

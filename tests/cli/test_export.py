@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 
 from ..exporting.conftest import run, tiny
 

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from primesvt.checkpoint import open_model
+from primesvt.checkpoint.load import open_model
 from primesvt.latency import Pace, measure
-from primesvt.memory import membrane_bytes
+from primesvt.profiling.memory import membrane_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 import primesvt
 from primesvt import load
-from primesvt.checkpoint import own_data
+from primesvt.checkpoint.load import own_data
 from primesvt.cli import main
 from primesvt.models import create_model, to_official
 

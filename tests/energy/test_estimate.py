@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from primesvt.energy import Prices, count_operations, energy_of, formulas
-from primesvt.memory import parameter_bytes
 from primesvt.models import lif
+from primesvt.profiling.memory import parameter_bytes
 
 
 def test_both_estimates_by_hand():

@@ -11,12 +11,12 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpC
 from torch import nn
 
 from primesvt.energy import count_operations
-from primesvt.memory import membrane_bytes
 from primesvt.models import create_model, lif, reset
 from primesvt.models.attention import RepConv, SpikingSelfAttention
 from primesvt.models.blocks import ConvBN
 from primesvt.models.neurons import IntegerNeuron, integer
 from primesvt.models.spiking_vit import SpikingViT
+from primesvt.profiling.memory import membrane_bytes
 
 from ..lively import FAMILIES, lively
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from primesvt.exporting.aligning import MULTIPLE, aligned
+from primesvt.exporting.onnx.channel_padding import MULTIPLE, aligned
 
 
 def conv(name, shape, groups, source, target, *, bias=True):

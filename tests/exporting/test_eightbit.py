@@ -11,18 +11,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from primesvt.exporting import payload
+from primesvt.exporting import onnx as payload
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.eightbit import (
+from primesvt.exporting.onnx.int8_weights import (
     fewest,
     quantized,
     rounded_count,
     weight_count,
     with_8bit_weights,
 )
-from primesvt.exporting.graph import draw
-from primesvt.exporting.onnx_file import only_logits, onnx_model, weight_bytes
+from primesvt.exporting.onnx.model import only_logits, onnx_model, weight_bytes
 from primesvt.exporting.runtime import model_runner, onnx_runner
+from primesvt.exporting.torch_export import draw
 
 from .conftest import tiny
 

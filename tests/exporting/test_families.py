@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from primesvt.exporting.aligning import aligned
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.eightbit import with_8bit_weights
-from primesvt.exporting.graph import draw, program_bytes
-from primesvt.exporting.onnx_file import OPSET, only_logits, onnx_model
+from primesvt.exporting.onnx.channel_padding import aligned
+from primesvt.exporting.onnx.int8_weights import with_8bit_weights
+from primesvt.exporting.onnx.model import OPSET, only_logits, onnx_model
 from primesvt.exporting.runtime import model_runner, onnx_runner, program_runner
+from primesvt.exporting.torch_export import draw, program_bytes
 from primesvt.models import create_model
 
 from ..channels.firing import excite

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from primesvt import create_model, export, load
-from primesvt.artifact import save_model
-from primesvt.exporting import folding, payload
-from primesvt.exporting.origin import open_origin, samples_of
+from primesvt.checkpoint.folder import save_model
+from primesvt.exporting import batchnorm_folding as folding
+from primesvt.exporting import onnx as payload
+from primesvt.exporting.source import open_origin, samples_of
 from primesvt.models import Provenance
 from primesvt.models.entry import events
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from primesvt.channels import trace
 from primesvt.latency import LatencyTable, Pace, Stopwatch, files
-from primesvt.latency import stopwatch as module
-from primesvt.memory import parameter_count
 from primesvt.models import create_model
+from primesvt.profiling import width_latency as module
+from primesvt.profiling.memory import parameter_count
 
 QUICK = Pace(seconds=0, least=1, tick=0)
 FC1, CONV = "blocks.block4_0.mlp.fc1", "blocks.conv1b.conv1"

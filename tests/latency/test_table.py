@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from primesvt.latency.table import LatencyTable, NetworkTime, PartTime, WidthTime
+from primesvt.profiling.latency_table import LatencyTable, NetworkTime, PartTime, WidthTime
 
 HERE = {"machine": "a CPU", "threads": 1, "batch": 32, "model": "abc"}
 PART = PartTime(part="blocks.one", milliseconds=3.5, runs=9)

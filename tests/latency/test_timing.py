@@ -11,7 +11,7 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 from primesvt.latency import Pace, measure
-from primesvt.latency.timing import batched, device_of, latency_of, machine_of, race
+from primesvt.profiling.timing import batched, device_of, latency_of, machine_of, race
 
 CPU = torch.device("cpu")
 QUICK = Pace(seconds=0, least=3, tick=0)

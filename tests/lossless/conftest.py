@@ -15,9 +15,9 @@ from torch.utils.data import Subset
 from primesvt.calibration import Calibration, calibration_of
 from primesvt.channels import trace
 from primesvt.data import Splits, load_data
-from primesvt.lossless import Lean, make_lean, strip
 from primesvt.models import SpikingViT, create_model, reset
 from primesvt.models.attention import RepConv
+from primesvt.pruning.lossless import Lean, make_lean, strip
 
 
 def force(norm: nn.Module, channels: Iterable[int], *, fires: bool = False) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import remove_channels, trace
-from primesvt.lossless import make_lean, strip
+from primesvt.pruning.lossless import make_lean, strip
 
 from .conftest import Chain, Padded, answer, built, force, gone, images, slim
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from primesvt.artifact import load, save_model
 from primesvt.calibration import calibration_of
-from primesvt.lossless import strip
-from primesvt.memory import parameter_bytes, parameter_count
+from primesvt.checkpoint.folder import load, save_model
 from primesvt.models import SpikingViT
 from primesvt.models.heads import SpikingHead
+from primesvt.profiling.memory import parameter_bytes, parameter_count
+from primesvt.pruning.lossless import strip
 
 from .conftest import answer, fired, picture
 
@@ -44,7 +44,7 @@ def test_a_head_of_two_signals_is_not_merged():
 
 
 def test_a_head_that_changes_a_prediction_stays_double(monkeypatch):
-    from primesvt.lossless import answers
+    from primesvt.pruning.lossless import answers
 
     model = fired("sdt_v2_digits", distillation=True)
     monkeypatch.setattr(answers, "_alike", lambda *_: False)

@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from primesvt import load, prune
-from primesvt.constraints import Constraints
-from primesvt.evaluation import outcomes
-from primesvt.memory import parameter_bytes
-from primesvt.metrics import Metrics
-from primesvt.plan import Plan, apply_plan
+from primesvt.channels.plan import Plan, apply_plan
+from primesvt.config import Constraints
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.metrics import Metrics
 from primesvt.report import headline
 
 from .conftest import Chain, answer, built, fired, force, images, picture

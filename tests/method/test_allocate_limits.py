@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from primesvt.held import Held
+from primesvt.profiling.limits import Held
 
 from .worlds import SAMPLES, SIZE, World, world
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from primesvt.artifact import load, save_model
 from primesvt.channels import remove_channels, trace
+from primesvt.channels.plan import Plan, Step, apply_plan
+from primesvt.checkpoint.folder import load, save_model
 from primesvt.models import create_model
-from primesvt.plan import Plan, Step, apply_plan
 
 EXAMPLE = ({"shape": [1, 1, 8, 8], "dtype": "float32"},)
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import Subset
 
 from primesvt import create_model, prune
-from primesvt.artifact import save_model
-from primesvt.batches import batch_note, mixing_of
+from primesvt.checkpoint.folder import save_model
 from primesvt.cli import main
-from primesvt.constraints import Constraints
-from primesvt.evaluation import outcomes
+from primesvt.config import Constraints
+from primesvt.evaluation.batch_dependence import batch_note, mixing_of
+from primesvt.evaluation.evaluator import outcomes
 from primesvt.models import Provenance, model_entry
 from primesvt.training import TrainRecipe, train
 

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import Subset
 
 from primesvt import choosing, load, prune
-from primesvt.constraints import Constraints
-from primesvt.evaluation import outcomes
-from primesvt.memory import parameter_bytes
-from primesvt.policies import POLICIES
+from primesvt.config import Constraints
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.policies import POLICIES
 from primesvt.settings import Settings
 
 SOME = ["*.block4_0.mlp.fc1", "*.block4_0.attn.q+k", "*.conv2a.conv1"]

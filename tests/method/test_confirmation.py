@@ -10,14 +10,14 @@ import pytest
 from torch.utils.data import Subset
 
 from primesvt import Constraints
-from primesvt.confirmation import confirm, confirmed, divide, images_needed, sequence
 from primesvt.data import Splits
-from primesvt.metrics import conclude
-from primesvt.policies import Gate, Walk
+from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
 from primesvt.policies.walk import Choice
-from primesvt.probes import Probe, Reference
+from primesvt.pruning.confirmation import confirm, confirmed, divide, images_needed, sequence
+from primesvt.pruning.metrics import conclude
+from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.probe_table import Probe, Reference
 from primesvt.scoring import Measurement
-from primesvt.statistics import paired_drop_bound, wilson_interval
 
 N = 1000
 RIGHT = np.ones(N, dtype=bool)

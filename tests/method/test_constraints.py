@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from primesvt.constraints import Constraints, parse_bytes
+from primesvt.config import Constraints, parse_bytes
 
 
 @pytest.mark.parametrize(

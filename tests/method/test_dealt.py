@@ -10,14 +10,14 @@ from unittest import mock
 import pytest
 import torch
 
-from primesvt import cutter as module
-from primesvt.bench import Bench
-from primesvt.cutter import Cutter
-from primesvt.distance import Distance
+from primesvt.distributed import ALONE, Processes
+from primesvt.evaluation.divergence import Distance
 from primesvt.importance import find_importance
-from primesvt.memory import parameter_bytes
-from primesvt.probes import ProbeTable, Reference
-from primesvt.processes import ALONE, Processes
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.pipeline import variants as module
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.variants import Cutter
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement, ScoreEvaluator
 

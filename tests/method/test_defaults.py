@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from primesvt import load, prune
-from primesvt.constraints import Constraints
-from primesvt.evaluation import outcomes
-from primesvt.memory import parameter_bytes
+from primesvt.config import Constraints
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.profiling.memory import parameter_bytes
 
 SOME = ["*.block4_0.mlp.fc1", "*.block4_0.attn.q+k", "*.conv2a.conv1"]
 QUICK = {"include": SOME, "rates": (0.3, 0.6), "verify": False, "gate": "point", "batch_size": 60}

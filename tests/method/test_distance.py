@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import calibration_of
-from primesvt.distance import FARTHEST, Distance
-from primesvt.together import Together
+from primesvt.evaluation.divergence import FARTHEST, Distance
+from primesvt.models.shared_prefix import Together
 
 
 def divergence(model: nn.Module, other: nn.Module, x: Tensor) -> float:

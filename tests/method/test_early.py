@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from primesvt import Constraints, prune
-from primesvt.bench import Bench, _answers
-from primesvt.evaluation import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator
+from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import find_importance
-from primesvt.memory import parameter_bytes
-from primesvt.policies import Gate
-from primesvt.preparing import evaluator_for
-from primesvt.probes import ProbeTable, Reference
-from primesvt.racing import Race
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.inputs import evaluator_for
+from primesvt.pruning.policies import Gate
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Bench, _answers
 
 FC1 = "blocks.block4_0.mlp.fc1"
 

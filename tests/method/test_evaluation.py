@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from primesvt import evaluation
-from primesvt.evaluation import DataEvaluator, outcomes, resolve_device
+from primesvt.evaluation.evaluator import DataEvaluator, outcomes, resolve_device
+from primesvt.evaluation.evaluator import evaluator as evaluation
 from primesvt.scoring import ScoreEvaluator, measured
 
 

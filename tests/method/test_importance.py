@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from primesvt.importance import Evidence, find_importance, keep
-from primesvt.importance.weights import l2
+from primesvt.importance.magnitude import l2
 
 BLOCK = "blocks.block4_0"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primesvt.policies.knapsack import Knapsack, Option
+from primesvt.pruning.policies.knapsack import Knapsack, Option
 
 GROUPS = st.lists(
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, 40)), max_size=3), min_size=1, max_size=4

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import remove_channels
-from primesvt.memory import (
+from primesvt.profiling.memory import (
     buffer_bytes,
     group_bytes,
     group_parameters,

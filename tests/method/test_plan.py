@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from primesvt.channels import remove_channels
-from primesvt.fingerprint import data_digest, model_digest
+from primesvt.channels.plan import Plan, Step, apply_plan
 from primesvt.importance import Evidence, keep
-from primesvt.importance.weights import l2
+from primesvt.importance.magnitude import l2
 from primesvt.models import create_model
-from primesvt.plan import Plan, Step, apply_plan
+from primesvt.models.digest import data_digest, model_digest
 
 QK = "blocks.block4_0.attn.q+k"
 

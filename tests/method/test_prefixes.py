@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.bench import Bench
-from primesvt.evaluation import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator
 from primesvt.importance import find_importance
-from primesvt.memory import buffer_bytes, parameter_bytes
 from primesvt.models import SpikingViT
-from primesvt.models.copying import copy_of
+from primesvt.models.forward import copy_of
 from primesvt.prefixes import Place, Prefixes
-from primesvt.probes import ProbeTable, Reference
+from primesvt.profiling.memory import buffer_bytes, parameter_bytes
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Bench
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, free, lively

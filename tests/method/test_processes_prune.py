@@ -16,11 +16,11 @@ from torch.utils.data import Subset
 
 from primesvt import create_model, prune
 from primesvt.cli import main
-from primesvt.constraints import Constraints
+from primesvt.config import Constraints
 from primesvt.data import Splits, load_data
-from primesvt.evaluation import outcomes
-from primesvt.fingerprint import model_digest
-from primesvt.pruning import PruneResult
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.models.digest import model_digest
+from primesvt.pruning.pipeline import PruneResult
 
 from ..two_processes import run_twice
 
@@ -36,7 +36,7 @@ MISTAKE = ["prune", "sdt_v2_digits", "--include", "nothing_like_it"]
 
 KILLED = """
 import signal
-from primesvt import probes
+from primesvt.pruning.pipeline import probe_table as probes
 from tests.method.test_processes_prune import METHODS, pruned
 
 written = 0
@@ -112,8 +112,10 @@ def pruned(method: dict[str, Any], out: Any = None, told: str = "", **options: A
 def timed(rank: int) -> PruneResult:
     """With a limit on time, for which every process has a clock of its own."""
     from primesvt import conclusion
-    from primesvt.latency import Pace, measure, stopwatch, timing
-    from primesvt.memory import parameter_count
+    from primesvt.latency import Pace, measure
+    from primesvt.profiling import timing as timing
+    from primesvt.profiling import width_latency as stopwatch
+    from primesvt.profiling.memory import parameter_count
 
     def race_networks(parts: dict[str, Any], pace: Pace) -> dict[str, Any]:
         sizes = {name: parameter_count(part) for name, (part, _) in parts.items()}

@@ -14,11 +14,11 @@ import yaml
 from torch.utils.data import Dataset, TensorDataset
 
 from primesvt import create_model, load, prune
-from primesvt.constraints import Constraints
-from primesvt.evaluation import outcomes
-from primesvt.memory import parameter_bytes
-from primesvt.plan import Plan, apply_plan
-from primesvt.statistics import paired_drop_bound
+from primesvt.channels.plan import Plan, apply_plan
+from primesvt.config import Constraints
+from primesvt.evaluation.confidence import paired_drop_bound
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.profiling.memory import parameter_bytes
 
 SOME = ["*.block4_0.mlp.fc1", "*.block4_0.attn.q+k", "*.conv2a.conv1"]
 RATES = (0.3, 0.6, 0.9)

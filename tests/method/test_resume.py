@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from primesvt.cutter import TOGETHER
+from primesvt.pruning.variants import TOGETHER
 
 from ..forked import forked
 
@@ -16,8 +16,10 @@ import dataclasses, json, os, signal
 import torch
 from torch.utils.data import Subset
 torch.set_num_threads(1)
-from primesvt import evaluation, probes, pruning
-from primesvt.constraints import Constraints
+from primesvt.evaluation.evaluator import evaluator as evaluation
+from primesvt.pruning.pipeline import probe_table as probes
+from primesvt.pruning.pipeline import pipeline as pruning
+from primesvt.config import Constraints
 from primesvt.data import load_data
 from primesvt.models import create_model
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from primesvt.data import Splits
-from primesvt.evaluation import DataEvaluator, _outcomes, outcomes
+from primesvt.distributed import ALONE, Processes
+from primesvt.evaluation.evaluator import DataEvaluator, _outcomes, outcomes
+from primesvt.evaluation.sequential_test import Race
+from primesvt.models.shared_prefix import Together
 from primesvt.prefixes import Prefixes
-from primesvt.processes import ALONE, Processes
-from primesvt.racing import Race
-from primesvt.together import Together
 
 from ..played_processes import Played, play
 

@@ -13,16 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.bench import Bench
 from primesvt.channels import remove_channels
-from primesvt.evaluation import outcomes
+from primesvt.evaluation.evaluator import outcomes
 from primesvt.importance import Evidence, keep
-from primesvt.importance.weights import l2
-from primesvt.memory import parameter_bytes
-from primesvt.policies import Gate
-from primesvt.probes import Probe, ProbeTable, Reference
-from primesvt.scoring import Measurement
-from primesvt.sensitivity import (
+from primesvt.importance.magnitude import l2
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.policies import Gate
+from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.sensitivity import (
     check_probed,
     check_rates,
     find_edges,
@@ -30,6 +29,7 @@ from primesvt.sensitivity import (
     probe_layers,
     widths,
 )
+from primesvt.scoring import Measurement
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.statistics import mean_drop_bound, paired_drop_bound, wilson_interval
+from primesvt.evaluation.confidence import mean_drop_bound, paired_drop_bound, wilson_interval
 
 Z = 1.6448536269514722
 

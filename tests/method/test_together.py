@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from primesvt import prune
-from primesvt.bench import Bench
-from primesvt.cutter import NETWORKS, Cutter
-from primesvt.distance import Distance
-from primesvt.evaluation import DataEvaluator
+from primesvt.evaluation.divergence import Distance
+from primesvt.evaluation.evaluator import DataEvaluator
 from primesvt.importance import find_importance
-from primesvt.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
 from primesvt.models import SpikingViT
-from primesvt.probes import ProbeTable, Reference
+from primesvt.models.shared_prefix import Together, block_of
+from primesvt.profiling.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Bench
+from primesvt.pruning.variants import NETWORKS, Cutter
 from primesvt.recovery import Recovery
 from primesvt.scoring import Measurement
-from primesvt.together import Together, block_of
 from primesvt.workbench import memory_for_networks
 
 from ..channels.firing import state_bytes

@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 
-from primesvt.policies import Allocate, Gate
-from primesvt.probes import Probe, Reference
+from primesvt.pruning.policies import Allocate, Gate
+from primesvt.pruning.probe_table import Probe, Reference
+from primesvt.pruning.sensitivity import Grid, widths
 from primesvt.scoring import Measurement
-from primesvt.sensitivity import Grid, widths
 
 SIZE, SAMPLES = 10, 10_000
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from primesvt.models.inference import as_evaluated
+from primesvt.models.fast_paths import as_evaluated
 from primesvt.models.pooling import HalvingMaxPool
 
 PLAIN = nn.MaxPool2d(3, 2, 1)

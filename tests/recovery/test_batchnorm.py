@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import calibration_of
-from primesvt.calibration.norms import seen_by
+from primesvt.calibration.norm_inputs import seen_by
+from primesvt.models.shared_prefix import Together
 from primesvt.recovery.batchnorm import reestimate
-from primesvt.together import Together
 
 from ..channels.firing import state_bytes
 

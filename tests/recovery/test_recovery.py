@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from primesvt.channels import remove_channels
 from primesvt.importance import keep
-from primesvt.importance.weights import random
+from primesvt.importance.magnitude import random
 from primesvt.models import reset
+from primesvt.models.shared_prefix import Together
 from primesvt.recovery import Recovery
-from primesvt.together import Together
 
 from ..lively import FAMILIES, Lively, lively
 

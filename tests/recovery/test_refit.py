@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
+from primesvt.calibration.least_squares import DAMPING, regression
 from primesvt.calibration.patches import patches
 from primesvt.channels import remove_channels
 from primesvt.models import reset
 from primesvt.recovery.refit import refit
-from primesvt.recovery.solve import DAMPING, regression
 
 from ..families.drawn import SEEDS, examples
 from ..lively import Lively, watched

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from primesvt.artifact import save_model
 from primesvt.channels import remove_channels, trace
+from primesvt.channels.plan import Plan, Step, describe_inputs
+from primesvt.checkpoint.folder import save_model
 from primesvt.models import create_model
-from primesvt.plan import Plan, Step, describe_inputs
 from primesvt.recipe import Limits, Method, PruneRecipe
 
 FC1, FC3, CONV = "blocks.block4_0.mlp.fc1", "blocks.block3_0.mlp.fc1", "blocks.conv2a.conv1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from primesvt.report import write_comparison, write_report
-from primesvt.report.runfiles import read_run
+from primesvt.report.run_files import read_run
 from primesvt.report.tuned import tuning
 
 from .runs import score, write_run

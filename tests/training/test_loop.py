@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from primesvt.data import ImageSet, load_data
+from primesvt.distributed import Processes
 from primesvt.models.neurons import lif, reset
-from primesvt.processes import Processes
 from primesvt.training import Augmentation
 from primesvt.training.best import Best
+from primesvt.training.config import Learning
 from primesvt.training.loop import Loop, learning_rate_factor
 from primesvt.training.randomness import repeatable
-from primesvt.training.recipe import Learning
 from primesvt.training.snapshot import Snapshot
 
 ALONE = Processes.start(torch.device("cpu"))

@@ -4,10 +4,10 @@
 ``check`` proves on a copy that a cut means what it says.
 """
 
-from primesvt.channels.build import trace
-from primesvt.channels.check import Refusal
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Freed, Member
 from primesvt.channels.surgery import remove_channels
+from primesvt.channels.tracing import trace
+from primesvt.channels.verification import Refusal
 
 __all__ = [
     "ChannelGraph",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from primesvt.models.copying import copy_of
+from primesvt.models.forward import copy_of
 from primesvt.models.neurons import reset
 
 

@@ -16,7 +16,7 @@ from primesvt.channels.layout import Layout, coordinates
 if TYPE_CHECKING:
     from torch import nn
 
-    from primesvt.channels.check import Refusal
+    from primesvt.channels.verification import Refusal
 
 Ids = npt.NDArray[np.int64]
 Kind = Literal["channel", "stream", "heads"]
@@ -288,6 +288,6 @@ class ChannelGraph:
         Returns one refusal per group that crashes or differs; an empty tuple means all is well.
         ``progress`` is called with the rounds done and to do.
         """
-        from primesvt.channels.check import check
+        from primesvt.channels.verification import check
 
         return check(model, self, groups, progress)

@@ -52,11 +52,11 @@ class Apply:
             return self._run(console)
 
     def _run(self, console: Console) -> int:
-        from primesvt.artifact import save_model
-        from primesvt.checkpoint import open_model
-        from primesvt.fingerprint import model_digest
-        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
-        from primesvt.plan import Plan, apply_plan
+        from primesvt.channels.plan import Plan, apply_plan
+        from primesvt.checkpoint.folder import save_model
+        from primesvt.checkpoint.load import open_model
+        from primesvt.models.digest import model_digest
+        from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
 
         plan = Plan.load(self.plan)
         opened = open_model(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from torch import nn
 
+from primesvt._format import megabytes, scaled
 from primesvt.calibration import calibration_of
 from primesvt.cli.tables import by_block, inside, table
 from primesvt.energy import (
@@ -20,14 +21,13 @@ from primesvt.energy import (
     energy_of,
 )
 from primesvt.latency import Latency, measure
-from primesvt.memory import file_bytes, parameter_bytes
+from primesvt.profiling.memory import file_bytes, parameter_bytes
 from primesvt.report.costs import cost_notes
-from primesvt.text import megabytes, scaled
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from primesvt.checkpoint import OpenedModel
+    from primesvt.checkpoint.load import OpenedModel
     from primesvt.data import Splits
 
 __all__ = ["Counted", "count"]

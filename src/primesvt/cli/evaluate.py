@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from primesvt._format import megabytes
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import table, whole
-from primesvt.text import megabytes
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from primesvt.checkpoint import OpenedModel
+    from primesvt.checkpoint.load import OpenedModel
     from primesvt.models import SpikingViT
 
 __all__ = ["Evaluate"]
@@ -54,8 +54,8 @@ class Evaluate:
 
     def run(self, console: Console) -> int:
         """Measure and print one row."""
-        from primesvt.batches import batch_note
-        from primesvt.checkpoint import open_model, own_data, splits_for
+        from primesvt.checkpoint.load import open_model, own_data, splits_for
+        from primesvt.evaluation.batch_dependence import batch_note
 
         opened = open_model(
             self.model,
@@ -94,10 +94,10 @@ class Evaluate:
         return 0
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
-        from primesvt.evaluation import outcomes, resolve_device
-        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
-        from primesvt.processes import Processes
-        from primesvt.statistics import wilson_interval
+        from primesvt.distributed import Processes
+        from primesvt.evaluation.confidence import wilson_interval
+        from primesvt.evaluation.evaluator import outcomes, resolve_device
+        from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
 
         if self.folded and self.device != "cpu":
             raise ValueError(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from primesvt._format import megabytes
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import table
 from primesvt.recipe import unset
-from primesvt.text import megabytes
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -141,7 +141,7 @@ class Finetune:
 
     def _asked(self) -> dict[str, Any]:
         """The fields of the recipe file, and flags in their place."""
-        from primesvt.training.recipe import read_content
+        from primesvt.training.config import read_content
 
         content = {} if self.recipe is None else read_content(self.recipe)
         flags_given = {name: getattr(self, name) for name in FIELDS}

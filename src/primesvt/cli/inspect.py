@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 
+from primesvt._format import megabytes, scaled
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import by_block, inside, table, whole
 from primesvt.recipe import unset
-from primesvt.text import megabytes, scaled
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
     from primesvt.channels import ChannelGroup
-    from primesvt.checkpoint import OpenedModel
+    from primesvt.checkpoint.load import OpenedModel
     from primesvt.cli.counting import Counted
 
 __all__ = ["Inspect", "tracing"]
@@ -61,8 +61,8 @@ class Inspect:
     def run(self, console: Console) -> int:
         """Trace the model and print layers or groups."""
         from primesvt.channels import trace
-        from primesvt.checkpoint import open_model
-        from primesvt.memory import inventory, parameter_count
+        from primesvt.checkpoint.load import open_model
+        from primesvt.profiling.memory import inventory, parameter_count
 
         opened = open_model(
             self.model,
@@ -110,7 +110,7 @@ class Inspect:
 
     def _counted(self, opened: OpenedModel) -> Counted:
         """What the model costs: on images where there are any, on one random image otherwise."""
-        from primesvt.checkpoint import own_data, splits_for
+        from primesvt.checkpoint.load import own_data, splits_for
         from primesvt.cli.counting import count
 
         if self.data is not None and not self.costs:

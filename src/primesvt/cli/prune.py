@@ -16,7 +16,7 @@ from primesvt.cli.tables import change_table
 from primesvt.recipe import PRESETS, PruneRecipe, read_recipe, unset
 
 if TYPE_CHECKING:
-    from primesvt.pruning import PruneResult
+    from primesvt.pruning.pipeline import PruneResult
 
 __all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
 
@@ -65,10 +65,10 @@ class Prune:
 
     def run(self, console: Console) -> int:
         """Prune, write the run folder, and say what was traded for what."""
-        from primesvt.batches import batch_note
-        from primesvt.checkpoint import open_model, splits_for
-        from primesvt.constraints import Constraints
-        from primesvt.pruning import prune
+        from primesvt.checkpoint.load import open_model, splits_for
+        from primesvt.config import Constraints
+        from primesvt.evaluation.batch_dependence import batch_note
+        from primesvt.pruning.pipeline import prune
 
         recipe = self._resolved()
         constraints = Constraints(**recipe.limits.model_dump())
@@ -125,7 +125,7 @@ class Prune:
 
     def _resolved(self) -> PruneRecipe:
         """The recipe with nothing left to the policy's habits."""
-        from primesvt.policies import usual_rates
+        from primesvt.pruning.policies import usual_rates
 
         recipe = self._checked_recipe()
         if recipe.method.rates is not None:
@@ -136,7 +136,7 @@ class Prune:
 
 def _with_data(recipe: PruneRecipe) -> PruneRecipe:
     """The recipe with the model's own data where none are named, as recipe.yaml is to have them."""
-    from primesvt.checkpoint import own_data
+    from primesvt.checkpoint.load import own_data
 
     own = own_data(recipe.model)
     if recipe.data is not None or own is None:

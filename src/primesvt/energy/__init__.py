@@ -1,7 +1,7 @@
 """What a network computes for one sample, and what that costs: MACs, SynOps, joules."""
 
-from primesvt.energy.estimate import PRICES, Energy, Prices, energy_of, formulas
-from primesvt.energy.operations import COUNTED, ModuleCosts, Operations, count_operations
+from primesvt.profiling.energy import PRICES, Energy, Prices, energy_of, formulas
+from primesvt.profiling.operations import COUNTED, ModuleCosts, Operations, count_operations
 
 __all__ = [
     "COUNTED",

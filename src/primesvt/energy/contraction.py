@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from primesvt.energy.spikes import origin_of, spikes_in
+from primesvt.profiling.spikes import origin_of, spikes_in
 
 __all__ = ["Contraction", "contracts"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from primesvt.checkpoint import provenance_of
+from primesvt.checkpoint.load import provenance_of
 from primesvt.models import DataConfig, SpikingViT
 
 __all__ = ["about", "input_name", "input_shape", "preparation", "prepared"]

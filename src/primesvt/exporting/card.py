@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt.exporting.about import prepared
 from primesvt.exporting.agreement import Agreement
-from primesvt.exporting.origin import Origin
+from primesvt.exporting.source import Origin
 from primesvt.models import SpikingViT
 from primesvt.models.families import FAMILIES
 from primesvt.report import Change, changes, headline

@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from primesvt.batches import mixing_of
 from primesvt.channels.copies import working_copy
+from primesvt.evaluation.batch_dependence import mixing_of
 from primesvt.exporting.agreement import Agreement, compare
-from primesvt.exporting.origin import Samples
 from primesvt.exporting.runtime import Runner, model_runner
+from primesvt.exporting.source import Samples
 
 __all__ = ["Comparison", "Progress"]
 

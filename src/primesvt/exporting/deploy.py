@@ -10,10 +10,10 @@ import torch
 from spikingjelly.activation_based import base, layer
 from torch import Tensor, nn
 
-from primesvt.batches import mixing_of
 from primesvt.channels.copies import working_copy
-from primesvt.exporting.folding import Folded
-from primesvt.exporting.neurons import KNOWN, Plain, plain
+from primesvt.evaluation.batch_dependence import mixing_of
+from primesvt.exporting.batchnorm_folding import Folded
+from primesvt.exporting.plain_neurons import KNOWN, Plain, plain
 from primesvt.exporting.quick import simplify
 from primesvt.models import reset
 from primesvt.models.families.qkformer.blocks import AcrossImages

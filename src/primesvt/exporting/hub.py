@@ -6,19 +6,19 @@ import shutil
 from pathlib import Path
 
 from primesvt._files import write_bytes, write_text
-from primesvt.artifact import load, save_model
-from primesvt.batches import batch_note, mixing_of
+from primesvt.checkpoint.folder import load, save_model
+from primesvt.evaluation.batch_dependence import batch_note, mixing_of
 from primesvt.exporting.agreement import Agreement
 from primesvt.exporting.card import card
 from primesvt.exporting.comparison import Comparison
 from primesvt.exporting.deploy import spiking_modules
-from primesvt.exporting.origin import Origin
 from primesvt.exporting.picture import picture
 from primesvt.exporting.result import Size
 from primesvt.exporting.runtime import model_runner
-from primesvt.fingerprint import config_of
-from primesvt.memory import parameter_bytes
-from primesvt.report.runfiles import read_run
+from primesvt.exporting.source import Origin
+from primesvt.models.digest import config_of
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.report.run_files import read_run
 
 __all__ = ["upload", "write_hub"]
 

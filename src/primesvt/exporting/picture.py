@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from primesvt.report.runfiles import RunFiles
-from primesvt.report.walkplot import Network, networks, text_of
+from primesvt.report.run_files import RunFiles
+from primesvt.report.tradeoff_plot import Network, networks, text_of
 
 __all__ = ["picture"]
 

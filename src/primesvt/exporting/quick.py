@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.channels.copies import working_copy
-from primesvt.exporting.folding import Folded, fold_norms
+from primesvt.exporting.batchnorm_folding import Folded, fold_norms
 from primesvt.exporting.packing import pack
-from primesvt.lossless.leftovers import merge_head, strip_unused
 from primesvt.models import reset
 from primesvt.models.blocks import ConvBN
+from primesvt.models.strip import merge_head, strip_unused
 
 __all__ = ["quick", "simplify"]
 

@@ -12,12 +12,12 @@ from primesvt._files import file_lock, write_bytes, write_json
 from primesvt.exporting.about import about, input_name, input_shape
 from primesvt.exporting.comparison import Comparison, Progress
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.onnx_file import check_onnx
-from primesvt.exporting.origin import Origin, open_origin, samples_of
-from primesvt.exporting.payload import onnx_payload, program_payload
+from primesvt.exporting.onnx import onnx_payload, program_payload
+from primesvt.exporting.onnx.model import check_onnx
 from primesvt.exporting.result import ExportResult, Size
 from primesvt.exporting.settings import ExportSettings, Format
-from primesvt.memory import parameter_bytes
+from primesvt.exporting.source import Origin, open_origin, samples_of
+from primesvt.profiling.memory import parameter_bytes
 
 __all__ = ["export"]
 

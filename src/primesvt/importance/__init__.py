@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from primesvt.channels.graph import Ids
-from primesvt.importance.compensated import obs
+from primesvt.importance.activity import activity, firing_rate, membrane, taylor
+from primesvt.importance.base import Evidence, Importance, Scores
 from primesvt.importance.costs import removal_costs
-from primesvt.importance.evidence import Evidence, Importance, Scores
-from primesvt.importance.spikes import activity, firing_rate, membrane, taylor
-from primesvt.importance.weights import l1, l2, l2_folded, random
+from primesvt.importance.magnitude import l1, l2, l2_folded, random
+from primesvt.importance.obs import obs
 
 __all__ = [
     "IMPORTANCES",

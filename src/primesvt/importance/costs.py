@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from primesvt.channels import ChannelGroup
-from primesvt.importance.compensated import eliminate, obs
-from primesvt.importance.evidence import Evidence, Importance, Scores
+from primesvt.importance.base import Evidence, Importance, Scores
+from primesvt.importance.obs import eliminate, obs
 
 __all__ = ["removal_costs"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primesvt.latency.timing import Pace, Seconds, batched, race
 from primesvt.models import SpikingViT
+from primesvt.profiling.timing import Pace, Seconds, batched, race
 
 __all__ = ["Files"]
 
@@ -30,7 +30,7 @@ class Files:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        from primesvt.exporting.onnx_file import check_onnx
+        from primesvt.exporting.onnx.model import check_onnx
 
         check_onnx()
         self._blocks = isinstance(model, SpikingViT)
@@ -57,11 +57,11 @@ class Files:
 
 def _file(model: nn.Module, x: Tensor, axis: int) -> Runner:
     """A file for any number of samples; two of them show it."""
-    from primesvt.exporting.aligning import aligned
     from primesvt.exporting.deploy import deploy
-    from primesvt.exporting.graph import draw
-    from primesvt.exporting.onnx_file import onnx_model
+    from primesvt.exporting.onnx.channel_padding import aligned
+    from primesvt.exporting.onnx.model import onnx_model
     from primesvt.exporting.runtime import onnx_runner
+    from primesvt.exporting.torch_export import draw
 
     (two,) = batched((x.transpose(0, axis),), 2)
     example = two.transpose(0, axis).contiguous()

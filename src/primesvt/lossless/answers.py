@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from primesvt.calibration import Calibration, calibrating
-from primesvt.memory import batch_of
+from primesvt.profiling.memory import batch_of
 
 __all__ = ["Answers"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from primesvt.calibration import Reader, Wiring
 from primesvt.calibration.wiring import NORMS
 from primesvt.channels import ChannelGraph
-from primesvt.lossless.steady import Levels, Steady, norms_behind
+from primesvt.pruning.lossless.constant_channels import Levels, Steady, norms_behind
 
 __all__ = ["fold_constants"]
 

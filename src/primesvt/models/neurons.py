@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import base, surrogate
 from torch import Tensor, nn
 
-from primesvt.models.inference import LIF, PLIF
+from primesvt.models.fast_paths import LIF, PLIF
 
 __all__ = [
     "IntegerNeuron",

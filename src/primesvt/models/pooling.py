@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from primesvt.models.inference import exported, unwatched
+from primesvt.models.fast_paths import exported, unwatched
 
 __all__ = ["HalvingMaxPool"]
 

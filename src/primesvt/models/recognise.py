@@ -9,10 +9,10 @@ from torch import Tensor
 
 from primesvt.models.entry import ModelEntry
 from primesvt.models.families import FAMILIES, Family, family_of
-from primesvt.models.interpretation import Interpretation, interpret
-from primesvt.models.official_names import official_shapes
+from primesvt.models.official.names import official_shapes
+from primesvt.models.official.recognise import Interpretation, interpret
 from primesvt.models.overrides import check_names
-from primesvt.models.state import Differences, differences
+from primesvt.models.state_dict import Differences, differences
 
 __all__ = ["recognise"]
 

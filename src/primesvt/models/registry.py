@@ -16,7 +16,7 @@ from primesvt.models.entry import ModelEntry
 from primesvt.models.families import FAMILIES, build_model
 from primesvt.models.provenance import Provenance
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import load_state
+from primesvt.models.state_dict import load_state
 
 __all__ = ["create_model", "list_models", "model_entry"]
 

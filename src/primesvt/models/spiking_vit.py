@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from primesvt.models.config import ModelConfig
-from primesvt.models.inference import forgetting
-from primesvt.models.loaded import Loaded
+from primesvt.models.fast_paths import forgetting
 from primesvt.models.neurons import memories
+from primesvt.models.official.report import Loaded
 from primesvt.models.provenance import Provenance
 
 __all__ = ["SpikingViT"]

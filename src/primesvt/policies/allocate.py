@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from primesvt.evaluation import Progress
-from primesvt.policies.gate import Gate
-from primesvt.policies.knapsack import Option
+from primesvt.evaluation.evaluator import Progress
 from primesvt.policies.limits import Limit
-from primesvt.policies.plans import Candidate, Tools
-from primesvt.policies.search import Search, near, spread
 from primesvt.policies.walk import Walk
-from primesvt.sensitivity import Grid
+from primesvt.pruning.gate import Gate
+from primesvt.pruning.policies.allocate import Search, near, spread
+from primesvt.pruning.policies.base import Candidate, Tools
+from primesvt.pruning.policies.knapsack import Option
+from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["Allocate"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from primesvt.held import Held
-from primesvt.probes import Cuts
+from primesvt.profiling.limits import Held
+from primesvt.pruning.probe_table import Cuts
 
 __all__ = ["Limit"]
 

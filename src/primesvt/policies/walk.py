@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from primesvt.policies.gate import Verdict
-from primesvt.probes import Probe
-from primesvt.sensitivity import Layer, Point
+from primesvt.pruning.gate import Verdict
+from primesvt.pruning.probe_table import Probe
+from primesvt.pruning.sensitivity import Layer, Point
 
 __all__ = ["Choice", "Target", "Walk", "cuts_of"]
 

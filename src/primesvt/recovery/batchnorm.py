@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import Calibration
-from primesvt.calibration.norms import Norm, Seen, before_each, norms_of, see
-from primesvt.together import Together, block_of
+from primesvt.calibration.norm_inputs import Norm, Seen, before_each, norms_of, see
+from primesvt.models.shared_prefix import Together, block_of
 
 __all__ = ["reestimate"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from primesvt.calibration import Activity, Reader
 from primesvt.channels.graph import Ids
+from primesvt.channels.plan import NOTHING
 from primesvt.channels.surgery import kept_along
-from primesvt.plan import NOTHING
+from primesvt.models.shared_prefix import Together
 from primesvt.recovery.batchnorm import reestimate
 from primesvt.recovery.refit import refit
-from primesvt.together import Together
 
 __all__ = ["RECOVERIES", "Recovery"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import Activity, Reader
+from primesvt.calibration.least_squares import regression
 from primesvt.channels.graph import Ids
-from primesvt.recovery.solve import regression
 
 __all__ = ["refit"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from primesvt.held import Held
+from primesvt._format import megabytes, percent_points
+from primesvt.profiling.limits import Held
 from primesvt.report.costs import cost_rows, relative
-from primesvt.text import megabytes, percent_points
 
 __all__ = ["Change", "changes", "headline"]
 

@@ -14,7 +14,7 @@ from primesvt.report.heat import Cell, Heat, Row
 from primesvt.report.names import by_block, inside
 from primesvt.report.page import asked, render
 from primesvt.report.plantable import kept_share
-from primesvt.report.runfiles import RunFiles, flat, read_run
+from primesvt.report.run_files import RunFiles, flat, read_run
 from primesvt.report.summary import limits_asked, summary
 from primesvt.report.tuned import tuning
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from primesvt.report.plots import Axis, Mark, Plot, Segment, axis
-from primesvt.report.runfiles import RunFiles
-from primesvt.report.walkplot import Network, networks, score_axis, text_of
+from primesvt.report.run_files import RunFiles
+from primesvt.report.tradeoff_plot import Network, networks, score_axis, text_of
 
 __all__ = ["COLOURS", "comparison_plot"]
 

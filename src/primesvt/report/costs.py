@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from primesvt._format import megabytes, percent_points, scaled
 from primesvt.energy import formulas
 from primesvt.report.names import block_of, inside
-from primesvt.text import megabytes, percent_points, scaled
 
 __all__ = ["Firing", "cost_notes", "cost_rows", "firing_rates"]
 

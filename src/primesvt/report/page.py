@@ -14,13 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from primesvt._files import write_text
 from primesvt.report.changes import Change, changes, headline
 from primesvt.report.costs import cost_notes, firing_rates
+from primesvt.report.heatmap import robustness
 from primesvt.report.plantable import plan_table
-from primesvt.report.robustness import robustness
-from primesvt.report.runfiles import RunFiles, flat, read_run
+from primesvt.report.run_files import RunFiles, flat, read_run
 from primesvt.report.sizes import block_sizes
 from primesvt.report.summary import summary
+from primesvt.report.tradeoff_plot import text_of, walk_plot
 from primesvt.report.tuned import tuning
-from primesvt.report.walkplot import text_of, walk_plot
 
 # The costs that are shown large, as far as they were measured: the first two of these.
 LARGE = (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from primesvt.report.names import block_of, inside
-from primesvt.report.runfiles import RunFiles
-from primesvt.report.walkplot import text_of
+from primesvt.report.run_files import RunFiles
+from primesvt.report.tradeoff_plot import text_of
 
 __all__ = ["Cut", "kept_share", "plan_table"]
 

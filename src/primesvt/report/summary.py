@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from primesvt.held import Held
-from primesvt.report.runfiles import RunFiles
+from primesvt._format import above, megabytes, percent_points
+from primesvt.profiling.limits import Held
+from primesvt.report.run_files import RunFiles
 from primesvt.report.tuned import tuning
-from primesvt.text import above, megabytes, percent_points
 
 __all__ = ["Summary", "limits_asked", "summary"]
 

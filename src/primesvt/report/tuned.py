@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from primesvt.report.runfiles import RunFiles
-from primesvt.text import percent_points
+from primesvt._format import percent_points
+from primesvt.report.run_files import RunFiles
 
 __all__ = ["Tuned", "TunedRow", "tuning"]
 

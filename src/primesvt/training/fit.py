@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from primesvt.data import Splits
-from primesvt.evaluation import Progress, outcomes
-from primesvt.fingerprint import data_digest
+from primesvt.distributed import Processes
+from primesvt.evaluation.evaluator import Progress, outcomes
 from primesvt.models import DataConfig, SpikingViT
-from primesvt.processes import Processes
+from primesvt.models.digest import data_digest
 from primesvt.training.best import Best
+from primesvt.training.config import TrainRecipe
 from primesvt.training.loop import Loop, computes_in_bf16, learning_rate_factor
-from primesvt.training.recipe import TrainRecipe
 from primesvt.training.record import Score, TrainProgress, score_of, versions
 from primesvt.training.snapshot import Snapshot
 

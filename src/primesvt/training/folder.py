@@ -12,9 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from primesvt._files import check_writable, contents, write_json, write_text
-from primesvt.processes import Processes
+from primesvt.distributed import Processes
 from primesvt.recipe import describe
-from primesvt.training.recipe import Learning
+from primesvt.training.config import Learning
 from primesvt.training.snapshot import Snapshot
 
 __all__ = ["Saver", "TrainingFolder", "check_free"]

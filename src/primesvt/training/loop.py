@@ -12,12 +12,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.data import ImageSet
-from primesvt.evaluation import Progress
+from primesvt.distributed import Processes
+from primesvt.evaluation.evaluator import Progress
 from primesvt.models import reset
-from primesvt.processes import Processes
+from primesvt.training.config import Learning
 from primesvt.training.order import Order
 from primesvt.training.randomness import random_states, restore_random_states
-from primesvt.training.recipe import Learning
 from primesvt.training.snapshot import Snapshot, named
 
 __all__ = ["Loop", "Loss", "computes_in_bf16", "learning_rate_factor"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from primesvt.processes import Processes
+from primesvt.distributed import Processes
 
 __all__ = ["random_states", "repeatable", "restore_random_states"]
 

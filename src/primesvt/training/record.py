@@ -14,9 +14,9 @@ from typing import Any
 import numpy.typing as npt
 
 from primesvt import __version__
+from primesvt.evaluation.confidence import wilson_interval
 from primesvt.models import list_models, model_entry
-from primesvt.statistics import wilson_interval
-from primesvt.training.recipe import TrainRecipe
+from primesvt.training.config import TrainRecipe
 
 __all__ = [
     "Score",

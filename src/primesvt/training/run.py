@@ -8,17 +8,17 @@ from typing import overload
 
 import torch
 
-from primesvt.artifact import save_model
-from primesvt.batches import batch_note
+from primesvt.checkpoint.folder import save_model
 from primesvt.data import check_classes, load_data
 from primesvt.data.splits import HELD_OUT_SEED
-from primesvt.evaluation import Progress, resolve_device
+from primesvt.distributed import Processes
+from primesvt.evaluation.batch_dependence import batch_note
+from primesvt.evaluation.evaluator import Progress, resolve_device
 from primesvt.models import Provenance, SpikingViT, create_model, model_entry
-from primesvt.processes import Processes
+from primesvt.training.config import TrainRecipe
 from primesvt.training.fit import Fit
 from primesvt.training.folder import Saver, TrainingFolder, check_free
 from primesvt.training.randomness import repeatable
-from primesvt.training.recipe import TrainRecipe
 from primesvt.training.record import TrainProgress, TrainRecord, shared_note, versions
 
 __all__ = ["train"]

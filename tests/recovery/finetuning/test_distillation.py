@@ -11,7 +11,7 @@ from torch import nn
 
 from primesvt.models import create_model
 from primesvt.recovery.finetuning import FinetuneRecipe
-from primesvt.recovery.finetuning.distillation import (
+from primesvt.training.distillation import (
     Distillation,
     answer_distance,
     feature_distance,

@@ -15,9 +15,9 @@ from torch.utils.data import Subset
 
 import primesvt
 from primesvt import Constraints, FinetuneRecipe, finetune, prune
-from primesvt.artifact import save_model
-from primesvt.fingerprint import model_digest
+from primesvt.checkpoint.folder import save_model
 from primesvt.models import create_model
+from primesvt.models.digest import model_digest
 from primesvt.recovery.finetuning import tuning
 
 
@@ -133,7 +133,7 @@ def test_every_stage_counts_up_once(pruned, teacher, splits, short) -> None:
 
 
 def test_without_distillation_no_teacher_is_asked(run, short, monkeypatch) -> None:
-    monkeypatch.setattr("primesvt.recovery.finetuning.source._original", None)
+    monkeypatch.setattr("primesvt.training.finetune_source._original", None)
     record = finetune(run, recipe=short | {"distillation": 0}).record
     assert record.unpruned is None and record.context["teacher"] is None
     assert len(record.loss) == 2

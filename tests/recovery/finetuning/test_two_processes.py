@@ -17,7 +17,7 @@ RECIPE = {"epochs": 2, "batch_size": 16, "learning_rate": 0.005, "augmentation":
 SCRIPT = """
 from primesvt import _files, finetune
 from primesvt.cli import main
-from primesvt.fingerprint import model_digest
+from primesvt.models.digest import model_digest
 from primesvt.training import TrainRecipe, train
 
 written = []

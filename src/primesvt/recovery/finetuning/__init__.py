@@ -2,6 +2,6 @@
 
 from primesvt.recovery.finetuning.recipe import FinetuneRecipe
 from primesvt.recovery.finetuning.record import FinetuneRecord, FinetuneResult
-from primesvt.recovery.finetuning.run import finetune
+from primesvt.training.finetuning import finetune
 
 __all__ = ["FinetuneRecipe", "FinetuneRecord", "FinetuneResult", "finetune"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from primesvt.recipe import describe
-from primesvt.training.recipe import Learning, TrainRecipe
+from primesvt.training.config import Learning, TrainRecipe
 
 __all__ = ["FinetuneRecipe"]
 

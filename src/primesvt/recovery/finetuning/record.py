@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from primesvt.costs import Accuracy
+from primesvt.profiling.costs import Accuracy
 
 __all__ = ["FinetuneRecord", "FinetuneResult", "Scores"]
 

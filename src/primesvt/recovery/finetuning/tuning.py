@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from primesvt.batches import batch_note, mixing_of
-from primesvt.checkpoint import provenance_of
-from primesvt.costs import Accuracy, accuracy_of
+from primesvt.checkpoint.load import provenance_of
 from primesvt.data import Splits
-from primesvt.evaluation import DataEvaluator, Progress
-from primesvt.fingerprint import data_digest, model_digest
+from primesvt.distributed import Processes
+from primesvt.evaluation.batch_dependence import batch_note, mixing_of
+from primesvt.evaluation.evaluator import DataEvaluator, Progress
 from primesvt.models import SpikingViT
-from primesvt.preparing import check_no_nan
-from primesvt.processes import Processes
-from primesvt.recovery.finetuning.distillation import Distillation
+from primesvt.models.digest import data_digest, model_digest
+from primesvt.profiling.costs import Accuracy, accuracy_of
+from primesvt.pruning.inputs import check_no_nan
 from primesvt.recovery.finetuning.recipe import FinetuneRecipe
 from primesvt.recovery.finetuning.record import Scores
 from primesvt.training.best import Best
+from primesvt.training.distillation import Distillation
 from primesvt.training.fit import black
 from primesvt.training.loop import Loop, computes_in_bf16
 from primesvt.training.record import shared_note

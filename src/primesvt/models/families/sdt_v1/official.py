@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from primesvt.models.families.names import count, under
+from primesvt.models.families._names import count, under
 from primesvt.models.families.sdt_v1.model import SDTv1Config
 
 __all__ = ["infer", "official_names"]

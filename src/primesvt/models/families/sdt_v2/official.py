@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from primesvt.models.families.names import count, under
+from primesvt.models.families._names import count, under
 from primesvt.models.families.sdt_v2.model import SDTv2Config, stage_names
 
 __all__ = ["infer", "oddities", "official_names"]

@@ -10,9 +10,9 @@ from torch import nn
 
 from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP, ConvBN
+from primesvt.models.families._staged import StagedConfig, stages
 from primesvt.models.families.sdt_v3.blocks import EfficientBlock, SepConv, SepConvBlock
 from primesvt.models.families.sdt_v3.ratio import scaled
-from primesvt.models.families.sdt_v3.stages import StagedConfig, stages
 from primesvt.models.heads import SpikingHead
 from primesvt.models.neurons import integer
 from primesvt.models.spiking_vit import SpikingViT

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from primesvt.models.families.names import count, under
+from primesvt.models.families._names import count, under
+from primesvt.models.families._staged import stage_names
 from primesvt.models.families.sdt_v3.model import SDTv3Config
 from primesvt.models.families.sdt_v3.ratio import ratio_of
-from primesvt.models.families.sdt_v3.stages import stage_names
 
 __all__ = ["infer", "oddities", "official_names"]
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP
+from primesvt.models.families._staged import StagedConfig, stages
 from primesvt.models.families.sdt_v3.blocks import ConvBlock
 from primesvt.models.families.sdt_v3.ratio import scaled
-from primesvt.models.families.sdt_v3.stages import StagedConfig, stages
 from primesvt.models.families.sdt_v3_large.blocks import (
     NormedRepConv,
     RepConv,

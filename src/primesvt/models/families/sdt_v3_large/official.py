@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from primesvt.models.families.names import count, under
+from primesvt.models.families._names import count, under
+from primesvt.models.families._staged import stage_names
 from primesvt.models.families.sdt_v3.ratio import ratio_of
-from primesvt.models.families.sdt_v3.stages import stage_names
 from primesvt.models.families.sdt_v3_large.model import SDTv3LargeConfig
 
 __all__ = ["infer", "oddities", "official_names"]

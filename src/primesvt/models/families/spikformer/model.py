@@ -14,7 +14,7 @@ from torch import nn
 from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import ConvBN, MaxPool, SpikeMLP, TransformerBlock
 from primesvt.models.config import check_choice, check_positive
-from primesvt.models.families.isotropic import IsotropicConfig
+from primesvt.models.families._isotropic import IsotropicConfig
 from primesvt.models.families.spikformer.blocks import LinearBN, PositionEmbedding
 from primesvt.models.heads import Head
 from primesvt.models.neurons import lif

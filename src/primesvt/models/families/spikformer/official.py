@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from primesvt.models.families.names import count, under
+from primesvt.models.families._names import count, under
 from primesvt.models.families.spikformer.model import SpikformerConfig
 
 __all__ = ["infer", "oddities", "official_names"]

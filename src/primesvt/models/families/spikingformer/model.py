@@ -13,7 +13,7 @@ from torch import nn
 from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP, ConvBN, MaxPool, TransformerBlock
 from primesvt.models.config import check_choice
-from primesvt.models.families.isotropic import IsotropicConfig
+from primesvt.models.families._isotropic import IsotropicConfig
 from primesvt.models.heads import Head
 from primesvt.models.neurons import lif
 from primesvt.models.spiking_vit import SpikingViT

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from primesvt.models.families.names import count, under
+from primesvt.models.families._names import count, under
 from primesvt.models.families.spikingformer.model import SpikingformerConfig
 
 __all__ = ["infer", "modernise", "oddities", "official_names"]

@@ -1,0 +1,272 @@
+"""How good a network is: per-sample outcomes, always on the same images in the same order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from primesvt._progress import Progress
+from primesvt.data import Splits
+from primesvt.distributed import ALONE, Processes
+from primesvt.evaluation.batch_dependence import batch_note
+from primesvt.evaluation.sequential_test import Race
+from primesvt.evaluation.sharded import Leaves, Rounds
+from primesvt.models.digest import data_digest
+from primesvt.models.shared_prefix import Together
+from primesvt.scoring import Measurement, Outcomes
+
+__all__ = [
+    "DataEvaluator",
+    "Evaluator",
+    "Progress",
+    "outcomes",
+    "resolve_device",
+    "telling",
+]
+
+REPORT_AFTER = 2.0  # seconds of one evaluation
+
+
+def outcomes(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    stage: str = "evaluating",
+    processes: Processes = ALONE,
+) -> npt.NDArray[np.bool_]:
+    """Which samples a classifier gets right, in the order of the data set.
+
+    Runs in evaluation mode without gradients; neurons are reset around every batch, and each
+    module's ``training`` flag is put back.
+
+    Args:
+        model: gives logits ``[B, classes]``; moved to ``device``.
+        dataset: pairs of a tensor and a label.
+        batch_size: samples per forward pass; part of what is measured, as sums depend on it, and
+            in some models every image on the others of its batch (``batch_note``).
+        device: where to compute; where the model is, when not given.
+        workers: processes that load samples.
+        progress: called as ``progress(stage, done, total)`` after every batch.
+        stage: what to tell ``progress``.
+        processes: those that deal out the batches among them; all of them find all outcomes.
+
+    Raises:
+        ValueError: an empty data set, labels outside the classes, no logits, no such device.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.eye(3), torch.tensor([0, 1, 0]))
+        >>> outcomes(nn.Identity(), data).tolist()
+        [True, True, False]
+    """
+    place = resolve_device(device, model)
+    model.to(place)
+    return _outcomes(
+        Together(networks=[model]),
+        dataset,
+        place,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        stage=stage,
+        processes=processes,
+    )[0]
+
+
+def _outcomes(
+    together: Together,
+    dataset: Dataset[Any],
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None,
+    stage: str,
+    leaves: Leaves | None = None,
+    data: Hashable = None,
+    processes: Processes = ALONE,
+) -> list[npt.NDArray[np.bool_]]:
+    """For every network which samples it gets right, as ``Rounds`` finds it."""
+    total = len(cast(Sized, dataset))
+    if total == 0:
+        raise ValueError("the data set is empty; give at least one sample")
+    rounds = Rounds(
+        together=together,
+        dataset=dataset,
+        device=device,
+        batch_size=batch_size,
+        processes=processes,
+        workers=workers,
+        leaves=leaves,
+        data=data,
+        tell=(lambda _: None) if progress is None else (lambda done: progress(stage, done, total)),
+    )
+    return rounds.run()
+
+
+class Evaluator(Protocol):
+    """Measures networks, and knows what a measurement depends on beside the network.
+
+    ``points``: the accuracy limit is in percentage points, not in the score's own unit.
+    ``processes``: those that measure together; each of them finds the same.
+    """
+
+    @property
+    def points(self) -> bool: ...
+
+    @property
+    def processes(self) -> Processes: ...
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Measure one network."""
+        ...
+
+    def context(self) -> dict[str, Any]:
+        """Data and settings, comparable between runs."""
+        ...
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """What a reader of the results must know."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEvaluator:
+    """Top-1 on the selection set; the test set is never looked at here.
+
+    Several ``processes`` deal out the batches of every set, each of which is what one would form.
+    ``progress`` hears of a measurement, as stage ``"measuring"``, once it has taken two seconds.
+    """
+
+    splits: Splits
+    batch_size: int
+    device: torch.device
+    workers: int = 0
+    points: bool = True
+    processes: Processes = ALONE
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Outcomes on the selection set."""
+        progress = None if self.progress is None else _once_long(self.progress)
+        return self.on(self.splits.selection, model, progress=progress, stage="measuring")
+
+    def together(
+        self, together: Together, race: Race | None = None, before: Outcomes | None = None
+    ) -> list[Measurement]:
+        """Outcomes of several networks on the selection set.
+
+        In a race against the outcomes ``before`` of the unpruned network, those that are rejected
+        leave it, and see no further image.
+        """
+        runners = [race.start() for _ in together.networks] if race is not None else []
+
+        def leaves(number: int, right: npt.NDArray[np.bool_]) -> bool:
+            assert before is not None
+            seen = runners[number].images
+            known = before[seen : seen + len(right)]
+            return runners[number].add(known.astype(np.int64) - right.astype(np.int64))
+
+        found = _outcomes(
+            together,
+            self.splits.selection,
+            self.device,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            progress=None if self.progress is None else _once_long(self.progress),
+            stage="measuring",
+            leaves=leaves if runners and before is not None else None,
+            data=("selection", id(self.splits.selection)),
+            processes=self.processes,
+        )
+        early = [len(right) < len(cast(Sized, self.splits.selection)) for right in found]
+        return [
+            Measurement(value=float(right.mean()), outcomes=right, rejected=rejected)
+            for right, rejected in zip(found, early, strict=True)
+        ]
+
+    def on(
+        self,
+        dataset: Dataset[Any],
+        model: nn.Module,
+        *,
+        progress: Progress | None = None,
+        stage: str = "evaluating",
+    ) -> Measurement:
+        """Outcomes on any set, under the same settings."""
+        found = outcomes(
+            model,
+            dataset,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+            progress=progress,
+            stage=stage,
+            processes=self.processes,
+        )
+        return Measurement(value=float(found.mean()), outcomes=found)
+
+    def context(self) -> dict[str, Any]:
+        """The selection set, batch size and kind of device."""
+        return {
+            "selection_set": data_digest(self.splits.selection),
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+        }
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """The batches, where the images of a batch influence each other."""
+        sets = {"selection": self.splits.selection, "test": self.splits.test}
+        return batch_note(model, self.batch_size, **sets)
+
+
+def telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
+    """The evaluator that reports on a long first measurement; probes report as a whole."""
+    if isinstance(evaluate, DataEvaluator):
+        return replace(evaluate, progress=progress)
+    return evaluate
+
+
+def resolve_device(
+    device: str | torch.device | None, model: nn.Module | None = None
+) -> torch.device:
+    """A device that is really there; the model's own when none is named.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        first = next(model.parameters(), None) if model is not None else None
+        return first.device if first is not None else torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"there is no device {str(device)!r} here; use cpu, or cuda on a machine with a GPU"
+        ) from error
+    return place
+
+
+def _once_long(progress: Progress) -> Progress:
+    """The same progress, silent for the first two seconds, so that short probes say nothing."""
+    begin = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if time.monotonic() - begin >= REPORT_AFTER:
+            progress(stage, done, total)
+
+    return report

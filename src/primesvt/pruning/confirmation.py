@@ -1,0 +1,188 @@
+"""Confirming a plan on selection images that did not choose it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from primesvt.data import Splits
+from primesvt.evaluation.confidence import paired_drop_bound
+from primesvt.pruning.policies import Gate, Walk, cuts_of
+from primesvt.pruning.probe_table import Cuts
+from primesvt.pruning.prober import Bench
+from primesvt.scoring import Outcomes
+
+__all__ = ["Confirmation", "confirm", "confirmed", "divide", "images_needed", "parted", "sequence"]
+
+# Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
+DISAGREEMENT = 3.0
+SEARCHED = 0.4  # of the selection images
+LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """A network on images that no probe has seen, paired with the unpruned one.
+
+    ``drop`` and its one-sided ``bound`` are differences of accuracy; ``accuracy`` is the smaller
+    network's and ``tried`` counts the networks that were looked at, the refused one included.
+    """
+
+    images: int
+    accuracy: float
+    drop: float
+    bound: float
+    tried: int
+
+
+def images_needed(limit: float, *, level_quantile: float = 1.645) -> int:
+    """Images on which a bound can tell a drop of half the limit from the limit.
+
+    ``(z / limit)^2 x disagreement x 4``, with a disagreement of three times the limit.
+
+    Example:
+        >>> images_needed(0.03), images_needed(0.01)
+        (1083, 3248)
+    """
+    return math.ceil((level_quantile / limit) ** 2 * DISAGREEMENT * limit * 4)
+
+
+def divide(
+    splits: Splits, limit: float, *, seed: int = 0
+) -> tuple[Splits, Dataset[Any] | None, str]:
+    """Set aside most of the selection images for the confirmation, if both parts are large enough.
+
+    Three of five, drawn by the seed: the search chooses mostly by distances and may err, the
+    confirmation decides. Returns the splits to search with, the images set aside (or ``None``), and
+    a sentence for the result.
+    """
+    size, needed = len(cast(Sized, splits.selection)), images_needed(limit)
+    wanted = math.ceil(needed / SEARCHED)
+    if size < wanted:
+        return (
+            splits,
+            None,
+            f"{size:,} selection images are too few to set some aside and confirm the plan on them"
+            f" (a limit of {100 * limit:g} points wants {wanted:,}): what was searched for on"
+            " them is judged on them too, and looks a little too good.",
+        )
+    rest, aside = parted(splits, seed=seed)
+    kept = len(cast(Sized, aside))
+    told = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
+    return rest, aside, told
+
+
+def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
+    """The selection images to search with, and those set aside, whatever their number."""
+    size = len(cast(Sized, splits.selection))
+    order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)
+    rest = Subset(splits.selection, order[:searched].tolist())
+    return replace(splits, selection=rest), Subset(splits.selection, order[searched:].tolist())
+
+
+def sequence(alternatives: Sequence[Cuts], saved: Callable[[Cuts], int]) -> list[Cuts]:
+    """From a mild network to the one found, in the order in which they are tested.
+
+    Those of the networks whose saving is next to 50, 70, 80, 90, 95 and 100 % of the
+    last one's. The order is fixed before an image of the confirmation is seen.
+    """
+    if not alternatives:
+        return []
+    savings = np.array([saved(cuts) for cuts in alternatives], dtype=float)
+    places = {int(np.abs(savings - share * savings[-1]).argmin()) for share in LADDER}
+    order = sorted(places | {len(alternatives) - 1}, key=lambda place: savings[place])
+    return [alternatives[place] for place in order]
+
+
+def confirmed(
+    walk: Walk,
+    bench: Bench,
+    gate: Gate,
+    *,
+    outcomes: Callable[[nn.Module], Outcomes],
+    before: Outcomes,
+) -> tuple[Walk, Confirmation | None]:
+    """A walk as far as images that it has not seen confirm it.
+
+    Args:
+        walk: what a policy took, with milder networks to fall back on.
+        bench: cuts networks.
+        gate: what decided; its limit and level hold here too.
+        outcomes: of a network on those images.
+        before: the same of the unpruned network.
+    """
+    networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
+    order = sequence(list(map(cuts_of, networks.values())), bench.bytes_saved)
+    cuts, confirmation = confirm(
+        order,
+        outcomes=lambda cuts: outcomes(bench.cut(cuts)),
+        before=before,
+        limit=gate.allowed,
+        level=gate.level,
+    )
+    if cuts == walk.cuts:
+        return walk, confirmation
+    probe = bench.probe(cuts, full=True) if cuts else None
+    milder = replace(
+        walk,
+        choices=networks.get(frozenset(cuts.items()), ()),
+        probe=probe,
+        verdict=None if probe is None else gate.judge(probe),
+        accuracy_bound=True,
+        stopped=False,
+        unconfirmed="" if cuts else _unconfirmed(bench, order, gate),
+    )
+    return milder, confirmation
+
+
+def _unconfirmed(bench: Bench, order: Sequence[Cuts], gate: Gate) -> str:
+    """Why there is no plan, as a part of a sentence."""
+    whole = bench.reference.parameter_bytes
+    least, most = (bench.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
+    return (
+        f"the search found {most:.2%} to save, but on the images set aside not even {least:.2%}"
+        f" is within {100 * gate.allowed:.4g} points at {gate.level:.0%} confidence; allow a larger"
+        " drop, or give more selection images"
+    )
+
+
+def confirm(
+    candidates: Sequence[Cuts],
+    *,
+    outcomes: Callable[[Cuts], Outcomes],
+    before: Outcomes,
+    limit: float,
+    level: float,
+) -> tuple[Cuts, Confirmation | None]:
+    """The last network of a fixed sequence whose bound stays within the limit; no cuts if none is.
+
+    Networks are tested from the mildest on, and the first that fails ends it. Testing in a fixed
+    order, each at the full level, keeps the chance that any accepted network breaks the limit at
+    ``1 - level``.
+
+    Source: fixed-sequence testing, Maurer, Hothorn and Lehmacher (1995); used for limits on risk as
+    in Angelopoulos et al., "Learn then test" (arXiv 2110.01052).
+    """
+    chosen: tuple[Cuts, Confirmation | None] = ({}, None)
+    before = before.astype(np.bool_)
+    for tried, cuts in enumerate(candidates, start=1):
+        after = outcomes(cuts).astype(np.bool_)
+        lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+        bound = paired_drop_bound(lost, gained, len(after), level=level)
+        if bound > limit:
+            return chosen[0], None if chosen[1] is None else replace(chosen[1], tried=tried)
+        found = Confirmation(
+            images=len(after),
+            accuracy=float(after.mean()),
+            drop=(lost - gained) / len(after),
+            bound=bound,
+            tried=tried,
+        )
+        chosen = (cuts, found)
+    return chosen

@@ -1,0 +1,283 @@
+"""The network that pruning starts from: the given one without what changes no prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from primesvt.calibration import Calibration, Reader, Wiring, wire
+from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
+from primesvt.channels.plan import Step
+from primesvt.distributed import ALONE, Processes
+from primesvt.lossless.answers import Answers
+from primesvt.lossless.folding import fold_constants
+from primesvt.models.forward import copy_of
+from primesvt.models.strip import merge_head, strip_unused
+from primesvt.profiling.memory import parameter_bytes, parameter_count
+from primesvt.pruning.lossless.constant_channels import (
+    Levels,
+    Steady,
+    all_readers,
+    find_steady,
+    levels_of,
+)
+from primesvt.pruning.lossless.record import Lossless, Removed
+
+__all__ = ["Lean", "Stripped", "make_lean", "strip"]
+
+Same = Callable[[Sequence[Steady]], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stripped:
+    """A copy without parameters that no forward reads, its head merged where predictions stay.
+
+    ``answers`` are those of the network given, where there are inputs.
+    """
+
+    model: nn.Module
+    dead_parameters: int
+    merged_head: bool
+    answers: Answers | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lean:
+    """What pruning starts from.
+
+    Attributes:
+        model: the network without what changes no prediction.
+        graph: its channel graph, which knows the original indices.
+        groups: the groups to prune, as wide as they are now.
+        sizes: channels at each position that they had before.
+        account: what went; ``None`` where the step was not asked for.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
+    sizes: dict[str, int]
+    account: Lossless | None = None
+
+    @classmethod
+    def whole(cls, model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Lean:
+        """The network as it was given, where the step was not asked for."""
+        sizes = {group.name: group.size for group in groups}
+        return cls(model=model, graph=graph, groups=tuple(groups), sizes=sizes)
+
+    def kept(self, group: str) -> tuple[tuple[int, ...], ...]:
+        """Channels of a group that are still there, original indices per front position."""
+        return tuple(tuple(map(int, row)) for row in self.graph.original(group))
+
+    @property
+    def removed(self) -> dict[str, int] | None:
+        """Group -> channels that went at each position: what later probes depend on."""
+        if self.account is None:
+            return None
+        return {each.group: each.channels for each in self.account.channels}
+
+    def steps(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+        """The steps of a plan, counted from the network given, those of this step first.
+
+        A group that a policy has narrowed too has one step, from its original width on. Rates and
+        savings stay those of the policy: a step of this one alone has the share of the channels
+        that went as its rate, and a saving of 0.
+        """
+        account = self.account or Lossless()
+        policy = {step.group for step in steps}
+        own = [each for each in account.channels if each.group not in policy]
+        return (*map(self._step, own), *map(self._widened, steps))
+
+    def _step(self, removed: Removed) -> Step:
+        assert self.account is not None
+        size = self.sizes[removed.group]
+        return Step(
+            group=removed.group,
+            rate=removed.channels / size,
+            before=(removed.positions, size),
+            after=(removed.positions, size - removed.channels),
+            accuracy=None,
+            drop=None,
+            bound=None,
+            saving=0.0,
+            parameter_bytes=parameter_bytes(self.model),
+            recovery=f"lossless: {removed.seen(self.account.inputs)}",
+        )
+
+    def _widened(self, step: Step) -> Step:
+        removed = self.account.of(step.group) if self.account else None
+        if removed is None or self.account is None:
+            return step
+        told = f"{removed.channels} lossless: {removed.seen(self.account.inputs)}"
+        before = (step.before[0], self.sizes[step.group])
+        return replace(step, before=before, recovery=f"{step.recovery}; {told}")
+
+
+def strip(
+    model: nn.Module, check: Sequence[Calibration] = (), processes: Processes = ALONE
+) -> Stripped:
+    """A copy of a network without leftovers.
+
+    Args:
+        model: the network; not changed.
+        check: inputs on which no prediction may change, one source at most; without any, the
+            arithmetic of a merged head is trusted.
+        processes: those that strip the same network; what the main one finds counts.
+
+    Example:
+        >>> from primesvt.models import create_model
+        >>> strip(create_model("sdt_v2_digits", distillation=True)).merged_head
+        True
+    """
+    bare = copy_of(model)
+    dead = strip_unused(bare)
+    answers = Answers(model, check[0]) if check else None
+    merged = copy_of(bare)
+    one_head = processes.agree(merge_head(merged) and (answers is None or answers.same(merged)))
+    return Stripped(
+        model=merged if one_head else bare,
+        dead_parameters=dead,
+        merged_head=one_head,
+        answers=answers,
+    )
+
+
+def make_lean(
+    original: nn.Module,
+    stripped: Stripped,
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    sources: Sequence[Calibration],
+    multiple: int = 1,
+    processes: Processes = ALONE,
+) -> Lean:
+    """Remove channels that are silent or constant on all inputs, as long as predictions stay.
+
+    Groups without which a prediction changes stay whole; they are found by halves.
+
+    Args:
+        original: the network given, to count from.
+        stripped: a copy of it without leftovers.
+        graph: the graph of that copy.
+        groups: those that may be cut, in forward order.
+        sources: the inputs to watch; without any, no channel goes.
+        multiple: of which the channels left must be one, at every position.
+        processes: those that do the same; what the main one finds counts.
+    """
+    answers = stripped.answers
+    lean = Lean.whole(stripped.model, graph, groups)
+    account = _leftovers(original, stripped)
+    if not sources or answers is None:
+        return replace(lean, account=account)
+    watch = _Watch.of(stripped.model, graph, groups, sources)
+    found = [cut for cut in watch.steady(groups) if cut.kept.shape[1] % multiple == 0]
+    taken = _agreeing(found, [], lambda cuts: answers.same(watch.cut(cuts)[0])) if found else []
+    found, taken = processes.agree((found, taken))
+    if taken:
+        model, graph = watch.cut(taken)
+        groups = [graph[group.name] for group in groups]
+        lean = replace(lean, model=model, graph=graph, groups=tuple(groups))
+    account = replace(
+        _smaller(account, original, lean.model),
+        inputs=watch.levels.inputs,
+        channels=tuple(_removed(cut, graph) for cut in taken),
+        returned=tuple(cut.group for cut in found if all(cut is not each for each in taken)),
+    )
+    return replace(lean, account=account)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watch:
+    """A network, who reads its groups, and what the readers saw."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    readers: dict[str, tuple[Reader, ...]]
+    levels: Levels
+    wiring: Wiring
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        graph: ChannelGraph,
+        groups: Sequence[ChannelGroup],
+        sources: Sequence[Calibration],
+    ) -> _Watch:
+        readers = all_readers(model, graph, groups)
+        names = [reader.module for own in readers.values() for reader in own]
+        return cls(
+            model=model,
+            graph=graph,
+            readers=readers,
+            levels=levels_of(model, names, sources),
+            wiring=wire(model, next(iter(sources[0]))),
+        )
+
+    def steady(self, groups: Sequence[ChannelGroup]) -> list[Steady]:
+        """The cuts that seem to be free."""
+        watched = [group for group in groups if group.name in self.readers]
+        cuts = [
+            find_steady(self.model, group, self.readers[group.name], self.levels, self.wiring)
+            for group in watched
+        ]
+        return [cut for cut in cuts if cut is not None]
+
+    def cut(self, cuts: Sequence[Steady]) -> tuple[nn.Module, ChannelGraph]:
+        """A copy without these channels, and its graph."""
+        smaller = copy_of(self.model)
+        fold_constants(
+            smaller,
+            self.graph,
+            cuts,
+            readers=self.readers,
+            levels=self.levels,
+            wiring=self.wiring,
+        )
+        kept = {cut.group: cut.kept for cut in cuts}
+        return smaller, remove_channels(smaller, self.graph, kept)
+
+
+def _agreeing(cuts: Sequence[Steady], known: list[Steady], same: Same) -> list[Steady]:
+    """``known``, and as many of the cuts as can be made beside it."""
+    together = [*known, *cuts]
+    if not cuts or same(together):
+        return together
+    if len(cuts) == 1:
+        return known
+    middle = len(cuts) // 2
+    return _agreeing(cuts[middle:], _agreeing(cuts[:middle], known, same), same)
+
+
+def _leftovers(original: nn.Module, stripped: Stripped) -> Lossless:
+    """The account without channels."""
+    account = Lossless(
+        checked=stripped.answers.inputs if stripped.answers else 0,
+        dead_parameters=stripped.dead_parameters,
+        merged_head=stripped.merged_head,
+    )
+    return _smaller(account, original, stripped.model)
+
+
+def _smaller(account: Lossless, original: nn.Module, model: nn.Module) -> Lossless:
+    """An account with what all parts of the step saved together."""
+    before, after = parameter_bytes(original), parameter_bytes(model)
+    return replace(
+        account,
+        parameters=parameter_count(original) - parameter_count(model),
+        parameter_bytes=before - after,
+        share=1 - after / before,
+    )
+
+
+def _removed(cut: Steady, graph: ChannelGraph) -> Removed:
+    positions = graph[cut.group].positions
+    return Removed(
+        group=cut.group,
+        positions=positions,
+        channels=(cut.silent + cut.constant) // positions,
+        silent=cut.silent,
+        constant=cut.constant,
+    )

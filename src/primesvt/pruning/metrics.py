@@ -1,0 +1,152 @@
+"""What a network was before and after, and whether the limits were met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from primesvt._format import above
+from primesvt.config import Constraints
+from primesvt.profiling.costs import Accuracy, Costs
+from primesvt.pruning.limits import Held
+from primesvt.pruning.lossless import Lossless
+from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.probe_table import Reference
+
+__all__ = ["Accuracy", "Costs", "Metrics", "conclude", "notes_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The outcome of a run; ``metrics.json`` holds just this.
+
+    ``before`` is the network given and ``after`` the final one. ``lossless`` is what went between
+    them without changing a prediction, before any policy (``None`` where that was not asked for).
+    ``saving`` and ``required_saving`` are the policy's own: fractions of the parameter bytes that
+    the lossless step left, ``before.parameter_bytes - lossless.parameter_bytes``. So is a limit on
+    the saving; ``max_parameter_memory`` is the size of the final network in any case.
+
+    ``drop`` and its one-sided ``bound`` are differences of mean outcomes on the selection set from
+    the network given; ``bounded_by`` is ``accuracy``, ``saving``
+    (the walk stopped there), or ``rates`` (every target is at its highest probed rate).
+    ``confirmation`` holds the figures on selection images that chose nothing, where there are any.
+    ``others`` are the limits beside accuracy and parameter memory that were asked for.
+    """
+
+    met: bool
+    verdict: str
+    bounded_by: str
+    saving: float
+    required_saving: float
+    drop: float
+    bound: float | None
+    limits: Mapping[str, Any]
+    before: Costs
+    after: Costs
+    data: str
+    selection_from_train: bool
+    notes: tuple[str, ...]
+    confirmation: Mapping[str, Any] | None = None
+    lossless: Lossless | None = None
+    others: tuple[Held, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "others": [each.to_dict() for each in self.others]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Metrics:
+        """Read what ``to_dict`` made."""
+        values = dict(content)
+        for name in ("before", "after"):
+            values[name] = Costs.from_dict(values[name])
+        if values.get("lossless") is not None:
+            values["lossless"] = Lossless.from_dict(values["lossless"])
+        values["others"] = tuple(map(Held.from_dict, values.get("others", ())))
+        return cls(**{**values, "notes": tuple(values["notes"])})
+
+
+def conclude(
+    walk: Walk,
+    reference: Reference,
+    constraints: Constraints,
+    *,
+    gate: Gate,
+    points: bool,
+    lossless: Lossless | None = None,
+    others: Sequence[Held] = (),
+) -> dict[str, Any]:
+    """Whether the limits are met, how far the walk came, and which limit bound.
+
+    All of it counts from the network of ``reference.parameter_bytes``, after the lossless step.
+    Returns the fields ``met``, ``verdict``, ``bounded_by``, ``saving``, ``required_saving``,
+    ``drop``, ``bound`` and ``others`` of ``Metrics``.
+    """
+    before = reference.parameter_bytes
+    left = walk.probe.parameter_bytes if walk.probe else before
+    required = constraints.required_bytes(before)
+    drop = walk.verdict.drop if walk.verdict else 0.0
+    bound = walk.verdict.bound if walk.verdict else None
+    bounded_by = "saving" if walk.stopped else "accuracy" if walk.accuracy_bound else "rates"
+    met = before - left >= required and all(each.held for each in others)
+    facts: dict[str, Any] = {
+        "met": met,
+        "bounded_by": bounded_by,
+        "saving": 1 - left / before,
+        "required_saving": required / before,
+        "drop": drop,
+        "bound": bound,
+        "others": tuple(others),
+    }
+    cost = _cost(drop, bound if gate.kind == "bound" else None, gate, points=points)
+    more = lossless is not None and lossless.parameters > 0
+    nothing = f"Nothing{' more' if more else ''} was removed: {walk.unconfirmed or _NO_CUT}."
+    verdict = _verdict(facts, cost, nothing)
+    if walk.unconfirmed and not met:
+        verdict += f" Nothing was confirmed: {walk.unconfirmed}."
+    return {**facts, "verdict": verdict}
+
+
+def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
+    """The drop in words, such as ``a drop of 0.67 points (2 allowed)``; a bound is rounded up."""
+    if points:
+        lost, most = f"{100 * drop + 0.0:.2f} points", None if bound is None else above(100 * bound)
+    else:
+        lost, most = f"{drop + 0.0:.4g} in score", None if bound is None else f"{bound:.4g}"
+    sure = "" if most is None else f", at {gate.level:.0%} confidence below {most}"
+    allowed = gate.allowed * (100.0 if points else 1.0)
+    return f"a drop of {lost}{sure} ({allowed:.4g} allowed)"
+
+
+_NO_CUT = "no probed cut stays within the accuracy limit"
+_WHY = {
+    "saving": "stopped as soon as the saving was reached",
+    "accuracy": "the accuracy limit bound",
+    "rates": "no limit bound, every layer is at the last rate that is tried",
+}
+
+
+def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
+    saved = f"{facts['saving']:.2%} of the parameter memory saved"
+    asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
+    why = "; ".join([_WHY[facts["bounded_by"]], *map(str, facts["others"])])
+    if facts["saving"] == 0 and facts["met"]:
+        return nothing
+    if facts["met"]:
+        return f"Limits met: {saved}{asked} for {cost}; {why}."
+    return (
+        f"The limits cannot be met together: the best plan found has {saved}{asked} "
+        f"for {cost}; {why}."
+    )
+
+
+def notes_of(walk: Walk, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a reader must know beside the figures: layers that are no targets, and refusals."""
+    if not walk.targets:
+        return tuple(extra)
+    left_out = [target for target in walk.targets if not target.chosen]
+    deselected = [f"{t.layer.group} is no target: {t.reason}." for t in left_out]
+    if not left_out:
+        deselected = [f"No layer was deselected: all {len(walk.targets)} are targets."]
+    return (*extra, *deselected)

@@ -1,0 +1,33 @@
+"""Policies: from measured groups and limits to the cuts that are taken."""
+
+from primesvt.channels.widths import every_width, usual_rates
+from primesvt.policies.allocate import Allocate
+from primesvt.policies.walk import Choice, Target, Walk, cuts_of
+from primesvt.pruning.gate import Gate, Verdict
+from primesvt.pruning.policies.global_ranking import Global
+from primesvt.pruning.policies.prime import ORDERS, READINGS, Prime
+from primesvt.pruning.policies.psvit import Psvit
+from primesvt.pruning.policies.random_rates import Random
+from primesvt.pruning.policies.uniform import Uniform
+
+__all__ = [
+    "ORDERS",
+    "POLICIES",
+    "READINGS",
+    "Allocate",
+    "Choice",
+    "Gate",
+    "Global",
+    "Prime",
+    "Psvit",
+    "Random",
+    "Target",
+    "Uniform",
+    "Verdict",
+    "Walk",
+    "cuts_of",
+    "every_width",
+    "usual_rates",
+]
+
+POLICIES = ("allocate", "prime", "psvit", "uniform", "global", "random")

@@ -1,0 +1,181 @@
+"""Whole networks that a policy looks at, each measured once, and the walk that one makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from primesvt.policies.limits import Limit
+from primesvt.policies.walk import Choice, Walk
+from primesvt.pruning.gate import Gate, Verdict
+from primesvt.pruning.probe_table import Cuts, Probe
+from primesvt.pruning.sensitivity import Grid
+
+__all__ = ["MILDER", "Candidate", "Look", "Plans", "Tools"]
+
+RUNGS = 12  # savings that are asked for, from the most to the least
+REFINEMENTS = 3  # halvings between the first of them that passes and the one above
+MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the best one's
+
+
+class Tools(Protocol):
+    """What a policy can have measured; cuts are channels kept per group."""
+
+    def distances(
+        self,
+        wanted: Sequence[Cuts],
+        *,
+        around: Cuts | None = None,
+        tell: Callable[[int, int], None] = lambda *_: None,
+    ) -> list[float]:
+        """Distance of each cut network's answers from the unpruned one's.
+
+        ``around`` are cuts that most of them share; ``tell`` hears how many are known.
+        """
+        ...
+
+    def probe(self, cuts: Cuts) -> Probe:
+        """The cut network on the selection set."""
+        ...
+
+    def bytes_saved(self, cuts: Cuts) -> int:
+        """Parameter bytes that the cuts free."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network that was looked at: its cuts, what they save, and what the gate says."""
+
+    cuts: dict[str, int]
+    saved: int
+    probe: Probe
+    verdict: Verdict
+
+
+Look = Callable[[float], "Candidate | None"]
+
+
+def _saved(plan: Candidate) -> float:
+    return plan.saved
+
+
+@dataclass(kw_only=True)
+class Plans:
+    """The plans looked at so far.
+
+    Args:
+        gate: decides on whole networks.
+        tools: measures.
+        grids: what every group may take, from the largest group to the smallest.
+        needed: bytes to save and no more; ``None`` for as many as the gate allows.
+        limits: those beside accuracy and parameter memory.
+        tell: called as ``tell(stage, done, total)``.
+    """
+
+    gate: Gate
+    tools: Tools
+    grids: Sequence[Grid]
+    needed: int | None
+    limits: Sequence[Limit] = ()
+    passed: list[Candidate] = field(default_factory=list)
+    refused: list[Candidate] = field(default_factory=list)
+    tell: Callable[[str, int, int], None] = field(default=lambda *_: None)
+
+    def look(self, kept: Mapping[str, int]) -> Candidate:
+        """Measure a network, unless it is known."""
+        cuts = self.cuts(kept)
+        looked = (*self.passed, *self.refused)
+        known = next((plan for plan in looked if plan.cuts == cuts), None)
+        if known is not None:
+            return known
+        probe = self.tools.probe(cuts)
+        plan = Candidate(
+            cuts=cuts,
+            saved=self.tools.bytes_saved(cuts),
+            probe=probe,
+            verdict=self.gate.judge(probe),
+        )
+        (self.passed if plan.verdict.passed else self.refused).append(plan)
+        self.tell("whole networks", len(self.passed) + len(self.refused), 0)
+        return plan
+
+    def cuts(self, kept: Mapping[str, int]) -> dict[str, int]:
+        """Only groups that lose something, from the largest to the smallest."""
+        wanted = {grid.group: kept.get(grid.group, grid.size) for grid in self.grids}
+        return {g.group: wanted[g.group] for g in self.grids if wanted[g.group] < g.size}
+
+    def enough(self, plan: Candidate) -> bool:
+        """All that was asked for is saved."""
+        return self.needed is not None and plan.saved >= self.needed and self.holds(plan)
+
+    def holds(self, plan: Candidate) -> bool:
+        """The limits beside accuracy and parameter memory hold."""
+        return self.shortfall(plan) <= 0
+
+    def shortfall(self, plan: Candidate) -> float:
+        """The largest share that is missing of what such a limit needs; 0 where all hold."""
+        asked = [limit for limit in self.limits if limit.needed > 0]
+        shares = (limit.proved(plan.cuts) / limit.needed for limit in asked)
+        return max((max(0.0, 1 - share) for share in shares), default=0.0)
+
+    @staticmethod
+    def highest(
+        look: Look, *, low: float, high: float, key: Callable[[Candidate], float] = _saved
+    ) -> Candidate | None:
+        """The plan of the largest saving that passes, from the most that can be had downwards.
+
+        ``look`` gives the plan of a saving, or ``None`` where it does not pass. No bisection: near
+        the limit, whether a network passes is partly chance, and one unlucky refusal would cut off
+        all larger savings. ``key`` says which of two plans is the better one.
+        """
+        refused = high
+        for asked in np.linspace(high, low, RUNGS):
+            if (plan := look(asked)) is not None:
+                return _refined(look, plan, asked, refused, key)
+            refused = asked
+        return None
+
+    def taken(self, best: Candidate | None, alternatives: Iterable[Mapping[str, int]] = ()) -> Walk:
+        """The plan as cuts from the largest group to the smallest."""
+        if best is None:
+            return Walk(choices=(), refused=len(self.refused), accuracy_bound=True, stopped=False)
+        return Walk(
+            choices=self._choices(best.cuts),
+            refused=len(self.refused),
+            accuracy_bound=bool(self.refused) and not self.enough(best),
+            stopped=self.enough(best),
+            probe=best.probe,
+            verdict=best.verdict,
+            alternatives=tuple(map(self._choices, alternatives)),
+        )
+
+    def _choices(self, cuts: Mapping[str, int]) -> tuple[Choice, ...]:
+        return tuple(_choice(grid, cuts[grid.group]) for grid in self.grids if grid.group in cuts)
+
+
+def _refined(
+    look: Look, best: Candidate, low: float, high: float, key: Callable[[Candidate], float]
+) -> Candidate:
+    """A plan between the first rung that passes and the one above it."""
+    for _ in range(REFINEMENTS if low < high else 0):
+        middle = (low + high) / 2
+        plan = look(middle)
+        if plan is None:
+            high = middle
+        else:
+            low, best = middle, max(best, plan, key=key)
+    return best
+
+
+def _choice(grid: Grid, kept: int) -> Choice:
+    return Choice(
+        group=grid.group,
+        positions=grid.positions,
+        size=grid.size,
+        rate=grid.widths[kept],
+        kept=kept,
+    )

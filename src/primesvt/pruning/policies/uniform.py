@@ -1,0 +1,46 @@
+"""Uniform pruning: one rate for all groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from primesvt.policies.walk import Walk
+from primesvt.pruning.policies.base import Tools
+from primesvt.pruning.policies.ladder import Climber, Ladder, climb
+from primesvt.pruning.sensitivity import Grid
+
+__all__ = ["Uniform"]
+
+
+class Uniform(Climber):
+    """The same rate for every group: the highest whose network stays within the limits.
+
+    Example:
+        >>> from primesvt.pruning.policies import Gate
+        >>> from primesvt.pruning.probe_table import Probe, Reference
+        >>> from primesvt.scoring import Measurement
+        >>> class Tools:  # every channel is 4 bytes, and costs 1 point in score
+        ...     def bytes_saved(self, cuts):
+        ...         return 4 * sum(8 - kept for kept in cuts.values())
+        ...     def probe(self, cuts):
+        ...         saved = self.bytes_saved(cuts)
+        ...         return Probe(kind="walk", cuts=cuts, accuracy=50 - saved / 4,
+        ...                      saving=saved / 64, parameter_bytes=64 - saved)
+        >>> unpruned = Reference(context={}, measurement=Measurement(value=50), parameter_bytes=64)
+        >>> rates = {6: 0.25, 4: 0.5, 2: 0.75}
+        >>> grids = [Grid(group=name, positions=1, size=8, parameters=8, widths=rates)
+        ...          for name in ("fc1", "fc2")]
+        >>> gate = Gate(kind="point", allowed=9, reference=unpruned)
+        >>> Uniform(gate=gate).solve(grids, Tools()).cuts
+        {'fc1': 4, 'fc2': 4}
+    """
+
+    def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
+        """Choose the rate, one of those that the grids have."""
+        plans = self.begin(grids, tools)
+
+        def at(rate: float) -> Mapping[str, int]:
+            return {grid.group: grid.at(rate) for grid in plans.grids}
+
+        rates = sorted({rate for grid in grids for rate in grid.widths.values()})
+        return self.end(plans, climb(plans, [Ladder(rungs=rates, at=at)]))
