@@ -32,7 +32,7 @@ from throughput import every_step, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from primesvt.evaluation.evaluator import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import Evidence, find_importance
 from primesvt.profiling.memory import parameter_bytes
@@ -41,7 +41,6 @@ from primesvt.pruning.probe_table import Cuts, Probe, ProbeTable, Reference
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.sensitivity import grids_of, probe_layers, unprobed
 from primesvt.recovery import Recovery
-from primesvt.scoring import Measurement
 
 METHODS = {"paper": ("l2", "none"), "recovered": ("obs", "refit")}
 LIMITS = {"digits": 0.02, "cifar": 0.03}

@@ -20,7 +20,7 @@ from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 from torch import nn
 
-import primesvt.calibration.patches as patches
+import primesvt.calibration.readers as patches
 from primesvt.calibration import Activity, calibrating
 from primesvt.calibration.least_squares import damped
 from primesvt.calibration.norm_inputs import norms_of

@@ -16,7 +16,7 @@ from primesvt import prune
 from primesvt.checkpoint.load import OpenedModel
 from primesvt.config import Constraints
 from primesvt.data import DataError, check_classes, load_data
-from primesvt.data.frame_files import FrameFile
+from primesvt.data.frames import FrameFile
 from primesvt.models import model_entry
 from primesvt.models.entry import events
 from primesvt.training import TrainRecipe, train

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from primesvt.cli.app import parse
+from primesvt.config import PRESETS
 from primesvt.models import list_models, model_entry
-from primesvt.recipe import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reproduce-imagenet.md"

@@ -23,7 +23,7 @@ from primesvt.profiling.memory import membrane_bytes, parameter_count
 from primesvt.pruning.limits import Held, LatencyLimit, MembraneLimit, check_limits
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.sensitivity import widths
-from primesvt.settings import Settings
+from primesvt.pruning.settings import Settings
 
 from .lively import FAMILIES, lively
 

@@ -68,7 +68,7 @@ TWINS = {"spikingresformer-cifar10dvs": {"time_steps": 16}}
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_published_shapes_are_their_own_variant(name, reference):
-    from primesvt.models.recognise import recognise
+    from primesvt.models.official.recognise import recognise
 
     manifest = json.loads((reference / "manifest" / f"{name}.json").read_text())
     with torch.device("meta"):

@@ -16,8 +16,7 @@ import primesvt
 from primesvt.checkpoint.folder import save_model
 from primesvt.models import SpikingViT, build_model, create_model, model_entry, to_official
 from primesvt.models.families import FAMILIES
-from primesvt.models.overrides import SETTINGS
-from primesvt.models.recognise import recognise
+from primesvt.models.official.recognise import SETTINGS, recognise
 
 from .official_files import FILES, GOLDENS, golden
 

@@ -23,11 +23,11 @@ from primesvt.training import (
     TrainProgress,
     TrainRecipe,
     TrainRecord,
-    fit,
     read_train_recipe,
     train,
 )
-from primesvt.training.fit import learning_rate_factor
+from primesvt.training import run as fit
+from primesvt.training.run import learning_rate_factor
 from primesvt.training.snapshot import Snapshot
 
 from .bars import write_bars
@@ -206,7 +206,8 @@ RESUMED: dict[str, Any] = {
 KILLED = """
 import json, os, signal, sys
 from primesvt import _files
-from primesvt.training import TrainRecipe, fit, folder, loop, train
+from primesvt.training import TrainRecipe, folder, loop, train
+from primesvt.training import run as fit
 
 data, out, changes, moment, count = *sys.argv[1:5], int(sys.argv[5])
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from primesvt.channels import remove_channels as remove_channels
     from primesvt.channels import trace as trace
     from primesvt.channels.plan import Plan as Plan
+    from primesvt.checkpoint.load import load as load
     from primesvt.config import Constraints as Constraints
     from primesvt.data import load_data as load_data
     from primesvt.exporting import ExportResult as ExportResult
     from primesvt.exporting import export as export
-    from primesvt.loading import load as load
     from primesvt.models import SpikingViT as SpikingViT
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models

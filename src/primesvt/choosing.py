@@ -9,7 +9,6 @@ from typing import Any
 from primesvt.channels import ChannelGroup
 from primesvt.evaluation.evaluator import Progress
 from primesvt.importance import Evidence, find_importance, removal_costs
-from primesvt.policies.limits import Limit
 from primesvt.pruning.policies import (
     Allocate,
     Gate,
@@ -21,9 +20,10 @@ from primesvt.pruning.policies import (
     Walk,
     every_width,
 )
+from primesvt.pruning.policies.base import Limit
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.sensitivity import Grid, Layer, find_edges, grids_of, probe_layers, unprobed
-from primesvt.settings import Settings
+from primesvt.pruning.settings import Settings
 
 __all__ = ["choose"]
 

@@ -17,7 +17,14 @@ from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
 from primesvt.config import Constraints
 from primesvt.distributed import Processes
-from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress, telling
+from primesvt.evaluation.evaluator import (
+    DataEvaluator,
+    Evaluator,
+    Measurement,
+    Outcomes,
+    Progress,
+    telling,
+)
 from primesvt.evaluation.recording import first_samples, watch
 from primesvt.latency import LatencyTable
 from primesvt.models.digest import config_of, model_digest
@@ -31,9 +38,8 @@ from primesvt.pruning.policies import Gate, Walk
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.sensitivity import check_probed
+from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS
-from primesvt.scoring import Measurement, Outcomes
-from primesvt.settings import Settings
 from primesvt.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of, steps_of
 
 __all__ = ["Job"]

@@ -22,9 +22,9 @@ from primesvt.pruning.lossless import Lean
 from primesvt.pruning.policies import Gate, Walk
 from primesvt.pruning.probe_table import ProbeTable
 from primesvt.pruning.prober import Bench
+from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS, room_for
 from primesvt.recovery import Recovery
-from primesvt.settings import Settings
 
 __all__ = [
     "DISTANCE_SAMPLES",

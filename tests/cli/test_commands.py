@@ -15,12 +15,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from primesvt import Constraints, prune, recipe, settings
+from primesvt import Constraints, prune
+from primesvt import config as recipe
 from primesvt.checkpoint.folder import save_model
 from primesvt.checkpoint.load import open_model
 from primesvt.cli import main
 from primesvt.importance import IMPORTANCES
 from primesvt.models import create_model, list_models, to_official
+from primesvt.pruning import settings
 
 GROUP = "blocks.block3_0.mlp.fc1"
 QUICK = ("--include", GROUP, "--rates", "0.25", "0.5", "--batch-size", "450")

@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(primesvt, words, code, phrase):
 
 def test_what_does_not_agree_fails(primesvt, saved, monkeypatch):
     monkeypatch.setattr(
-        "primesvt.exporting.comparison.compare", lambda *_, **__: _Nothing.agreement()
+        "primesvt.exporting.agreement.compare", lambda *_, **__: _Nothing.agreement()
     )
     finished = primesvt("export", saved, "--format", "torch-export")
     assert finished.code == 1

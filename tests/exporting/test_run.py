@@ -129,7 +129,7 @@ def test_a_killed_export_leaves_nothing(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("primesvt.exporting.comparison.compare", lambda *a, **k: killed())
+    monkeypatch.setattr("primesvt.exporting.agreement.compare", lambda *a, **k: killed())
     with pytest.raises(KeyboardInterrupt):
         pt2(brief(), tmp_path / "a.pt2", data="digits")
     assert list(tmp_path.iterdir()) == []

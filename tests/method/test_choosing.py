@@ -15,7 +15,7 @@ from primesvt.config import Constraints
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.policies import POLICIES
-from primesvt.settings import Settings
+from primesvt.pruning.settings import Settings
 
 SOME = ["*.block4_0.mlp.fc1", "*.block4_0.attn.q+k", "*.conv2a.conv1"]
 QUICK = {"include": SOME, "verify": False, "gate": "point", "batch_size": 60, "lossless": False}

@@ -12,12 +12,12 @@ from torch.utils.data import Subset
 from primesvt import Constraints
 from primesvt.data import Splits
 from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
-from primesvt.policies.walk import Choice
+from primesvt.evaluation.evaluator import Measurement
 from primesvt.pruning.confirmation import confirm, confirmed, divide, images_needed, sequence
 from primesvt.pruning.metrics import conclude
 from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.policies.base import Choice
 from primesvt.pruning.probe_table import Probe, Reference
-from primesvt.scoring import Measurement
 
 N = 1000
 RIGHT = np.ones(N, dtype=bool)

@@ -12,6 +12,7 @@ import torch
 
 from primesvt.distributed import ALONE, Processes
 from primesvt.evaluation.divergence import Distance
+from primesvt.evaluation.evaluator import Measurement, ScoreEvaluator
 from primesvt.importance import find_importance
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.pipeline import variants as module
@@ -19,7 +20,6 @@ from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.variants import Cutter
 from primesvt.recovery import Recovery
-from primesvt.scoring import Measurement, ScoreEvaluator
 
 from ..lively import Lively, free, lively, watched
 from ..played_processes import play

@@ -8,9 +8,14 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from primesvt.evaluation.evaluator import DataEvaluator, outcomes, resolve_device
+from primesvt.evaluation.evaluator import (
+    DataEvaluator,
+    ScoreEvaluator,
+    measured,
+    outcomes,
+    resolve_device,
+)
 from primesvt.evaluation.evaluator import evaluator as evaluation
-from primesvt.scoring import ScoreEvaluator, measured
 
 
 def test_outcomes_against_a_plain_loop(model, digits):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from primesvt.evaluation.evaluator import Measurement
 from primesvt.pruning.policies import Gate, Prime
 from primesvt.pruning.probe_table import Probe, Reference
 from primesvt.pruning.sensitivity import Layer, Point
-from primesvt.scoring import Measurement
 
 TOTAL = 1000
 

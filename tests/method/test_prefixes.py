@@ -11,7 +11,7 @@ from primesvt.evaluation.evaluator import DataEvaluator
 from primesvt.importance import find_importance
 from primesvt.models import SpikingViT
 from primesvt.models.forward import copy_of
-from primesvt.prefixes import Place, Prefixes
+from primesvt.models.shared_prefix import Place, Prefixes
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primesvt.evaluation.confidence import paired_drop_bound
+from primesvt.evaluation.evaluator import Measurement
 from primesvt.evaluation.sequential_test import GATES, Race
 from primesvt.pruning.gate import GATES as KNOWN
 from primesvt.pruning.gate import Gate
 from primesvt.pruning.probe_table import Probe, Reference
-from primesvt.scoring import Measurement
 
 DIFFERENCES = st.lists(st.sampled_from([-1, 0, 0, 0, 1]), min_size=1, max_size=120)
 

@@ -15,8 +15,7 @@ from primesvt.data import Splits
 from primesvt.distributed import ALONE, Processes
 from primesvt.evaluation.evaluator import DataEvaluator, _outcomes, outcomes
 from primesvt.evaluation.sequential_test import Race
-from primesvt.models.shared_prefix import Together
-from primesvt.prefixes import Prefixes
+from primesvt.models.shared_prefix import Prefixes, Together
 
 from ..played_processes import Played, play
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primesvt.channels import remove_channels
-from primesvt.evaluation.evaluator import outcomes
+from primesvt.evaluation.evaluator import Measurement, outcomes
 from primesvt.importance import Evidence, keep
 from primesvt.importance.magnitude import l2
 from primesvt.profiling.memory import parameter_bytes
@@ -29,7 +29,6 @@ from primesvt.pruning.sensitivity import (
     probe_layers,
     widths,
 )
-from primesvt.scoring import Measurement
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from primesvt import prune
 from primesvt.evaluation.divergence import Distance
-from primesvt.evaluation.evaluator import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.importance import find_importance
 from primesvt.models import SpikingViT
 from primesvt.models.shared_prefix import Together, block_of
@@ -19,7 +19,6 @@ from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.variants import NETWORKS, Cutter
 from primesvt.recovery import Recovery
-from primesvt.scoring import Measurement
 from primesvt.workbench import memory_for_networks
 
 from ..channels.firing import state_bytes

@@ -14,8 +14,8 @@ from torch import nn
 from primesvt.channels import remove_channels, trace
 from primesvt.channels.plan import Plan, Step, describe_inputs
 from primesvt.checkpoint.folder import save_model
+from primesvt.config import Limits, Method, PruneRecipe
 from primesvt.models import create_model
-from primesvt.recipe import Limits, Method, PruneRecipe
 
 FC1, FC3, CONV = "blocks.block4_0.mlp.fc1", "blocks.block3_0.mlp.fc1", "blocks.conv2a.conv1"
 SIZES = {FC1: 160, FC3: 128, CONV: 64}

@@ -15,11 +15,9 @@ from primesvt.data import ImageSet, load_data
 from primesvt.distributed import Processes
 from primesvt.models.neurons import lif, reset
 from primesvt.training import Augmentation
-from primesvt.training.best import Best
 from primesvt.training.config import Learning
-from primesvt.training.loop import Loop, learning_rate_factor
-from primesvt.training.randomness import repeatable
-from primesvt.training.snapshot import Snapshot
+from primesvt.training.loop import Best, Loop, learning_rate_factor
+from primesvt.training.snapshot import Snapshot, repeatable
 
 ALONE = Processes.start(torch.device("cpu"))
 IMAGES = torch.rand(26, 2, 6, 6, generator=torch.Generator().manual_seed(1))

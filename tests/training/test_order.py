@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from primesvt.training.order import Order
+from primesvt.training.loop import Order
 
 
 def order(images: int, batch: int, seed: int = 0, **place: int) -> Order:

@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_leaves
 from primesvt.calibration.inputs import Calibration, calibrating
 from primesvt.calibration.moments import Moments
 from primesvt.calibration.norm_inputs import Seen, seen_by
-from primesvt.calibration.patches import patches
-from primesvt.calibration.readers import Reader, readers_of
+from primesvt.calibration.readers import Reader, patches, readers_of
 from primesvt.calibration.wiring import Wiring, channel_axis, wire
 from primesvt.channels import ChannelGraph, ChannelGroup
 

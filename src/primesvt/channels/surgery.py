@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from primesvt.channels.copies import state_tensors, unwrap
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Cuts, Ids
+from primesvt.models.forward import state_tensors, unwrap
 
 
 def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: Cuts) -> ChannelGraph:

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from primesvt.channels.copies import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.channels.graph import (
     ChannelGraph,
     ChannelGroup,
@@ -25,6 +24,7 @@ from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run
+from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.models.neurons import neurons
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from primesvt.channels.copies import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.channels.layout import Layout
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
 from primesvt.channels.surgery import check_widths, remove_channels
 from primesvt.channels.tracer import module_stack, run
+from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.models.neurons import neurons, reset
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from primesvt._files import save_safetensors, write_json
 from primesvt.channels import ChannelGraph, remove_channels, trace
-from primesvt.channels.copies import unwrap
 from primesvt.channels.plan import Plan, apply_plan, example_inputs
 from primesvt.models import Provenance, build_model
 from primesvt.models.digest import config_of
+from primesvt.models.forward import unwrap
 from primesvt.models.state_dict import check_shapes
 from primesvt.pruning.lossless import match_state
 

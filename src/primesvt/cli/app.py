@@ -32,7 +32,7 @@ from primesvt.cli.models import Models
 from primesvt.cli.prune import LIMITS_NOT_MET, Prune, base_recipe
 from primesvt.cli.report import Report
 from primesvt.cli.train import Train
-from primesvt.recipe import describe
+from primesvt.config import describe
 
 __all__ = [
     "ERROR",

@@ -133,7 +133,7 @@ def _folded(model: SpikingViT, dataset: Any, batch_size: int) -> nn.Module:
     """The quicker copy, made for batches of the size that is asked for."""
     import torch
 
-    from primesvt.exporting.quick import quick
+    from primesvt.exporting.deploy import quick
 
     count = min(batch_size, len(dataset))
     images = [dataset[number % len(dataset)][0] for number in range(max(2, count))]

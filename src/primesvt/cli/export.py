@@ -12,7 +12,7 @@ from primesvt._format import megabytes
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import table
-from primesvt.recipe import unset
+from primesvt.config import unset
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from primesvt.recipe import DATA
+from primesvt.config import DATA
 
 __all__ = [
     "BatchSize",

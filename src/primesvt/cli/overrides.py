@@ -1,5 +1,5 @@
 """Settings of a model as words on the command line."""
 
-from primesvt.overrides import parse_overrides
+from primesvt.config import parse_overrides
 
 __all__ = ["parse_overrides"]

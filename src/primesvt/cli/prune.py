@@ -13,7 +13,7 @@ from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
-from primesvt.recipe import PRESETS, PruneRecipe, read_recipe, unset
+from primesvt.config import PRESETS, PruneRecipe, read_recipe, unset
 
 if TYPE_CHECKING:
     from primesvt.pruning.pipeline import PruneResult
@@ -145,7 +145,7 @@ def _with_data(recipe: PruneRecipe) -> PruneRecipe:
 
 
 def _close(console: Console, result: PruneResult, out: Path) -> None:
-    from primesvt.report.costs import cost_notes
+    from primesvt.report.changes import cost_notes
 
     console.line(result.metrics.data)
     metrics = result.metrics.to_dict()

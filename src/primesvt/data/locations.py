@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from primesvt.data.frames import FrameFile
+
 from .errors import DataError
 from .event_folders import EVENT_DATASETS, EventDataset, EventFolders, event_parts
-from .frame_files import FrameFile
 from .frames import FrameSize
 from .images import ImageSet, Indices, Preprocess
 from .sources import ClassFolders, Labels, ParquetTable, class_names

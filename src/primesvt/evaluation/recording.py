@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from primesvt.calibration import Calibration
+from primesvt.evaluation.evaluator import Measurement
 from primesvt.profiling.memory import batch_of
-from primesvt.scoring import Measurement
 
 __all__ = ["Watched", "first_samples", "watch"]
 

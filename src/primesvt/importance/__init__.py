@@ -7,9 +7,8 @@ import numpy as np
 from primesvt.channels.graph import Ids
 from primesvt.importance.activity import activity, firing_rate, membrane, taylor
 from primesvt.importance.base import Evidence, Importance, Scores
-from primesvt.importance.costs import removal_costs
 from primesvt.importance.magnitude import l1, l2, l2_folded, random
-from primesvt.importance.obs import obs
+from primesvt.importance.obs import obs, removal_costs
 
 __all__ = [
     "IMPORTANCES",

@@ -10,10 +10,53 @@ from typing import Any
 
 import torch
 from spikingjelly.activation_based import neuron, surrogate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["LIF", "PLIF", "as_evaluated", "exported", "forgetting", "unwatched"]
+__all__ = ["LIF", "PLIF", "HalvingMaxPool", "as_evaluated", "exported", "forgetting", "unwatched"]
+
+
+class HalvingMaxPool(nn.MaxPool2d):
+    """Max pooling, 3x3, stride two, padded by one: ``[B, C, H, W]`` to half of both, rounded up.
+
+    On a CPU, where no gradient is recorded, rows and then columns are compared as whole slices:
+    a maximum rounds nothing, so the values are those of ``nn.MaxPool2d``. Images with channels
+    last, which PyTorch pools quickly itself, are left to it, and so is whatever is watched.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     HalvingMaxPool()(torch.arange(16.0).view(1, 1, 4, 4)).tolist()
+        [[[[5.0, 7.0], [13.0, 15.0]]]]
+    """
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of ``x``; in the layout of PyTorch."""
+        if _pools_by_slices(x):
+            return _halved(_halved(x, dim=2), dim=3)
+        pooled: Tensor = super().forward(x)
+        return pooled
+
+
+def _pools_by_slices(x: Tensor) -> bool:
+    """Whether nothing can tell slices from PyTorch's own operator, and they pay."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.is_floating_point()
+    images = x.ndim == 4 and x.is_contiguous() and x.numel() > 0
+    return plain and images and unwatched() and not exported()
+
+
+def _halved(x: Tensor, *, dim: int) -> Tensor:
+    """Maxima of places ``2 i - 1``, ``2 i`` and ``2 i + 1`` along an axis, where they exist."""
+    even = x[(slice(None),) * dim + (slice(0, None, 2),)]
+    odd = x[(slice(None),) * dim + (slice(1, None, 2),)]
+    out = even.clone(memory_format=torch.contiguous_format)
+    for begin, those in ((0, odd), (1, odd.narrow(dim, 0, even.shape[dim] - 1))):
+        part = out.narrow(dim, begin, those.shape[dim])
+        torch.maximum(part, those, out=part)
+    return out
+
 
 # Of a time step: (x, out) writes the share of x that flows in, (x, v, spare) adds it to v.
 Flow = tuple[Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor, Tensor], Any]]

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from primesvt._files import safetensors_bytes
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.channels.copies import state_tensors, unwrap
 from primesvt.models import reset
+from primesvt.models.forward import state_tensors, unwrap
 
 __all__ = [
     "LayerRow",

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, Subset
 
 from primesvt.data import Splits
 from primesvt.evaluation.confidence import paired_drop_bound
+from primesvt.evaluation.evaluator import Outcomes
 from primesvt.pruning.policies import Gate, Walk, cuts_of
 from primesvt.pruning.probe_table import Cuts
 from primesvt.pruning.prober import Bench
-from primesvt.scoring import Outcomes
 
 __all__ = ["Confirmation", "confirm", "confirmed", "divide", "images_needed", "parted", "sequence"]
 

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, Calibration, calibration_of
-from primesvt.channels.copies import state_tensors
 from primesvt.checkpoint.load import Data, splits_for
 from primesvt.config import Constraints, parse_bytes
 from primesvt.data import Splits
 from primesvt.distributed import ALONE, Processes
-from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Score, ScoreEvaluator
 from primesvt.evaluation.recording import first_samples
 from primesvt.models import reset
+from primesvt.models.forward import state_tensors
 from primesvt.pruning.confirmation import divide, parted
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.scoring import Score, ScoreEvaluator
-from primesvt.settings import Settings
+from primesvt.pruning.settings import Settings
 
 __all__ = [
     "Data",

@@ -21,7 +21,7 @@ from primesvt.profiling.timing import batched, device_of, placed
 from primesvt.pruning.lossless import Lean
 from primesvt.pruning.probe_table import Cuts
 from primesvt.pruning.sensitivity import widths
-from primesvt.settings import Settings
+from primesvt.pruning.settings import Settings
 
 __all__ = ["Held", "LatencyLimit", "MembraneLimit", "check_limits", "limit_notes", "limits_of"]
 

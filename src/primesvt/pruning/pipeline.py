@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.channels import Refusal
-from primesvt.channels.copies import unwrap
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.config import Constraints
 from primesvt.distributed import Processes
-from primesvt.evaluation.evaluator import Progress, resolve_device
+from primesvt.evaluation.evaluator import Progress, Score, resolve_device
 from primesvt.job import Job
 from primesvt.latency import LatencyTable
+from primesvt.models.forward import unwrap
 from primesvt.pruning.inputs import (
     Data,
     calibration_for,
@@ -34,8 +34,7 @@ from primesvt.pruning.limits import check_limits, limit_notes
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.probe_table import ProbeTable
 from primesvt.pruning.run_folder import RunFolder, stored_probes
-from primesvt.scoring import Score
-from primesvt.settings import Settings
+from primesvt.pruning.settings import Settings
 
 __all__ = ["PruneResult", "prune"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from primesvt._files import write_text
-from primesvt.scoring import Measurement, Outcomes
+from primesvt.evaluation.evaluator import Measurement, Outcomes
 
 __all__ = ["Cuts", "DistanceProbe", "Probe", "ProbeTable", "Reference"]
 

@@ -12,7 +12,7 @@ from torch import nn
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
 from primesvt.distributed import ALONE, Processes, in_turn
-from primesvt.evaluation.evaluator import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import Evidence, Importance
 from primesvt.models.shared_prefix import Together
@@ -20,7 +20,6 @@ from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.probe_table import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
 from primesvt.pruning.variants import NETWORKS, Cutter
 from primesvt.recovery import Recovery
-from primesvt.scoring import Measurement
 
 __all__ = ["Bench"]
 

@@ -15,8 +15,7 @@ from primesvt.distributed import ALONE, Processes
 from primesvt.importance import Evidence, Importance, Scores, keep
 from primesvt.models import SpikingViT
 from primesvt.models.forward import copy_of
-from primesvt.models.shared_prefix import Together, block_of
-from primesvt.prefixes import Prefixes
+from primesvt.models.shared_prefix import Prefixes, Together, block_of
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes
 from primesvt.pruning.probe_table import Cuts
 from primesvt.recovery import Recovery

@@ -9,14 +9,12 @@ from typing import Any
 
 from primesvt._files import write_text
 from primesvt.report.changes import Change, changes
-from primesvt.report.comparisonplot import comparison_plot
-from primesvt.report.heat import Cell, Heat, Row
+from primesvt.report.heatmap import Cell, Heat, Row
 from primesvt.report.names import by_block, inside
-from primesvt.report.page import asked, render
-from primesvt.report.plantable import kept_share
+from primesvt.report.page import asked, kept_share, render
 from primesvt.report.run_files import RunFiles, flat, read_run
-from primesvt.report.summary import limits_asked, summary
-from primesvt.report.tuned import tuning
+from primesvt.report.summary import limits_asked, summary, tuning
+from primesvt.report.tradeoff_plot import comparison_plot
 
 __all__ = ["Difference", "compare_plans", "compare_recipes", "write_comparison"]
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from primesvt.models import SpikingViT, reset
-from primesvt.recovery.finetuning.recipe import FinetuneRecipe
-from primesvt.training.fit import heads_of
+from primesvt.training.config import FinetuneRecipe
+from primesvt.training.run import heads_of
 
 __all__ = ["Distillation", "answer_distance", "feature_distance"]
 

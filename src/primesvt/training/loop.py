@@ -7,20 +7,122 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from primesvt.data import ImageSet
 from primesvt.distributed import Processes
 from primesvt.evaluation.evaluator import Progress
 from primesvt.models import reset
 from primesvt.training.config import Learning
-from primesvt.training.order import Order
-from primesvt.training.randomness import random_states, restore_random_states
-from primesvt.training.snapshot import Snapshot, named
+from primesvt.training.snapshot import Snapshot, named, random_states, restore_random_states
 
-__all__ = ["Loop", "Loss", "computes_in_bf16", "learning_rate_factor"]
+__all__ = ["Best", "Loop", "Loss", "Order", "computes_in_bf16", "learning_rate_factor"]
+
+
+class Order(Sampler[list[int]]):
+    """The batches of an epoch, or what is left of them; incomplete ones are left out.
+
+    Args:
+        images: how many there are.
+        batch_size: images of a step, over all processes.
+        generator: draws the permutations.
+        rank: the process whose share of each batch is wanted.
+        size: how many processes there are.
+
+    Example:
+        >>> order = Order(5, 2, torch.Generator().manual_seed(0))
+        >>> _ = order.begin()
+        >>> first = list(order)
+        >>> order.skip(1)
+        >>> len(first), list(order) == first[1:]
+        (2, True)
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, generator: Generator, *, rank: int = 0, size: int = 1
+    ) -> None:
+        self.images, self.generator = images, generator
+        self.share = max(1, min(batch_size, images) // size)
+        self.rank, self.batch_size = rank, self.share * size
+        self.steps = images // self.batch_size
+        self.state = generator.get_state()
+        self._permutation = torch.arange(images)
+        self._first = 0
+
+    def begin(self) -> int:
+        """Draw the order of an epoch; returns a seed for the processes that load it."""
+        self.state = self.generator.get_state()
+        seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator).item()
+        self._permutation = torch.randperm(self.images, generator=self.generator)
+        self._first = 0
+        return int(seed)
+
+    def again(self, state: Tensor) -> int:
+        """Draw the order of the epoch that began in a state of the generator."""
+        self.generator.set_state(state)
+        return self.begin()
+
+    def skip(self, steps: int) -> None:
+        """Leave out the first steps of the epoch."""
+        self._first = steps
+
+    def end(self) -> None:
+        """Close the epoch."""
+        # torch's RandomSampler draws once more here: with it, trainings on record repeat bitwise.
+        torch.randperm(self.images, generator=self.generator)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self._first, self.steps):
+            begin = step * self.batch_size + self.rank * self.share
+            yield self._permutation[begin : begin + self.share].tolist()
+
+    def __len__(self) -> int:
+        return self.steps - self._first
+
+
+class Best:
+    """Accuracies as they come, and the weights of the best; of equals, the later.
+
+    Args:
+        first: the number of the first candidate: 0 where weights are judged before any training.
+
+    Example:
+        >>> best = Best()
+        >>> for accuracy in (0.5, 0.7, 0.6):
+        ...     best.offer(torch.nn.Linear(1, 1), accuracy)
+        >>> best.epoch
+        2
+    """
+
+    def __init__(self, *, first: int = 1) -> None:
+        self.first, self.epoch = first, first
+        self.accuracies: list[float] = []
+        self.state: dict[str, Tensor] = {}
+
+    def offer(self, model: nn.Module, accuracy: float) -> None:
+        """Take the weights as they are now, if none before were better."""
+        self.accuracies.append(accuracy)
+        if accuracy >= max(self.accuracies):
+            self.epoch = self.first + len(self.accuracies) - 1
+            self.state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def give(self, model: nn.Module) -> None:
+        """Put the best weights into a model."""
+        model.load_state_dict(self.state)
+
+    def snapshot(self) -> Snapshot:
+        """What the choice depends on so far."""
+        facts = {"best": self.epoch, "accuracies": list(self.accuracies)}
+        return Snapshot(tensors=named("best", self.state), facts=facts)
+
+    def restore(self, snapshot: Snapshot, device: torch.device) -> None:
+        """Go on from there."""
+        self.epoch = snapshot.facts["best"]
+        self.accuracies = list(snapshot.facts["accuracies"])
+        self.state = {k: v.to(device) for k, v in snapshot.part("best").items()}
+
 
 IN_MEMORY = 2**31  # bytes of prepared training images that are kept as one tensor
 ESTIMATED_ON = 1024  # images for the batch-norm statistics of averaged weights

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch import nn
 
+from primesvt.checkpoint.load import load
 from primesvt.cli import main
 from primesvt.data import Splits, load_data
-from primesvt.loading import load
 from primesvt.models import SpikingViT, create_model, model_entry
 
 from ...bars import write_bars

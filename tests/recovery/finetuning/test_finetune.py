@@ -18,7 +18,7 @@ from primesvt import Constraints, FinetuneRecipe, finetune, prune
 from primesvt.checkpoint.folder import save_model
 from primesvt.models import create_model
 from primesvt.models.digest import model_digest
-from primesvt.recovery.finetuning import tuning
+from primesvt.training import finetuning as tuning
 
 
 def weights(model):

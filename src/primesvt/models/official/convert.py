@@ -9,8 +9,8 @@ from torch import Tensor
 
 from primesvt.models.families import build_model
 from primesvt.models.official.names import official_keys
+from primesvt.models.official.recognise import recognise
 from primesvt.models.provenance import Provenance
-from primesvt.models.recognise import recognise
 from primesvt.models.spiking_vit import SpikingViT
 
 __all__ = ["from_official", "to_official"]

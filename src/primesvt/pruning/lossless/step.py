@@ -4,28 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration import Calibration, Reader, Wiring, wire
+from primesvt.calibration import Calibration, Reader, Wiring, calibrating, wire
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
 from primesvt.channels.plan import Step
 from primesvt.distributed import ALONE, Processes
-from primesvt.lossless.answers import Answers
-from primesvt.lossless.folding import fold_constants
 from primesvt.models.forward import copy_of
 from primesvt.models.strip import merge_head, strip_unused
-from primesvt.profiling.memory import parameter_bytes, parameter_count
+from primesvt.profiling.memory import batch_of, parameter_bytes, parameter_count
 from primesvt.pruning.lossless.constant_channels import (
     Levels,
     Steady,
     all_readers,
     find_steady,
+    fold_constants,
     levels_of,
 )
 from primesvt.pruning.lossless.record import Lossless, Removed
 
-__all__ = ["Lean", "Stripped", "make_lean", "strip"]
+__all__ = ["Answers", "Lean", "Stripped", "make_lean", "strip"]
+
+
+TOLERANCE = 1e-5  # relative, of outputs that are no logits
+
+
+class Answers:
+    """What a network answers to some inputs.
+
+    Of logits ``[batch, classes]`` it is the class; other outputs are the answer themselves, and the
+    same up to 1e-5 of their largest value.
+
+    Args:
+        model: the network.
+        inputs: what it is asked.
+
+    Example:
+        >>> from primesvt.calibration import calibration_of
+        >>> answers = Answers(nn.Identity(), calibration_of(torch.eye(3)))
+        >>> answers.inputs, answers.same(nn.ReLU()), answers.same(nn.Flatten(0))
+        (3, True, False)
+    """
+
+    def __init__(self, model: nn.Module, inputs: Calibration) -> None:
+        self._source = inputs
+        with calibrating(model):
+            self._expected = [_answer(result) for result in inputs.run(model)]
+        self.inputs = sum(batch_of(tuple(expected)) for expected in self._expected)
+
+    def same(self, model: nn.Module) -> bool:
+        """Whether another network answers the same to every input."""
+        with calibrating(model):
+            pairs = zip(self._expected, self._source.run(model), strict=True)
+            return all(_alike(expected, _answer(result)) for expected, result in pairs)
+
+
+def _answer(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] > 1:
+        return [result.argmax(1).cpu()]
+    return [leaf.detach().cpu() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _alike(expected: list[Tensor], found: list[Tensor]) -> bool:
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return False
+    return all(_close(*pair) for pair in zip(expected, found, strict=True))
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return torch.equal(expected, found)
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0.0, atol=TOLERANCE * scale)
+
 
 Same = Callable[[Sequence[Steady]], bool]
 

@@ -8,13 +8,130 @@ from typing import Protocol
 
 import numpy as np
 
-from primesvt.policies.limits import Limit
-from primesvt.policies.walk import Choice, Walk
+from primesvt.profiling.limits import Held
 from primesvt.pruning.gate import Gate, Verdict
 from primesvt.pruning.probe_table import Cuts, Probe
-from primesvt.pruning.sensitivity import Grid
+from primesvt.pruning.sensitivity import Grid, Layer, Point
 
-__all__ = ["MILDER", "Candidate", "Look", "Plans", "Tools"]
+__all__ = [
+    "MILDER",
+    "Candidate",
+    "Choice",
+    "Limit",
+    "Look",
+    "Plans",
+    "Target",
+    "Tools",
+    "Walk",
+    "cuts_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A layer as the selection of target layers saw it.
+
+    Attributes:
+        layer: the probed layer.
+        tolerated: the points within the accuracy limit, ascending rates.
+        best: the tolerated point of the highest benefit score, ``None`` without any.
+        benefit: that score, accuracy x memory saving.
+        chosen: the layer is a target.
+        reason: why not, where it is not.
+    """
+
+    layer: Layer
+    tolerated: tuple[Point, ...]
+    best: Point | None
+    benefit: float
+    chosen: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One cut: the group, its front positions and channels before, and what it keeps of them.
+
+    ``probe`` and ``verdict`` are those of the whole network after this cut and all before it, where
+    that network was measured.
+    """
+
+    group: str
+    positions: int
+    size: int
+    rate: float
+    kept: int
+    probe: Probe | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """What a policy took.
+
+    Attributes:
+        choices: cuts in the order taken.
+        refused: measured networks that the gate turned down.
+        accuracy_bound: some group got less than its highest rate because of the gate.
+        stopped: the policy ended early because the saving was met.
+        probe, verdict: the whole network after all cuts; ``None`` without any.
+        targets: every layer with its benefit score, from the largest to the smallest, where the
+            policy selects by one.
+        alternatives: networks, as cuts, from the mildest to the one taken: what to fall back on.
+        unconfirmed: why nothing is taken, where images set aside refused even the mildest of them.
+    """
+
+    choices: tuple[Choice, ...]
+    refused: int
+    accuracy_bound: bool
+    stopped: bool
+    probe: Probe | None = None
+    verdict: Verdict | None = None
+    targets: tuple[Target, ...] = ()
+    alternatives: tuple[tuple[Choice, ...], ...] = ()
+    unconfirmed: str = ""
+
+    @property
+    def cuts(self) -> dict[str, int]:
+        """Group -> channels kept at each position, in the order taken."""
+        return cuts_of(self.choices)
+
+
+def cuts_of(choices: Iterable[Choice]) -> dict[str, int]:
+    """Group -> channels kept at each position.
+
+    Example:
+        >>> cuts_of([Choice(group="fc", positions=1, size=8, rate=0.5, kept=4)])
+        {'fc': 4}
+    """
+    return {choice.group: choice.kept for choice in choices}
+
+
+class Limit(Protocol):
+    """So much of something must be saved: of time, of membrane potentials; in its own unit."""
+
+    @property
+    def name(self) -> str:
+        """What it limits, in words."""
+        ...
+
+    @property
+    def needed(self) -> float:
+        """How much must be saved; nothing where it is not above zero."""
+        ...
+
+    def saved(self, cuts: Cuts) -> float:
+        """Estimate what cuts save, group by group; quick, as a search asks for it often."""
+        ...
+
+    def proved(self, cuts: Cuts) -> float:
+        """What the network with these cuts really saves, measured once."""
+        ...
+
+    def at(self, cuts: Cuts) -> Held:
+        """How it stands with these cuts."""
+        ...
+
 
 RUNGS = 12  # savings that are asked for, from the most to the least
 REFINEMENTS = 3  # halvings between the first of them that passes and the one above

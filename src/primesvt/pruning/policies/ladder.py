@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from primesvt.evaluation.evaluator import Progress
-from primesvt.policies.walk import Walk
 from primesvt.pruning.gate import Gate
-from primesvt.pruning.policies.base import MILDER, Candidate, Plans, Tools
+from primesvt.pruning.policies.base import MILDER, Candidate, Plans, Tools, Walk
 from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["Climber", "Found", "Ladder", "better", "climb"]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from primesvt.evaluation.evaluator import Progress
-from primesvt.policies.walk import Choice, Target, Walk, cuts_of
 from primesvt.pruning.gate import Gate
+from primesvt.pruning.policies.base import Choice, Target, Walk, cuts_of
 from primesvt.pruning.probe_table import Cuts, Probe
 from primesvt.pruning.sensitivity import Layer, Point
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from primesvt.policies.walk import Walk
-from primesvt.pruning.policies.base import Plans, Tools
+from primesvt.pruning.policies.base import Plans, Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Found, Ladder, better, climb
 from primesvt.pruning.sensitivity import Grid, Layer, kept_count
 

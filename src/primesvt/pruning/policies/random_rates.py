@@ -8,8 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from primesvt.policies.walk import Walk
-from primesvt.pruning.policies.base import Tools
+from primesvt.pruning.policies.base import Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Ladder, climb
 from primesvt.pruning.sensitivity import Grid
 

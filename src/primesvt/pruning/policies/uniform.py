@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from primesvt.policies.walk import Walk
-from primesvt.pruning.policies.base import Tools
+from primesvt.pruning.policies.base import Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Ladder, climb
 from primesvt.pruning.sensitivity import Grid
 
@@ -18,7 +17,7 @@ class Uniform(Climber):
     Example:
         >>> from primesvt.pruning.policies import Gate
         >>> from primesvt.pruning.probe_table import Probe, Reference
-        >>> from primesvt.scoring import Measurement
+        >>> from primesvt.evaluation.evaluator import Measurement
         >>> class Tools:  # every channel is 4 bytes, and costs 1 point in score
         ...     def bytes_saved(self, cuts):
         ...         return 4 * sum(8 - kept for kept in cuts.values())

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.models.blocks import ConvBN
+from primesvt.models.fast_paths import HalvingMaxPool
 from primesvt.models.neurons import Spike
-from primesvt.models.pooling import HalvingMaxPool
 
 __all__ = ["Downsampling", "GroupWiseFFN", "MeanHead", "Stem"]
 

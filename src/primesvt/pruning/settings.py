@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from primesvt.config import PRESETS
 from primesvt.importance import find_importance
 from primesvt.pruning.gate import GATES
 from primesvt.pruning.policies import ORDERS, POLICIES, READINGS, usual_rates
@@ -14,28 +15,7 @@ from primesvt.recovery import RECOVERIES
 
 __all__ = ["PRESETS", "Settings"]
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {
-        "policy": "prime",
-        "importance": "l2",
-        "recovery": "none",
-        "gate": "point",
-        "reading": "A",
-        "order": "producer",
-        "target_threshold": 0.0,
-        "confirm": False,
-        "lossless": False,
-        "exact": True,
-    },
-    "best": {
-        "policy": "allocate",
-        "importance": "obs",
-        "recovery": "refit",
-        "gate": "bound",
-        "confirm": True,
-        "lossless": True,
-    },
-}
+
 _CHOICES = {
     "policy": POLICIES,
     "recovery": RECOVERIES,
