@@ -14,15 +14,15 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from primesvt.calibration import Activity, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup, trace
+from primesvt.channels.widths import Cuts, kept_count
 from primesvt.checkpoint.load import open_model
 from primesvt.data import Splits, load_data
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.importance import Evidence, find_importance
 from primesvt.models import SpikingViT
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.probe_table import Cuts, ProbeTable, Reference
+from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench
-from primesvt.pruning.sensitivity import kept_count
 from primesvt.recovery import Recovery
 
 ROOT = Path(__file__).parent.parent

@@ -20,10 +20,9 @@ from torch import nn
 from variants import replaced, usual
 
 from primesvt.calibration import calibration_of
+from primesvt.channels.widths import Cuts, kept_count
 from primesvt.evaluation.divergence import Distance
 from primesvt.models.shared_prefix import Together
-from primesvt.pruning.probe_table import Cuts
-from primesvt.pruning.sensitivity import kept_count
 
 RATES = (0.3, 0.9)
 

@@ -25,7 +25,8 @@ from torch.utils.data import ConcatDataset
 
 from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
 from primesvt.evaluation.evaluator import outcomes
-from primesvt.pruning.confirmation import SEARCHED, confirm, sequence
+from primesvt.pruning.confirmation import confirm, sequence
+from primesvt.pruning.inputs import SEARCHED
 
 LADDER = tuple(np.arange(0.04, 0.80, 0.02).round(2).tolist())
 SPLITS = 1000

@@ -40,7 +40,7 @@ from primesvt.energy import count_operations
 from primesvt.exporting.runtime import Runner, onnx_runner
 from primesvt.latency import BATCHES, Pace
 from primesvt.profiling.timing import Seconds, batched, race, race_networks
-from primesvt.pruning.pipeline import PruneResult
+from primesvt.pruning.result import PruneResult
 
 POINTS, SAVING, SHARE = 3.0, 0.4, 0.64  # 1 / 0.64 is a little more than the 1.5 that is asked for
 PACE = Pace(seconds=25, least=20, most=150)

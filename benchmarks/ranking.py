@@ -25,13 +25,12 @@ from machine import RESULTS, described, save
 from presets import in_memory
 
 from primesvt.calibration import calibration_of
+from primesvt.channels.widths import Cuts, kept_count
 from primesvt.evaluation.divergence import Distance
 from primesvt.importance import Evidence, find_importance, removal_costs
 from primesvt.models.shared_prefix import Together
 from primesvt.pruning.policies.global_ranking import shares_left
-from primesvt.pruning.probe_table import Cuts
 from primesvt.pruning.prober import Bench
-from primesvt.pruning.sensitivity import kept_count
 
 Costs = npt.NDArray[np.float64]
 SAVINGS = (0.2, 0.4, 0.6)

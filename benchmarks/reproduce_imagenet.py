@@ -37,6 +37,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from primesvt.channels import trace
+from primesvt.channels.widths import RATES, widths
 from primesvt.data.locations import find_pools
 from primesvt.models import create_model, model_entry, to_official
 from primesvt.profiling.memory import (
@@ -45,7 +46,6 @@ from primesvt.profiling.memory import (
     parameter_count,
     peak_activation_bytes,
 )
-from primesvt.pruning.sensitivity import RATES, widths
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduce-imagenet.md"
 CHECKPOINT, DATA = "checkpoint-199.pth", "imagenet"

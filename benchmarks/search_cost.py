@@ -32,12 +32,13 @@ from throughput import every_step, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from primesvt.channels.widths import Cuts
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import Evidence, find_importance
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.policies import Gate, Prime, Walk
-from primesvt.pruning.probe_table import Cuts, Probe, ProbeTable, Reference
+from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.sensitivity import grids_of, probe_layers, unprobed
 from primesvt.recovery import Recovery

@@ -25,10 +25,10 @@ from primesvt.calibration import Activity, calibrating
 from primesvt.calibration.least_squares import damped
 from primesvt.calibration.norm_inputs import norms_of
 from primesvt.channels import remove_channels
+from primesvt.channels.widths import Cuts
 from primesvt.evaluation.confidence import wilson_interval
 from primesvt.importance import Evidence, find_importance, keep
 from primesvt.models.shared_prefix import Together
-from primesvt.pruning.probe_table import Cuts
 from primesvt.recovery import Recovery
 
 SAVINGS = (0.25, 0.5)

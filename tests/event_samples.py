@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from primesvt.data import DataError, ImageSet, Splits, load_data
+from primesvt.data.config import events
 from primesvt.models import Provenance, SpikingViT, create_model
-from primesvt.models.entry import events
 
 SHAPE = (12, 5, 2, 8, 8)
 LABELS = np.arange(12) % 3

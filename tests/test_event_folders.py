@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from primesvt.data import DataError, ImageSet, check_classes, load_data
+from primesvt.data.config import events
 from primesvt.data.event_folders import EVENT_DATASETS, integrate
-from primesvt.models.entry import events
 
 from .event_samples import every_sample, frames, refused
 

@@ -16,9 +16,9 @@ from primesvt import prune
 from primesvt.checkpoint.load import OpenedModel
 from primesvt.config import Constraints
 from primesvt.data import DataError, check_classes, load_data
+from primesvt.data.config import events
 from primesvt.data.frames import FrameFile
 from primesvt.models import model_entry
-from primesvt.models.entry import events
 from primesvt.training import TrainRecipe, train
 from primesvt.training.augmentation import Augmentation
 

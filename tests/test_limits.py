@@ -16,13 +16,13 @@ from torch.utils.data import Subset
 
 from primesvt import Constraints, create_model, prune
 from primesvt.channels import trace
+from primesvt.channels.widths import widths
 from primesvt.data import load_data
 from primesvt.profiling import width_latency as stopwatch
 from primesvt.profiling.latency_table import NetworkTime
 from primesvt.profiling.memory import membrane_bytes, parameter_count
 from primesvt.pruning.limits import Held, LatencyLimit, MembraneLimit, check_limits
 from primesvt.pruning.metrics import Metrics
-from primesvt.pruning.sensitivity import widths
 from primesvt.pruning.settings import Settings
 
 from .lively import FAMILIES, lively

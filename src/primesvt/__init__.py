@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models
     from primesvt.models import reset as reset
-    from primesvt.pruning.pipeline import PruneResult as PruneResult
     from primesvt.pruning.pipeline import prune as prune
+    from primesvt.pruning.result import PruneResult as PruneResult
     from primesvt.recovery.finetuning import FinetuneRecipe as FinetuneRecipe
     from primesvt.recovery.finetuning import finetune as finetune
 

@@ -35,6 +35,17 @@ __all__ = [
     "write_text",
 ]
 
+
+RECIPE, PROBES, LATENCIES, PLAN, METRICS, MODEL = (
+    "recipe.yaml",
+    "sensitivity.jsonl",
+    "latency.jsonl",
+    "plan.json",
+    "metrics.json",
+    "model",
+)
+
+
 LOCK = ".lock"
 PATIENCE = 0.5  # seconds in which a process that is about to end may let go
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from primesvt.pruning.probe_table import ProbeTable
-
-__all__ = ["Progress", "Stage", "counting"]
+__all__ = ["Progress", "Stage"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -26,23 +24,3 @@ class Stage(str):
         stage = super().__new__(cls, name)
         stage.detail = detail
         return stage
-
-
-def counting(progress: Progress | None, table: ProbeTable) -> Progress | None:
-    """The same progress, told as well how many images the probes of a table saw.
-
-    Example:
-        >>> told = counting(lambda stage, done, total: print(stage, stage.detail), ProbeTable())
-        >>> told("walk", 0, 20)
-        walk 0 images seen
-    """
-    if progress is None:
-        return None
-
-    def tell(stage: str, done: int, total: int) -> None:
-        images = sum(probe.samples or 0 for probe in table)
-        early = sum(probe.rejected is not None for probe in table)
-        parts = [f"{images:,} images seen", *([f"{early} rejected early"] if early else [])]
-        progress(Stage(stage, detail=", ".join(parts)), done, total)
-
-    return tell

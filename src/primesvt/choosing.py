@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from primesvt.channels import ChannelGroup
+from primesvt.channels.widths import Grid
 from primesvt.evaluation.evaluator import Progress
 from primesvt.importance import Evidence, find_importance, removal_costs
 from primesvt.pruning.policies import (
@@ -21,8 +22,9 @@ from primesvt.pruning.policies import (
     every_width,
 )
 from primesvt.pruning.policies.base import Limit
+from primesvt.pruning.probe_table import Layer
 from primesvt.pruning.prober import Bench
-from primesvt.pruning.sensitivity import Grid, Layer, find_edges, grids_of, probe_layers, unprobed
+from primesvt.pruning.sensitivity import find_edges, grids_of, probe_layers, unprobed
 from primesvt.pruning.settings import Settings
 
 __all__ = ["choose"]

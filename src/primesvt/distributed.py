@@ -19,7 +19,30 @@ from torch.utils.data import Dataset, Subset
 
 from primesvt._files import FolderInUse, folder_lock
 
-__all__ = ["ALONE", "Processes", "in_turn"]
+__all__ = ["ALONE", "Processes", "in_turn", "resolve_device"]
+
+
+def resolve_device(
+    device: str | torch.device | None, model: nn.Module | None = None
+) -> torch.device:
+    """A device that is really there; the model's own when none is named.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        first = next(model.parameters(), None) if model is not None else None
+        return first.device if first is not None else torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"there is no device {str(device)!r} here; use cpu, or cuda on a machine with a GPU"
+        ) from error
+    return place
+
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from primesvt._progress import counting
 from primesvt.calibration import Calibration
 from primesvt.channels import trace
 from primesvt.channels.plan import Plan, describe_inputs
@@ -17,17 +16,12 @@ from primesvt.choosing import choose
 from primesvt.conclusion import Conclusion, Solved
 from primesvt.config import Constraints
 from primesvt.distributed import Processes
-from primesvt.evaluation.evaluator import (
-    DataEvaluator,
-    Evaluator,
-    Measurement,
-    Outcomes,
-    Progress,
-    telling,
-)
-from primesvt.evaluation.recording import first_samples, watch
+from primesvt.evaluation.confidence import Outcomes
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Measurement, Progress, telling
+from primesvt.evaluation.recording import watch
 from primesvt.latency import LatencyTable
 from primesvt.models.digest import config_of, model_digest
+from primesvt.models.forward import first_samples
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.candidates import Candidates, find_candidates
 from primesvt.pruning.confirmation import Confirmation, confirmed
@@ -36,11 +30,12 @@ from primesvt.pruning.lossless import Lean, make_lean, strip
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.policies import Gate, Walk
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Bench, counting
+from primesvt.pruning.result import steps_of
 from primesvt.pruning.sensitivity import check_probed
 from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS
-from primesvt.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of, steps_of
+from primesvt.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of
 
 __all__ = ["Job"]
 

@@ -12,29 +12,20 @@ from torch.utils.data import Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, Activity, Calibration, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.channels.plan import Kept, Step
 from primesvt.evaluation.divergence import Distance
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
 from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
-from primesvt.profiling.memory import batch_of, peak_activation_bytes
-from primesvt.pruning.lossless import Lean
-from primesvt.pruning.policies import Gate, Walk
+from primesvt.models.forward import batch_of
+from primesvt.profiling.memory import peak_activation_bytes
+from primesvt.pruning.policies import Gate
 from primesvt.pruning.probe_table import ProbeTable
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS, room_for
 from primesvt.recovery import Recovery
 
-__all__ = [
-    "DISTANCE_SAMPLES",
-    "Method",
-    "bench_of",
-    "inputs_of",
-    "memory_for_networks",
-    "race_of",
-    "steps_of",
-]
+__all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "memory_for_networks", "race_of"]
 
 DISTANCE_SAMPLES = 512
 
@@ -178,40 +169,3 @@ def _distance_inputs(evaluate: Evaluator, calibration: Calibration | None) -> Ca
         batch_size=evaluate.batch_size,
         workers=evaluate.workers,
     )
-
-
-def steps_of(walk: Walk, bench: Bench, lean: Lean) -> tuple[tuple[Step, ...], dict[str, Kept]]:
-    """Steps of a plan, those of the lossless step first, and the channels that each group keeps."""
-    groups: dict[str, Kept] = {
-        name: tuple(tuple(row) for row in bench.graph.to_original(name, bench.kept(name, count)))
-        for name, count in walk.cuts.items()
-    }
-    steps = lean.steps(_steps(walk, bench))
-    return steps, {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
-
-
-def _steps(walk: Walk, bench: Bench) -> tuple[Step, ...]:
-    """The cuts of a walk, with the bytes that each leaves."""
-    before = bench.reference.parameter_bytes
-    steps, cuts = [], dict[str, int]()
-    for number, choice in enumerate(walk.choices, start=1):
-        cuts[choice.group] = choice.kept
-        last = number == len(walk.choices)
-        probe = choice.probe or (walk.probe if last else None)
-        verdict = choice.verdict or (walk.verdict if last else None)
-        left = before - bench.bytes_saved(cuts)
-        steps.append(
-            Step(
-                group=choice.group,
-                rate=choice.rate,
-                before=(choice.positions, choice.size),
-                after=(choice.positions, choice.kept),
-                accuracy=probe.accuracy if probe else None,
-                drop=verdict.drop if verdict else None,
-                bound=verdict.bound if verdict else None,
-                saving=1 - left / before,
-                parameter_bytes=left,
-                recovery=bench.recovery.describe(choice.group),
-            )
-        )
-    return tuple(steps)

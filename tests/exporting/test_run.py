@@ -13,11 +13,11 @@ import torch
 
 from primesvt import create_model, export, load
 from primesvt.checkpoint.folder import save_model
+from primesvt.data.config import events
 from primesvt.exporting import batchnorm_folding as folding
 from primesvt.exporting import onnx as payload
 from primesvt.exporting.source import open_origin, samples_of
 from primesvt.models import Provenance
-from primesvt.models.entry import events
 
 from ..event_samples import LABELS, frames, written
 from .conftest import tiny

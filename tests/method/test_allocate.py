@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.pruning.sensitivity import Grid
+from primesvt.channels.widths import Grid
 
 from ..families.drawn import SEEDS, examples
 from .worlds import SIZE, World, world

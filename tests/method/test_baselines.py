@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from primesvt.channels.widths import Grid
 from primesvt.pruning.policies import Gate, Global, Psvit, Random, Uniform, every_width, usual_rates
 from primesvt.pruning.policies.global_ranking import shares_left
 from primesvt.pruning.policies.random_rates import DRAWS
-from primesvt.pruning.sensitivity import Grid, Layer, Point
+from primesvt.pruning.probe_table import Layer, Point
 
 from ..families.drawn import SEEDS, examples
 from .worlds import SAMPLES, SIZE, World, world

@@ -13,7 +13,8 @@ from primesvt import Constraints
 from primesvt.data import Splits
 from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.pruning.confirmation import confirm, confirmed, divide, images_needed, sequence
+from primesvt.pruning.confirmation import confirm, confirmed, sequence
+from primesvt.pruning.inputs import divide, images_needed
 from primesvt.pruning.metrics import conclude
 from primesvt.pruning.policies import Gate, Walk
 from primesvt.pruning.policies.base import Choice

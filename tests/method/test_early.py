@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from primesvt import Constraints, prune
-from primesvt.evaluation.evaluator import DataEvaluator
+from primesvt.evaluation.evaluator import DataEvaluator, evaluator_for
 from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import find_importance
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.inputs import evaluator_for
 from primesvt.pruning.policies import Gate
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench, _answers

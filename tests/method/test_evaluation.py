@@ -8,13 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from primesvt.evaluation.evaluator import (
-    DataEvaluator,
-    ScoreEvaluator,
-    measured,
-    outcomes,
-    resolve_device,
-)
+from primesvt.distributed import resolve_device
+from primesvt.evaluation.evaluator import DataEvaluator, ScoreEvaluator, measured, outcomes
 from primesvt.evaluation.evaluator import evaluator as evaluation
 
 

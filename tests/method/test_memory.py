@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from primesvt.channels import remove_channels
+from primesvt.profiling.layers import group_bytes, group_parameters, inventory
 from primesvt.profiling.memory import (
     buffer_bytes,
-    group_bytes,
-    group_parameters,
-    inventory,
     membrane_bytes,
     parameter_bytes,
     peak_activation_bytes,

@@ -12,10 +12,11 @@ import torch
 
 from primesvt.channels import remove_channels
 from primesvt.channels.plan import Plan, Step, apply_plan
+from primesvt.data.digest import data_digest
 from primesvt.importance import Evidence, keep
 from primesvt.importance.magnitude import l2
 from primesvt.models import create_model
-from primesvt.models.digest import data_digest, model_digest
+from primesvt.models.digest import model_digest
 
 QK = "blocks.block4_0.attn.q+k"
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from primesvt.evaluation.evaluator import Measurement
 from primesvt.pruning.policies import Gate, Prime
-from primesvt.pruning.probe_table import Probe, Reference
-from primesvt.pruning.sensitivity import Layer, Point
+from primesvt.pruning.probe_table import Layer, Point, Probe, Reference
 
 TOTAL = 1000
 

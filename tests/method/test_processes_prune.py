@@ -20,7 +20,7 @@ from primesvt.config import Constraints
 from primesvt.data import Splits, load_data
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.models.digest import model_digest
-from primesvt.pruning.pipeline import PruneResult
+from primesvt.pruning.result import PruneResult
 
 from ..two_processes import run_twice
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primesvt.channels import remove_channels
+from primesvt.channels.widths import check_rates, kept_count, widths
 from primesvt.evaluation.evaluator import Measurement, outcomes
 from primesvt.importance import Evidence, keep
 from primesvt.importance.magnitude import l2
@@ -21,14 +22,7 @@ from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.policies import Gate
 from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
 from primesvt.pruning.prober import Bench
-from primesvt.pruning.sensitivity import (
-    check_probed,
-    check_rates,
-    find_edges,
-    kept_count,
-    probe_layers,
-    widths,
-)
+from primesvt.pruning.sensitivity import check_probed, find_edges, probe_layers
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
 

@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 
+from primesvt.channels.widths import Grid, widths
 from primesvt.evaluation.evaluator import Measurement
 from primesvt.pruning.policies import Allocate, Gate
 from primesvt.pruning.probe_table import Probe, Reference
-from primesvt.pruning.sensitivity import Grid, widths
 
 SIZE, SAMPLES = 10, 10_000
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from primesvt.models import reset
 
-__all__ = ["CALIBRATION_BATCH", "Calibration", "calibrating", "calibration_of"]
+__all__ = ["CALIBRATION_BATCH", "Calibration", "calibration_of"]
 
 Batch = tuple[Any, ...]
 CALIBRATION_BATCH = 64  # at least: means and variances of small batches say little
@@ -110,20 +109,6 @@ def calibration_of(
     if next(iter(found), None) is None:
         raise ValueError("calibration holds no inputs; give at least one batch")
     return found
-
-
-@contextlib.contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Batch]:

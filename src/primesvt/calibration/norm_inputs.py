@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration.inputs import Calibration, calibrating
-from primesvt.calibration.wiring import NORMS
+from primesvt.calibration.inputs import Calibration
+from primesvt.models.forward import NORMS, calibrating
 
 __all__ = ["Norm", "Seen", "before_each", "norms_of", "see", "seen_by"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from primesvt.calibration.wiring import LAYERS, Layer
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids, Member
+from primesvt.models.forward import LAYERS, Layer
 
 __all__ = ["LARGEST", "Reader", "patches", "readers_of", "taps_of"]
 

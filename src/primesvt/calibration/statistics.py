@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration.inputs import Calibration, calibrating
+from primesvt.calibration.inputs import Calibration
 from primesvt.calibration.moments import Moments
 from primesvt.calibration.norm_inputs import Seen, seen_by
 from primesvt.calibration.readers import Reader, patches, readers_of
 from primesvt.calibration.wiring import Wiring, channel_axis, wire
 from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.models.forward import calibrating
 
 __all__ = ["Activity"]
 

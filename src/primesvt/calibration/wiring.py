@@ -8,16 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration.inputs import calibrating
 from primesvt.channels import ChannelGroup
 from primesvt.models import reset
+from primesvt.models.forward import LAYERS, NORMS, calibrating
 from primesvt.models.neurons import neurons
 
-__all__ = ["LAYERS", "NORMS", "Layer", "Wiring", "channel_axis", "wire"]
+__all__ = ["Wiring", "channel_axis", "wire"]
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # They leave every channel where it is.
 _POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2, nn.MaxPool3d: 3}
 _PASSING = (*NORMS, *_POOLS, nn.Dropout)

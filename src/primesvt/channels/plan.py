@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from primesvt._files import write_json
-from primesvt.channels import ChannelGraph, remove_channels, trace
+from primesvt.channels.graph import ChannelGraph
+from primesvt.channels.surgery import remove_channels
+from primesvt.channels.tracing import trace
 
 __all__ = ["FORMAT", "Kept", "Plan", "Step", "apply_plan", "describe_inputs", "example_inputs"]
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from primesvt.checkpoint.folder import load as load_folder
 from primesvt.checkpoint.folder import model_folder
 from primesvt.data import Splits, check_channels, check_classes, load_data
+from primesvt.data.config import DIGITS
 from primesvt.models import (
     DataConfig,
     Loaded,
-    ModelConfig,
     Provenance,
     SpikingViT,
     create_model,
@@ -29,23 +29,12 @@ from primesvt.models import (
     list_models,
     model_entry,
 )
-from primesvt.models.entry import DIGITS
-from primesvt.models.families import family_of
-from primesvt.models.nearest import agrees, nearest_entry
+from primesvt.models.nearest import agrees
 from primesvt.models.official.read import SUFFIXES, read_state_file
 from primesvt.models.official.recognise import check_names
+from primesvt.models.registry import _nearest_data, provenance_of
 
-__all__ = [
-    "Data",
-    "OpenedModel",
-    "OwnData",
-    "data_config",
-    "load",
-    "open_model",
-    "own_data",
-    "provenance_of",
-    "splits_for",
-]
+__all__ = ["Data", "OpenedModel", "OwnData", "load", "open_model", "own_data", "splits_for"]
 
 
 def load(
@@ -400,34 +389,3 @@ def splits_for(
         check_classes(splits, model.config.num_classes)
         check_channels(splits, model.config.in_channels)
     return splits
-
-
-def provenance_of(model: SpikingViT) -> Provenance:
-    """Where a model's weights come from; for one made from a config, its nearest entry's data.
-
-    Example:
-        >>> provenance_of(create_model("sdt_v2_digits", pretrained=True)).held_out
-        True
-    """
-    return model.provenance or Provenance(data=data_config(model.config))
-
-
-def data_config(config: ModelConfig) -> DataConfig:
-    """How images for a model of this config are prepared: as for its nearest registry entry.
-
-    Example:
-        >>> data_config(model_entry("sdt_v2_55m").config).input_size
-        (3, 224, 224)
-    """
-    data = _nearest_data(config)
-    if data.input_size[0] != config.in_channels:
-        raise ValueError(
-            f"no registered {config.family} model reads {config.in_channels} channels, so how "
-            "images are prepared is unknown; use primesvt.prune in Python with your own Dataset"
-        )
-    return data
-
-
-def _nearest_data(config: ModelConfig) -> DataConfig:
-    settings = {name: value for name, value in config.to_dict().items() if name != "time_steps"}
-    return nearest_entry(family_of(config.family).entries(), settings).data

@@ -94,9 +94,9 @@ class Evaluate:
         return 0
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
-        from primesvt.distributed import Processes
+        from primesvt.distributed import Processes, resolve_device
         from primesvt.evaluation.confidence import wilson_interval
-        from primesvt.evaluation.evaluator import outcomes, resolve_device
+        from primesvt.evaluation.evaluator import outcomes
         from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
 
         if self.folded and self.device != "cpu":

@@ -169,7 +169,8 @@ class Inspect:
         """Trace the model and print layers or groups."""
         from primesvt.channels import trace
         from primesvt.checkpoint.load import open_model
-        from primesvt.profiling.memory import inventory, parameter_count
+        from primesvt.profiling.layers import inventory
+        from primesvt.profiling.memory import parameter_count
 
         opened = open_model(
             self.model,

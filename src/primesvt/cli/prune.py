@@ -16,7 +16,7 @@ from primesvt.cli.tables import change_table
 from primesvt.config import PRESETS, PruneRecipe, read_recipe, unset
 
 if TYPE_CHECKING:
-    from primesvt.pruning.pipeline import PruneResult
+    from primesvt.pruning.result import PruneResult
 
 __all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
 

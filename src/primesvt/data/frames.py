@@ -234,7 +234,7 @@ class FrameSize:
         DataError: the frames have other channels than the model reads.
 
     Example:
-        >>> from primesvt.models.entry import events
+        >>> from primesvt.data.config import events
         >>> fit = FrameSize((10, 2, 128, 128), events(2, 64), time_steps=4, name="frames.npz")
         >>> fit.form
         "10 time steps of 2x128x128, not the model's 4; averaged down to 64x64"

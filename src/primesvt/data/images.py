@@ -88,7 +88,7 @@ def check_images(headers: Collection[Header], config: DataConfig, *, name: str) 
     of coloured ones alone for a model of one, and of images that are all smaller than its input.
 
     Example:
-        >>> from primesvt.models.entry import CIFAR, DIGITS
+        >>> from primesvt.data.config import CIFAR, DIGITS
         >>> check_images({("RGB", (500, 375)), ("L", (20, 30))}, CIFAR, name="photos")
         >>> check_images({("L", (8, 8))}, CIFAR, name="digits")
         Traceback (most recent call last):

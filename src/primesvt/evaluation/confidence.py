@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-__all__ = ["mean_drop_bound", "paired_drop_bound", "wilson_interval"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Outcomes", "mean_drop_bound", "paired_drop_bound", "wilson_interval"]
+
+
+Outcomes = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
 
 
 def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sized
+from collections.abc import Callable, Hashable, Iterable, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -11,36 +11,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt._progress import Progress
 from primesvt.calibration import calibrating
+from primesvt.checkpoint.load import Data, splits_for
 from primesvt.data import Splits
-from primesvt.distributed import ALONE, Processes
+from primesvt.data.digest import data_digest
+from primesvt.distributed import ALONE, Processes, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note, score_note
+from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.sequential_test import Race
 from primesvt.evaluation.sharded import Leaves, Rounds
 from primesvt.models import reset
-from primesvt.models.digest import data_digest
+from primesvt.models.forward import first_samples
 from primesvt.models.shared_prefix import Together
 
 __all__ = [
     "DataEvaluator",
     "Evaluator",
     "Measurement",
-    "Outcomes",
     "Progress",
     "Score",
     "ScoreEvaluator",
+    "evaluator_for",
+    "example_for",
     "measured",
     "outcomes",
-    "resolve_device",
     "telling",
 ]
 
 
 Score = Callable[[nn.Module], Any]
-Outcomes = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,28 +322,6 @@ def telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
     return evaluate
 
 
-def resolve_device(
-    device: str | torch.device | None, model: nn.Module | None = None
-) -> torch.device:
-    """A device that is really there; the model's own when none is named.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    if device is None:
-        first = next(model.parameters(), None) if model is not None else None
-        return first.device if first is not None else torch.device("cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"there is no device {str(device)!r} here; use cpu, or cuda on a machine with a GPU"
-        ) from error
-    return place
-
-
 def _once_long(progress: Progress) -> Progress:
     """The same progress, silent for the first two seconds, so that short probes say nothing."""
     begin = time.monotonic()
@@ -351,3 +331,49 @@ def _once_long(progress: Progress) -> Progress:
             progress(stage, done, total)
 
     return report
+
+
+def evaluator_for(
+    model: nn.Module,
+    data: Data | None,
+    score: Score | None,
+    device: torch.device,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    processes: Processes = ALONE,
+) -> Evaluator:
+    if (data is None) == (score is None):
+        raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
+    if score is not None:
+        return ScoreEvaluator(score=score, device=device, processes=processes)
+    assert data is not None
+    splits = _in_random_order(splits_for(model, data, seed=seed), seed)
+    return DataEvaluator(
+        splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
+    )
+
+
+def example_for(
+    example_input: Any, calibration: Iterable[Any] | Tensor | None, evaluate: Evaluator
+) -> tuple[Any, ...]:
+    """Inputs to trace with; empty where only the score can show one."""
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    source: Any = calibration
+    if source is None and isinstance(evaluate, DataEvaluator):
+        source = evaluate.splits.calibration
+    if source is None:
+        return ()
+    if isinstance(source, Dataset):
+        first = next(iter(DataLoader(source, batch_size=2)))
+    else:
+        first = source if isinstance(source, Tensor) else next(iter(source))
+    return first_samples((first[0] if isinstance(first, tuple | list) else first,))
+
+
+def _in_random_order(splits: Splits, seed: int) -> Splits:
+    """Selection images in one order drawn by the seed, which early decisions rest on."""
+    size = len(cast(Sized, splits.selection))
+    order = np.random.default_rng([seed, size]).permutation(size)
+    return replace(splits, selection=Subset(splits.selection, order.tolist()))

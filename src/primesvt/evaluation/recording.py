@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from primesvt.calibration import Calibration
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.profiling.memory import batch_of
+from primesvt.models.forward import batch_of, first_samples
 
-__all__ = ["Watched", "first_samples", "watch"]
+__all__ = ["Watched", "watch"]
 
 SAMPLES = 256  # inputs kept of one call, for statistics
 
@@ -61,17 +60,3 @@ def watch(
         return Watched(measurement=measure(model), batches=seen)
     finally:
         handle.remove()
-
-
-def first_samples(args: tuple[Any, ...], samples: int = 2) -> tuple[Any, ...]:
-    """The first samples of a batch, which are enough to trace with; several inputs stay whole.
-
-    Example:
-        >>> import torch
-        >>> first_samples((torch.zeros(64, 1, 8, 8),))[0].shape
-        torch.Size([2, 1, 8, 8])
-    """
-    args = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), args)
-    if len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim > 1:
-        return (args[0][:samples],)
-    return args

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration.wiring import LAYERS, NORMS, Layer, Wiring, wire
+from primesvt.calibration.wiring import Wiring, wire
 from primesvt.models.attention import PaddedBN, RepConv
+from primesvt.models.forward import LAYERS, NORMS, Layer
 
 __all__ = ["Folded", "ScaleShift", "fold_norms"]
 

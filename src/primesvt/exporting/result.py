@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt.checkpoint.load import provenance_of
 from primesvt.exporting.agreement import Agreement
 from primesvt.models import DataConfig, SpikingViT
+from primesvt.models.registry import provenance_of
 
 __all__ = [
     "ExportResult",

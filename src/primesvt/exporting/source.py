@@ -12,11 +12,11 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from primesvt._files import METRICS, PLAN, RECIPE
 from primesvt.checkpoint.folder import model_folder
 from primesvt.checkpoint.load import OwnData, open_model, own_data, splits_for
 from primesvt.config import PruneRecipe, read_recipe
 from primesvt.models import SpikingViT, list_models
-from primesvt.pruning.run_folder import METRICS, PLAN, RECIPE
 
 __all__ = ["Origin", "Samples", "open_origin", "samples_of"]
 

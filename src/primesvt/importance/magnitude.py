@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration.wiring import NORMS
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Member
 from primesvt.importance.base import Evidence, Scores
+from primesvt.models.forward import NORMS
 
 __all__ = ["l1", "l2", "l2_folded", "random"]
 

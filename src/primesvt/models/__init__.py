@@ -6,6 +6,7 @@ Example:
     15112208
 """
 
+from primesvt.data.config import DataConfig
 from primesvt.models.config import ModelConfig
 from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families import build_model
@@ -14,7 +15,7 @@ from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
 from primesvt.models.official.convert import from_official, to_official
 from primesvt.models.official.names import official_keys, official_modules
 from primesvt.models.official.report import Loaded
-from primesvt.models.provenance import DataConfig, Provenance
+from primesvt.models.provenance import Provenance
 from primesvt.models.registry import create_model, list_models, model_entry
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state_dict import load_state

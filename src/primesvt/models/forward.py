@@ -2,19 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from primesvt.models.neurons import reset
 from primesvt.models.spiking_vit import SpikingViT
 
-__all__ = ["copy_of"]
+__all__ = [
+    "LAYERS",
+    "NORMS",
+    "Layer",
+    "batch_of",
+    "calibrating",
+    "check_no_nan",
+    "copy_of",
+    "first_samples",
+]
+
+
+def first_samples(args: tuple[Any, ...], samples: int = 2) -> tuple[Any, ...]:
+    """The first samples of a batch, which are enough to trace with; several inputs stay whole.
+
+    Example:
+        >>> import torch
+        >>> first_samples((torch.zeros(64, 1, 8, 8),))[0].shape
+        torch.Size([2, 1, 8, 8])
+    """
+    args = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), args)
+    if len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim > 1:
+        return (args[0][:samples],)
+    return args
+
+
+def batch_of(example: tuple[Any, ...]) -> int:
+    """Samples in example inputs: the first axis of the first tensor."""
+    return next((len(x) for x in tree_leaves(example) if isinstance(x, Tensor) and x.ndim), 1)
+
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@contextlib.contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -138,3 +190,12 @@ def _tensor(tensor: Tensor, known: dict[int, Any]) -> Any:
             nn.Parameter(copied, tensor.requires_grad) if type(tensor) is nn.Parameter else copied
         )
     return known[id(tensor)]
+
+
+def check_no_nan(model: nn.Module) -> None:
+    """Norms, probes and checks mean nothing beside a NaN."""
+    for name, tensor in state_tensors(model).items():
+        if bool(tensor.isnan().any()):
+            raise ValueError(
+                f"'{name}' holds NaN: give the weights of a training that did not diverge"
+            )

@@ -6,27 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["DataConfig", "Provenance"]
+from primesvt.data.config import DataConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How images must be prepared: size ``(channels, height, width)``, then normalisation.
-
-    ``crop_ratio`` is the part of the resized image that the centre crop keeps; ``events``: the
-    samples are frames of an event camera, ``[time steps, channels, height, width]``.
-
-    Example:
-        >>> DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,)).crop_ratio
-        1.0
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_ratio: float = 1.0
-    interpolation: str = "bicubic"
-    events: bool = False
+__all__ = ["Provenance"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt.calibration.inputs import calibrating
-from primesvt.models import SpikingViT, reset
+from primesvt.models.forward import calibrating
+from primesvt.models.neurons import reset
+from primesvt.models.spiking_vit import SpikingViT
 
 __all__ = ["Place", "Prefixes", "Together", "block_of"]
 

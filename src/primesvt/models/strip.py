@@ -7,9 +7,9 @@ from collections.abc import Container, Iterator
 import torch
 from torch import nn
 
-from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of
 from primesvt.models.heads import SpikingHead
+from primesvt.models.spiking_vit import SpikingViT
 
 __all__ = ["match_state", "merge_head", "strip_unused"]
 

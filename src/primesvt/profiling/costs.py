@@ -11,8 +11,8 @@ from torch import nn
 from primesvt.energy import Energy, Operations, count_operations, energy_of
 from primesvt.evaluation.confidence import wilson_interval
 from primesvt.latency import Latency
+from primesvt.models.forward import batch_of
 from primesvt.profiling.memory import (
-    batch_of,
     buffer_bytes,
     file_bytes,
     membrane_bytes,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from primesvt.pruning.probe_table import Cuts
+from primesvt.channels.widths import Cuts
 
 __all__ = ["LatencyTable", "NetworkTime", "PartTime", "WidthTime"]
 

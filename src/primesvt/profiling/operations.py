@@ -22,8 +22,8 @@ from torch.utils.flop_counter import flop_registry
 
 from primesvt.calibration import calibrating
 from primesvt.models import reset
+from primesvt.models.forward import batch_of
 from primesvt.models.neurons import IntegerNeuron
-from primesvt.profiling.memory import batch_of
 from primesvt.profiling.spikes import follow, given, marking, origin_of, spikes_in
 
 __all__ = ["COUNTED", "Contraction", "ModuleCosts", "Operations", "contracts", "count_operations"]

@@ -13,6 +13,7 @@ from torch import nn
 
 from primesvt.calibration import calibrating
 from primesvt.channels import ChannelGraph, remove_channels
+from primesvt.channels.widths import Cuts
 from primesvt.latency.files import Files
 from primesvt.models import SpikingViT, reset
 from primesvt.models.digest import model_digest
@@ -27,7 +28,6 @@ from primesvt.profiling.timing import (
     race_networks,
     steady_clock,
 )
-from primesvt.pruning.probe_table import Cuts
 
 __all__ = ["Stopwatch"]
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
 from torch import nn
-from torch.utils.data import Dataset, Subset
 
-from primesvt.data import Splits
-from primesvt.evaluation.confidence import paired_drop_bound
-from primesvt.evaluation.evaluator import Outcomes
+from primesvt.channels.widths import Cuts
+from primesvt.evaluation.confidence import Outcomes, paired_drop_bound
 from primesvt.pruning.policies import Gate, Walk, cuts_of
-from primesvt.pruning.probe_table import Cuts
 from primesvt.pruning.prober import Bench
 
-__all__ = ["Confirmation", "confirm", "confirmed", "divide", "images_needed", "parted", "sequence"]
+__all__ = ["Confirmation", "confirm", "confirmed", "sequence"]
 
-# Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
-DISAGREEMENT = 3.0
-SEARCHED = 0.4  # of the selection images
 LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
@@ -39,51 +31,6 @@ class Confirmation:
     drop: float
     bound: float
     tried: int
-
-
-def images_needed(limit: float, *, level_quantile: float = 1.645) -> int:
-    """Images on which a bound can tell a drop of half the limit from the limit.
-
-    ``(z / limit)^2 x disagreement x 4``, with a disagreement of three times the limit.
-
-    Example:
-        >>> images_needed(0.03), images_needed(0.01)
-        (1083, 3248)
-    """
-    return math.ceil((level_quantile / limit) ** 2 * DISAGREEMENT * limit * 4)
-
-
-def divide(
-    splits: Splits, limit: float, *, seed: int = 0
-) -> tuple[Splits, Dataset[Any] | None, str]:
-    """Set aside most of the selection images for the confirmation, if both parts are large enough.
-
-    Three of five, drawn by the seed: the search chooses mostly by distances and may err, the
-    confirmation decides. Returns the splits to search with, the images set aside (or ``None``), and
-    a sentence for the result.
-    """
-    size, needed = len(cast(Sized, splits.selection)), images_needed(limit)
-    wanted = math.ceil(needed / SEARCHED)
-    if size < wanted:
-        return (
-            splits,
-            None,
-            f"{size:,} selection images are too few to set some aside and confirm the plan on them"
-            f" (a limit of {100 * limit:g} points wants {wanted:,}): what was searched for on"
-            " them is judged on them too, and looks a little too good.",
-        )
-    rest, aside = parted(splits, seed=seed)
-    kept = len(cast(Sized, aside))
-    told = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
-    return rest, aside, told
-
-
-def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
-    """The selection images to search with, and those set aside, whatever their number."""
-    size = len(cast(Sized, splits.selection))
-    order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)
-    rest = Subset(splits.selection, order[:searched].tolist())
-    return replace(splits, selection=rest), Subset(splits.selection, order[searched:].tolist())
 
 
 def sequence(alternatives: Sequence[Cuts], saved: Callable[[Cuts], int]) -> list[Cuts]:

@@ -11,52 +11,79 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, Calibration, calibration_of
-from primesvt.checkpoint.load import Data, splits_for
+from primesvt.checkpoint.load import Data
 from primesvt.config import Constraints, parse_bytes
 from primesvt.data import Splits
-from primesvt.distributed import ALONE, Processes
-from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Score, ScoreEvaluator
-from primesvt.evaluation.recording import first_samples
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
 from primesvt.models import reset
-from primesvt.models.forward import state_tensors
-from primesvt.pruning.confirmation import divide, parted
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.settings import Settings
 
 __all__ = [
     "Data",
     "calibration_for",
-    "check_no_nan",
-    "evaluator_for",
-    "example_for",
+    "divide",
+    "images_needed",
     "memory_bytes",
+    "parted",
     "set_aside",
     "working_copy",
 ]
 
 
-def evaluator_for(
-    model: nn.Module,
-    data: Data | None,
-    score: Score | None,
-    device: torch.device,
-    seed: int,
-    batch_size: int,
-    workers: int,
-    processes: Processes = ALONE,
-) -> Evaluator:
-    if (data is None) == (score is None):
-        raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
-    if score is not None:
-        return ScoreEvaluator(score=score, device=device, processes=processes)
-    assert data is not None
-    splits = _in_random_order(splits_for(model, data, seed=seed), seed)
-    return DataEvaluator(
-        splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
-    )
+# Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
+DISAGREEMENT = 3.0
+
+
+SEARCHED = 0.4  # of the selection images
+
+
+def images_needed(limit: float, *, level_quantile: float = 1.645) -> int:
+    """Images on which a bound can tell a drop of half the limit from the limit.
+
+    ``(z / limit)^2 x disagreement x 4``, with a disagreement of three times the limit.
+
+    Example:
+        >>> images_needed(0.03), images_needed(0.01)
+        (1083, 3248)
+    """
+    return math.ceil((level_quantile / limit) ** 2 * DISAGREEMENT * limit * 4)
+
+
+def divide(
+    splits: Splits, limit: float, *, seed: int = 0
+) -> tuple[Splits, Dataset[Any] | None, str]:
+    """Set aside most of the selection images for the confirmation, if both parts are large enough.
+
+    Three of five, drawn by the seed: the search chooses mostly by distances and may err, the
+    confirmation decides. Returns the splits to search with, the images set aside (or ``None``), and
+    a sentence for the result.
+    """
+    size, needed = len(cast(Sized, splits.selection)), images_needed(limit)
+    wanted = math.ceil(needed / SEARCHED)
+    if size < wanted:
+        return (
+            splits,
+            None,
+            f"{size:,} selection images are too few to set some aside and confirm the plan on them"
+            f" (a limit of {100 * limit:g} points wants {wanted:,}): what was searched for on"
+            " them is judged on them too, and looks a little too good.",
+        )
+    rest, aside = parted(splits, seed=seed)
+    kept = len(cast(Sized, aside))
+    told = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
+    return rest, aside, told
+
+
+def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
+    """The selection images to search with, and those set aside, whatever their number."""
+    size = len(cast(Sized, splits.selection))
+    order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)
+    rest = Subset(splits.selection, order[:searched].tolist())
+    return replace(splits, selection=rest), Subset(splits.selection, order[searched:].tolist())
 
 
 def set_aside(
@@ -125,40 +152,6 @@ def memory_bytes(limit: str | float | None) -> int | None:
     return int(found)
 
 
-def example_for(
-    example_input: Any, calibration: Iterable[Any] | Tensor | None, evaluate: Evaluator
-) -> tuple[Any, ...]:
-    """Inputs to trace with; empty where only the score can show one."""
-    if example_input is not None:
-        return example_input if isinstance(example_input, tuple) else (example_input,)
-    source: Any = calibration
-    if source is None and isinstance(evaluate, DataEvaluator):
-        source = evaluate.splits.calibration
-    if source is None:
-        return ()
-    if isinstance(source, Dataset):
-        first = next(iter(DataLoader(source, batch_size=2)))
-    else:
-        first = source if isinstance(source, Tensor) else next(iter(source))
-    return first_samples((first[0] if isinstance(first, tuple | list) else first,))
-
-
-def check_no_nan(model: nn.Module) -> None:
-    """Norms, probes and checks mean nothing beside a NaN."""
-    for name, tensor in state_tensors(model).items():
-        if bool(tensor.isnan().any()):
-            raise ValueError(
-                f"'{name}' holds NaN: give the weights of a training that did not diverge"
-            )
-
-
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     reset(model)
     return copy.deepcopy(model).to(device).eval()
-
-
-def _in_random_order(splits: Splits, seed: int) -> Splits:
-    """Selection images in one order drawn by the seed, which early decisions rest on."""
-    size = len(cast(Sized, splits.selection))
-    order = np.random.default_rng([seed, size]).permutation(size)
-    return replace(splits, selection=Subset(splits.selection, order.tolist()))

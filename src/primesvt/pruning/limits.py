@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
+from primesvt.channels.widths import Cuts, widths
 from primesvt.config import Constraints
 from primesvt.distributed import ALONE, Processes
 from primesvt.evaluation.evaluator import Progress
@@ -19,8 +20,6 @@ from primesvt.profiling.limits import Held
 from primesvt.profiling.memory import membrane_bytes
 from primesvt.profiling.timing import batched, device_of, placed
 from primesvt.pruning.lossless import Lean
-from primesvt.pruning.probe_table import Cuts
-from primesvt.pruning.sensitivity import widths
 from primesvt.pruning.settings import Settings
 
 __all__ = ["Held", "LatencyLimit", "MembraneLimit", "check_limits", "limit_notes", "limits_of"]

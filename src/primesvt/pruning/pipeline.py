@@ -4,80 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from primesvt.channels import Refusal
-from primesvt.channels.plan import Plan
-from primesvt.checkpoint.folder import load, save_model
+from primesvt.checkpoint.folder import load
 from primesvt.config import Constraints
-from primesvt.distributed import Processes
-from primesvt.evaluation.evaluator import Progress, Score, resolve_device
+from primesvt.distributed import Processes, resolve_device
+from primesvt.evaluation.evaluator import Progress, Score, evaluator_for, example_for
 from primesvt.job import Job
 from primesvt.latency import LatencyTable
-from primesvt.models.forward import unwrap
-from primesvt.pruning.inputs import (
-    Data,
-    calibration_for,
-    check_no_nan,
-    evaluator_for,
-    example_for,
-    memory_bytes,
-    set_aside,
-    working_copy,
-)
+from primesvt.models.forward import check_no_nan, unwrap
+from primesvt.pruning.inputs import Data, calibration_for, memory_bytes, set_aside, working_copy
 from primesvt.pruning.limits import check_limits, limit_notes
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.probe_table import ProbeTable
+from primesvt.pruning.result import PruneResult, _finish, _write_model
 from primesvt.pruning.run_folder import RunFolder, stored_probes
 from primesvt.pruning.settings import Settings
 
-__all__ = ["PruneResult", "prune"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneResult:
-    """What came of a run.
-
-    Attributes:
-        model: the smaller model, in evaluation mode.
-        plan: what was cut, in original indices.
-        metrics: figures before and after, and whether the limits are met.
-        refusals: groups left alone because cutting them would not be exact.
-    """
-
-    model: nn.Module
-    plan: Plan
-    metrics: Metrics
-    refusals: tuple[Refusal, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    probes: ProbeTable = field(default_factory=ProbeTable, repr=False, compare=False)
-
-    @property
-    def met(self) -> bool:
-        """All limits are met."""
-        return self.metrics.met
-
-    @property
-    def verdict(self) -> str:
-        """One sentence: met and which limit bound, or how far the best plan came."""
-        return self.metrics.verdict
-
-    def save(self, folder: str | Path) -> Path:
-        """Write a run folder: recipe, probes, plan, figures and the model, without pickle.
-
-        Of several processes only one should call it.
-        """
-        run = RunFolder(folder, self.recipe)
-        with run.locked():
-            run.create()
-            self.probes.write(run.path / "sensitivity.jsonl")
-            _write_model(run, self.plan, self.model)
-            return _finish(run, self.metrics)
+__all__ = ["prune"]
 
 
 def prune(
@@ -282,23 +231,6 @@ def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> Prune
     if folder is not None:
         _finish(folder, result.metrics)
     return result
-
-
-def _write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
-    def write() -> None:
-        plan.save(run.plan)
-        save_model(model, run.model, plan=plan)
-
-    run.processes.on_main(write)
-
-
-def _finish(run: RunFolder, metrics: Metrics) -> Path:
-    """Write the figures, which mark the run as complete, and the report made from them."""
-    from primesvt.report import write_report
-
-    run.finish(metrics)
-    run.processes.on_main(lambda: write_report(run.path))
-    return run.path
 
 
 def _finished(

@@ -13,12 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from primesvt._files import write_text
-from primesvt.evaluation.evaluator import Measurement, Outcomes
+from primesvt.channels.widths import Cuts
+from primesvt.evaluation.confidence import Outcomes
+from primesvt.evaluation.evaluator import Measurement
 
-__all__ = ["Cuts", "DistanceProbe", "Probe", "ProbeTable", "Reference"]
+__all__ = ["DistanceProbe", "Layer", "Point", "Probe", "ProbeTable", "Reference"]
 
 FORMAT = 2  # 1 had batch norms re-estimated in another way
-Cuts = Mapping[str, int]
 Kind = Literal["layer", "walk"]
 
 
@@ -275,3 +276,29 @@ def _read_reference(row: Mapping[str, Any]) -> Reference:
 def _short(value: object) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) > 40 else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One pruning rate of a layer: the channels it keeps per position, and how the network did.
+
+    ``probe`` is ``None`` for a rate that was not measured because a higher one is tolerated.
+    """
+
+    rate: float
+    kept: int
+    probe: Probe | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A channel group as the policies see it: its size in parameters, and its probed rates.
+
+    ``points`` have ascending rates and different widths.
+    """
+
+    group: str
+    positions: int
+    size: int
+    parameters: int
+    points: tuple[Point, ...]

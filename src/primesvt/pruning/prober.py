@@ -9,19 +9,42 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from primesvt._progress import Progress, Stage
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
+from primesvt.channels.widths import Cuts
 from primesvt.distributed import ALONE, Processes, in_turn
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import Race
 from primesvt.importance import Evidence, Importance
 from primesvt.models.shared_prefix import Together
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.probe_table import Cuts, DistanceProbe, Kind, Probe, ProbeTable, Reference
+from primesvt.pruning.probe_table import DistanceProbe, Kind, Probe, ProbeTable, Reference
 from primesvt.pruning.variants import NETWORKS, Cutter
 from primesvt.recovery import Recovery
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "counting"]
+
+
+def counting(progress: Progress | None, table: ProbeTable) -> Progress | None:
+    """The same progress, told as well how many images the probes of a table saw.
+
+    Example:
+        >>> told = counting(lambda stage, done, total: print(stage, stage.detail), ProbeTable())
+        >>> told("walk", 0, 20)
+        walk 0 images seen
+    """
+    if progress is None:
+        return None
+
+    def tell(stage: str, done: int, total: int) -> None:
+        images = sum(probe.samples or 0 for probe in table)
+        early = sum(probe.rejected is not None for probe in table)
+        parts = [f"{images:,} images seen", *([f"{early} rejected early"] if early else [])]
+        progress(Stage(stage, detail=", ".join(parts)), done, total)
+
+    return tell
+
 
 Evaluate = Callable[[nn.Module], Measurement]
 Tell = Callable[[int, int], None]

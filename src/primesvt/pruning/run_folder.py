@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 
 import yaml
 
-from primesvt._files import check_writable, contents, write_json, write_text
+from primesvt._files import (
+    LATENCIES,
+    METRICS,
+    MODEL,
+    PLAN,
+    PROBES,
+    RECIPE,
+    check_writable,
+    contents,
+    write_json,
+    write_text,
+)
 from primesvt.channels.plan import Plan
 from primesvt.distributed import ALONE, Processes
 from primesvt.latency import LatencyTable
@@ -21,14 +32,6 @@ from primesvt.pruning.probe_table import ProbeTable
 
 __all__ = ["RunFolder", "stored_probes"]
 
-RECIPE, PROBES, LATENCIES, PLAN, METRICS, MODEL = (
-    "recipe.yaml",
-    "sensitivity.jsonl",
-    "latency.jsonl",
-    "plan.json",
-    "metrics.json",
-    "model",
-)
 Table = TypeVar("Table", ProbeTable, LatencyTable)
 
 

@@ -2,128 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 
 from primesvt.channels import ChannelGroup
+from primesvt.channels.widths import RATES, Grid, widths
 from primesvt.evaluation.evaluator import Progress
-from primesvt.profiling.memory import group_parameters
-from primesvt.pruning.probe_table import Probe, ProbeTable
+from primesvt.profiling.layers import group_parameters
+from primesvt.pruning.probe_table import Layer, Point, Probe, ProbeTable
 from primesvt.pruning.prober import Bench
 
-__all__ = [
-    "FAR_RATES",
-    "RATES",
-    "Grid",
-    "Layer",
-    "Point",
-    "check_probed",
-    "check_rates",
-    "find_edges",
-    "grids_of",
-    "kept_count",
-    "probe_layers",
-    "rates_of",
-    "unprobed",
-    "widths",
-]
-
-RATES = tuple(step / 10 for step in range(1, 10))
-# Layers that hardly matter can give nearly all they have where recovery makes up for it.
-FAR_RATES = (*RATES, 0.95, 0.98)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One pruning rate of a layer: the channels it keeps per position, and how the network did.
-
-    ``probe`` is ``None`` for a rate that was not measured because a higher one is tolerated.
-    """
-
-    rate: float
-    kept: int
-    probe: Probe | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A channel group as the policies see it: its size in parameters, and its probed rates.
-
-    ``points`` have ascending rates and different widths.
-    """
-
-    group: str
-    positions: int
-    size: int
-    parameters: int
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A channel group and the widths that it may take.
-
-    ``widths`` maps channels kept at each position to the pruning rate, from wide to narrow.
-    """
-
-    group: str
-    positions: int
-    size: int
-    parameters: int
-    widths: Mapping[int, float]
-
-    def at(self, rate: float) -> int:
-        """The width at a rate, or at the next lower one that the group has."""
-        fitting = [kept for kept, own in self.widths.items() if own <= rate + 1e-9]
-        return min(fitting, default=self.size)
-
-
-def kept_count(size: int, rate: float) -> int:
-    """Channels that stay: ``max(1, floor(size (1 - rate) + 1/2))``, in exact arithmetic.
-
-    Example:
-        >>> [kept_count(15, rate) for rate in (0.1, 0.5, 0.9)], kept_count(2, 0.9)
-        ([14, 8, 2], 1)
-    """
-    return max(1, math.floor(size * (1 - Fraction(str(rate))) + Fraction(1, 2)))
-
-
-def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, float]:
-    """Kept channels -> the highest rate that gives them, for every rate that removes something.
-
-    With ``multiple`` they are the nearest multiples of it, the larger of two as near.
-
-    Example:
-        >>> widths(4, (0.1, 0.2, 0.3, 0.9)), widths(32, (0.1, 0.4, 0.9), multiple=8)
-        ({3: 0.3, 1: 0.9}, {16: 0.4, 8: 0.9})
-    """
-    counts = ((kept_count(size, rate), rate) for rate in sorted(rates))
-    found = {multiple * max(1, (2 * k + multiple) // (2 * multiple)): r for k, r in counts}
-    return {kept: rate for kept, rate in found.items() if kept < size}
-
-
-def rates_of(policy: str) -> tuple[float, ...]:
-    """The pruning rates that are usual for a policy.
-
-    Example:
-        >>> rates_of("prime")[-1], rates_of("allocate")[-1]
-        (0.9, 0.98)
-    """
-    return FAR_RATES if policy == "allocate" else RATES
-
-
-def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
-    """Ascending, different pruning rates; ``ValueError`` for none, or one outside 0 .. 1."""
-    wrong = [rate for rate in rates if not 0 < rate < 1]
-    if wrong or not rates:
-        named = f"{wrong[0]:g}" if wrong else "none"
-        raise ValueError(
-            f"pruning rates must lie between 0 and 1, such as 0.1 0.5 0.9; got {named}"
-        )
-    return tuple(sorted(set(rates)))
+__all__ = ["check_probed", "find_edges", "grids_of", "probe_layers", "unprobed"]
 
 
 def grids_of(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from primesvt.channels.widths import check_rates
 from primesvt.config import PRESETS
 from primesvt.importance import find_importance
 from primesvt.pruning.gate import GATES
 from primesvt.pruning.policies import ORDERS, POLICIES, READINGS, usual_rates
-from primesvt.pruning.sensitivity import check_rates
 from primesvt.recovery import RECOVERIES
 
 __all__ = ["PRESETS", "Settings"]

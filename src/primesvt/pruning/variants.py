@@ -11,13 +11,13 @@ from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.graph import Ids
+from primesvt.channels.widths import Cuts
 from primesvt.distributed import ALONE, Processes
 from primesvt.importance import Evidence, Importance, Scores, keep
 from primesvt.models import SpikingViT
 from primesvt.models.forward import copy_of
 from primesvt.models.shared_prefix import Prefixes, Together, block_of
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes
-from primesvt.pruning.probe_table import Cuts
 from primesvt.recovery import Recovery
 
 __all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "Cutter", "room_for"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from primesvt.pruning.sensitivity import rates_of, widths
+from primesvt.channels.widths import rates_of, widths
 from primesvt.report.names import by_block, inside
 from primesvt.report.run_files import RunFiles
 from primesvt.report.sizes import sizes_of

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.channels.plan import Plan
-from primesvt.checkpoint.load import provenance_of
 from primesvt.data import Splits
-from primesvt.distributed import Processes
+from primesvt.data.digest import data_digest
+from primesvt.distributed import Processes, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
-from primesvt.evaluation.evaluator import DataEvaluator, Progress, resolve_device
+from primesvt.evaluation.evaluator import DataEvaluator, Progress, evaluator_for
 from primesvt.models import SpikingViT
-from primesvt.models.digest import data_digest, model_digest
+from primesvt.models.digest import model_digest
+from primesvt.models.forward import check_no_nan
+from primesvt.models.registry import provenance_of
 from primesvt.profiling.costs import Accuracy, accuracy_of
 from primesvt.profiling.memory import parameter_count
-from primesvt.pruning.inputs import Data, check_no_nan, evaluator_for
+from primesvt.pruning.inputs import Data
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
 from primesvt.training.finetune_source import Source, source_of_model, source_of_run

@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 
 from primesvt.checkpoint.folder import save_model
 from primesvt.data import Splits, check_classes, load_data
+from primesvt.data.digest import data_digest
 from primesvt.data.splits import HELD_OUT_SEED
-from primesvt.distributed import Processes
+from primesvt.distributed import Processes, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note
-from primesvt.evaluation.evaluator import Progress, outcomes, resolve_device
+from primesvt.evaluation.evaluator import Progress, outcomes
 from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, model_entry
-from primesvt.models.digest import data_digest
 from primesvt.training.config import TrainRecipe
 from primesvt.training.folder import Saver, TrainingFolder, check_free
 from primesvt.training.loop import Best, Loop, computes_in_bf16, learning_rate_factor

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from primesvt.calibration import Calibration, Reader, Wiring, calibrating, readers_of
-from primesvt.calibration.wiring import NORMS, channel_axis
+from primesvt.calibration.wiring import channel_axis
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
 from primesvt.models.attention import PaddedBN
-from primesvt.profiling.memory import batch_of
+from primesvt.models.forward import NORMS, batch_of
 
 __all__ = [
     "Levels",

@@ -14,9 +14,9 @@ from primesvt.calibration import Calibration, Reader, Wiring, calibrating, wire
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
 from primesvt.channels.plan import Step
 from primesvt.distributed import ALONE, Processes
-from primesvt.models.forward import copy_of
+from primesvt.models.forward import batch_of, copy_of
 from primesvt.models.strip import merge_head, strip_unused
-from primesvt.profiling.memory import batch_of, parameter_bytes, parameter_count
+from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.pruning.lossless.constant_channels import (
     Levels,
     Steady,

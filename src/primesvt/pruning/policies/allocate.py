@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
+from primesvt.channels.widths import Grid
 from primesvt.evaluation.evaluator import Progress
 from primesvt.pruning.gate import Gate
 from primesvt.pruning.policies.base import MILDER, Candidate, Limit, Plans, Tools, Walk
 from primesvt.pruning.policies.knapsack import Knapsack, Option, counted_from, falling
-from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["Allocate", "Search", "near", "spread"]
 

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from primesvt.channels.widths import Cuts, Grid
 from primesvt.profiling.limits import Held
 from primesvt.pruning.gate import Gate, Verdict
-from primesvt.pruning.probe_table import Cuts, Probe
-from primesvt.pruning.sensitivity import Grid, Layer, Point
+from primesvt.pruning.probe_table import Layer, Point, Probe
 
 __all__ = [
     "MILDER",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from primesvt.channels.widths import Grid
 from primesvt.pruning.policies.base import Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Ladder, climb
-from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["Global", "shares_left"]
 

@@ -6,10 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from primesvt.channels.widths import Grid
 from primesvt.evaluation.evaluator import Progress
 from primesvt.pruning.gate import Gate
 from primesvt.pruning.policies.base import MILDER, Candidate, Plans, Tools, Walk
-from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["Climber", "Found", "Ladder", "better", "climb"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from primesvt.channels.widths import Cuts
 from primesvt.evaluation.evaluator import Progress
 from primesvt.pruning.gate import Gate
 from primesvt.pruning.policies.base import Choice, Target, Walk, cuts_of
-from primesvt.pruning.probe_table import Cuts, Probe
-from primesvt.pruning.sensitivity import Layer, Point
+from primesvt.pruning.probe_table import Layer, Point, Probe
 
 __all__ = ["ORDERS", "READINGS", "Prime"]
 

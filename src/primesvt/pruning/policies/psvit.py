@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from primesvt.channels.widths import Grid, kept_count
 from primesvt.pruning.policies.base import Plans, Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Found, Ladder, better, climb
-from primesvt.pruning.sensitivity import Grid, Layer, kept_count
+from primesvt.pruning.probe_table import Layer
 
 __all__ = ["Psvit"]
 

@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from primesvt.channels.widths import Grid
 from primesvt.pruning.policies.base import Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Ladder, climb
-from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["DRAWS", "Random"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from primesvt.channels.widths import Grid
 from primesvt.pruning.policies.base import Tools, Walk
 from primesvt.pruning.policies.ladder import Climber, Ladder, climb
-from primesvt.pruning.sensitivity import Grid
 
 __all__ = ["Uniform"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from primesvt.models.entry import CIFAR, DIGITS, IMAGENET, ModelEntry, Published, events
+from primesvt.data.config import CIFAR, DIGITS, IMAGENET, events
+from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families.sdt_v1.model import SDTv1Config
 
 __all__ = ["entries"]

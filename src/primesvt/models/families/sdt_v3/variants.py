@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from primesvt.models.entry import CIFAR, IMAGENET, ModelEntry, Published
+from primesvt.data.config import CIFAR, IMAGENET
+from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families.sdt_v3.model import SDTv3Config
 
 __all__ = ["entries"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from primesvt.models.entry import CIFAR, IMAGENET, ModelEntry, Published
+from primesvt.data.config import CIFAR, IMAGENET
+from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families.sdt_v3_large.model import SDTv3LargeConfig
 
 __all__ = ["entries"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from primesvt.models.entry import CIFAR, DIGITS, IMAGENET, ModelEntry, Published, events
+from primesvt.data.config import CIFAR, DIGITS, IMAGENET, events
+from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families.spikingresformer.model import SpikingResformerConfig
 
 __all__ = ["entries"]
