@@ -39,8 +39,7 @@ from primesvt.checkpoint.load import open_model
 from primesvt.cli import main as primesvt
 from primesvt.data import load_data
 from primesvt.exporting.runtime import Runner, model_runner, onnx_runner, program_runner
-from primesvt.latency import Pace
-from primesvt.profiling.timing import race
+from primesvt.profiling.timing import Pace, race
 
 LEVELS = (0.99, 0.95, 0.0)  # agreement that 8-bit weights must keep; 0 rounds all of them
 BATCH = 250

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from primesvt.cli.app import parse
-from primesvt.recovery.finetuning import FinetuneRecipe
+from primesvt.training.config import FinetuneRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "finetuning.md").read_text()

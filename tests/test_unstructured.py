@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from primesvt.channels import trace
-from primesvt.latency import Pace
 from primesvt.models import create_model
 from primesvt.profiling.memory import parameter_bytes, parameter_count
+from primesvt.profiling.timing import Pace
 from primesvt.unstructured import sparse_costs, unstructured, weights_of
 
 from .families.drawn import examples

@@ -13,12 +13,12 @@ from torch import nn
 
 from evidence.rows import PUBLISHED
 from primesvt.data import Splits
-from primesvt.latency import Pace
 from primesvt.models import SpikingViT, create_model
 from primesvt.profiling.costs import accuracy_of
 from primesvt.profiling.memory import parameter_count
-from primesvt.recovery.finetuning import finetune
+from primesvt.profiling.timing import Pace
 from primesvt.training import TrainRecipe, train
+from primesvt.training.finetuning import finetune
 from primesvt.training.record import recorded_recipe
 from primesvt.unstructured import sparse_costs, unstructured
 

@@ -37,7 +37,7 @@ from primesvt import Constraints, prune
 from primesvt._files import write_json
 from primesvt.data import Splits
 from primesvt.profiling.memory import parameter_count
-from primesvt.recovery.finetuning import finetune
+from primesvt.training.finetuning import finetune
 
 CIFAR = ("sdt_v2_seed0", "qkformer_seed0", "spikformer_seed0", "sdt_v2_seed1", "sdt_v2_seed2")
 RUNS = ROOT / "runs" / "evidence"

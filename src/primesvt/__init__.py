@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from primesvt.models import reset as reset
     from primesvt.pruning.pipeline import prune as prune
     from primesvt.pruning.result import PruneResult as PruneResult
-    from primesvt.recovery.finetuning import FinetuneRecipe as FinetuneRecipe
-    from primesvt.recovery.finetuning import finetune as finetune
+    from primesvt.training.config import FinetuneRecipe as FinetuneRecipe
+    from primesvt.training.finetuning import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -41,16 +41,16 @@ _HOMES = {
     "ChannelGroup": "channels",
     "Constraints": "config",
     "ExportResult": "exporting",
-    "FinetuneRecipe": "recovery.finetuning",
+    "FinetuneRecipe": "training",
     "FolderInUse": "_files",
     "Plan": "channels.plan",
-    "PruneResult": "pruning.pipeline",
+    "PruneResult": "pruning.result",
     "SpikingViT": "models",
     "create_model": "models",
     "export": "exporting",
-    "finetune": "recovery.finetuning",
+    "finetune": "training",
     "list_models": "models",
-    "load": "loading",
+    "load": "checkpoint.load",
     "load_data": "data",
     "prune": "pruning.pipeline",
     "remove_channels": "channels",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.latency import Latency, Pace, measure
 from primesvt.models import reset
 from primesvt.models.forward import copy_of, unwrap
 from primesvt.profiling.memory import parameter_bytes, parameter_count
+from primesvt.profiling.timing import Latency, Pace, measure
 
 __all__ = ["SCOPES", "SparseCosts", "sparse_costs", "unstructured", "weights_of"]
 

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from primesvt.checkpoint.load import open_model
-from primesvt.latency import Pace, measure
 from primesvt.profiling.memory import membrane_bytes
+from primesvt.profiling.timing import Pace, measure
 
 
 @pytest.fixture(autouse=True)

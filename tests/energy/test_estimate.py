@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from primesvt.energy import Prices, count_operations, energy_of, formulas
 from primesvt.models import lif
+from primesvt.profiling.energy import Prices, energy_of, formulas
 from primesvt.profiling.memory import parameter_bytes
+from primesvt.profiling.operations import count_operations
 
 
 def test_both_estimates_by_hand():

@@ -10,13 +10,13 @@ from spikingjelly.activation_based import neuron
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from torch import nn
 
-from primesvt.energy import count_operations
 from primesvt.models import create_model, lif, reset
 from primesvt.models.attention import RepConv, SpikingSelfAttention
 from primesvt.models.blocks import ConvBN
 from primesvt.models.neurons import IntegerNeuron, integer
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.profiling.memory import membrane_bytes
+from primesvt.profiling.operations import count_operations
 
 from ..lively import FAMILIES, lively
 

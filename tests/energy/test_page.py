@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from primesvt.energy import PRICES
+from primesvt.profiling.energy import PRICES
 from primesvt.profiling.memory import parameter_bytes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "costs.md").read_text(encoding="utf-8")

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from primesvt.channels import trace
-from primesvt.latency import LatencyTable, Pace, Stopwatch, files
+from primesvt.exporting import onnx_timing as files
 from primesvt.models import create_model
 from primesvt.profiling import width_latency as module
+from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.memory import parameter_count
+from primesvt.profiling.timing import Pace
+from primesvt.profiling.width_latency import Stopwatch
 
 QUICK = Pace(seconds=0, least=1, tick=0)
 FC1, CONV = "blocks.block4_0.mlp.fc1", "blocks.conv1b.conv1"

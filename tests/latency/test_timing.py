@@ -10,8 +10,15 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from primesvt.latency import Pace, measure
-from primesvt.profiling.timing import batched, device_of, latency_of, machine_of, race
+from primesvt.profiling.timing import (
+    Pace,
+    batched,
+    device_of,
+    latency_of,
+    machine_of,
+    measure,
+    race,
+)
 
 CPU = torch.device("cpu")
 QUICK = Pace(seconds=0, least=3, tick=0)

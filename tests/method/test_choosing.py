@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from primesvt import choosing, load, prune
+from primesvt import load, prune
 from primesvt.config import Constraints
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning import choosing
 from primesvt.pruning.policies import POLICIES
 from primesvt.pruning.settings import Settings
 

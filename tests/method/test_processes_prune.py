@@ -111,11 +111,11 @@ def pruned(method: dict[str, Any], out: Any = None, told: str = "", **options: A
 
 def timed(rank: int) -> PruneResult:
     """With a limit on time, for which every process has a clock of its own."""
-    from primesvt import conclusion
-    from primesvt.latency import Pace, measure
     from primesvt.profiling import timing as timing
     from primesvt.profiling import width_latency as stopwatch
     from primesvt.profiling.memory import parameter_count
+    from primesvt.profiling.timing import Pace, measure
+    from primesvt.pruning import metrics as conclusion
 
     def race_networks(parts: dict[str, Any], pace: Pace) -> dict[str, Any]:
         sizes = {name: parameter_count(part) for name, (part, _) in parts.items()}

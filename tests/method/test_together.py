@@ -18,8 +18,8 @@ from primesvt.profiling.memory import buffer_bytes, parameter_bytes, peak_activa
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench
 from primesvt.pruning.variants import NETWORKS, Cutter
+from primesvt.pruning.workbench import memory_for_networks
 from primesvt.recovery import Recovery
-from primesvt.workbench import memory_for_networks
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, Lively, free, lively

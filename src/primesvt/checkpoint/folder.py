@@ -20,7 +20,7 @@ from primesvt.models import Provenance, build_model
 from primesvt.models.digest import config_of
 from primesvt.models.forward import unwrap
 from primesvt.models.state_dict import check_shapes
-from primesvt.pruning.lossless import match_state
+from primesvt.models.strip import match_state
 
 __all__ = ["load", "model_folder", "save_model"]
 

@@ -17,7 +17,7 @@ from primesvt.config import unset
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from primesvt.recovery.finetuning import FinetuneRecord
+    from primesvt.training.record import FinetuneRecord
 
 __all__ = ["Finetune"]
 
@@ -97,7 +97,7 @@ class Finetune:
 
     def run(self, console: Console) -> int:
         """Fine-tune, then say what it gave and where it lies."""
-        from primesvt.recovery.finetuning import finetune
+        from primesvt.training.finetuning import finetune
 
         out = self.out or self.run_folder / "finetuned"
         with console.progress() as progress:

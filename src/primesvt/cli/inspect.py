@@ -19,16 +19,10 @@ from primesvt.cli.console import Console
 from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import by_block, inside, table, whole
 from primesvt.config import unset
-from primesvt.energy import (
-    PRICES,
-    Energy,
-    ModuleCosts,
-    Operations,
-    count_operations,
-    energy_of,
-)
-from primesvt.latency import Latency, measure
+from primesvt.profiling.energy import PRICES, Energy, energy_of
 from primesvt.profiling.memory import file_bytes, parameter_bytes
+from primesvt.profiling.operations import ModuleCosts, Operations, count_operations
+from primesvt.profiling.timing import Latency, measure
 from primesvt.report.changes import cost_notes
 
 if TYPE_CHECKING:

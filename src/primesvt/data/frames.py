@@ -21,7 +21,7 @@ from primesvt.data.errors import DataError
 from primesvt.data.sources import Labels, first_line
 
 if TYPE_CHECKING:
-    from primesvt.models import DataConfig
+    from primesvt.data.config import DataConfig
 
 __all__ = ["FrameFile", "FrameSize", "Frames", "as_tensor", "read_arrays"]
 

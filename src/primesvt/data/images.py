@@ -16,7 +16,7 @@ from .errors import DataError
 from .sources import Header, Labels, Source
 
 if TYPE_CHECKING:
-    from primesvt.models import DataConfig
+    from primesvt.data.config import DataConfig
 
 __all__ = ["ImageSet", "Part", "Preprocess", "check_images"]
 

@@ -17,7 +17,7 @@ from .sources import Digits
 from .splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
 
 if TYPE_CHECKING:
-    from primesvt.models import DataConfig
+    from primesvt.data.config import DIGITS, DataConfig
 
 __all__ = ["DIGITS_SELECTION", "DIGITS_TEST", "DataSpec", "load_data"]
 
@@ -92,7 +92,7 @@ def load_data(
 
 def _digits(data_config: DataConfig | None, seed: int) -> Splits:
     """The fixed split of the digits; only which training images calibrate follows the seed."""
-    config = _digits_config() if data_config is None else data_config
+    config = DIGITS if data_config is None else data_config
     preprocess = Preprocess(config)
     if config.input_size != DIGITS_SIZE:
         reads = "x".join(map(str, config.input_size))
@@ -110,12 +110,6 @@ def _digits(data_config: DataConfig | None, seed: int) -> Splits:
         test=everything.choose(test, name="test"),
     )
     return arrange(pools, seed=seed)
-
-
-def _digits_config() -> DataConfig:
-    from primesvt.models import model_entry
-
-    return model_entry("sdt_v2_digits").data
 
 
 def _from_mapping(spec: Mapping[str, Dataset[Any]]) -> Pools:

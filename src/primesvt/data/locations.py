@@ -20,7 +20,7 @@ from .sources import ClassFolders, Labels, ParquetTable, class_names
 from .splits import Pools
 
 if TYPE_CHECKING:
-    from primesvt.models import DataConfig
+    from primesvt.data.config import DataConfig
 
 __all__ = ["PART_NAMES", "find_pools"]
 

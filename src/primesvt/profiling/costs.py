@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from primesvt.energy import Energy, Operations, count_operations, energy_of
 from primesvt.evaluation.confidence import wilson_interval
-from primesvt.latency import Latency
 from primesvt.models.forward import batch_of
+from primesvt.profiling.energy import Energy, energy_of
 from primesvt.profiling.memory import (
     buffer_bytes,
     file_bytes,
@@ -20,6 +19,8 @@ from primesvt.profiling.memory import (
     parameter_count,
     peak_activation_bytes,
 )
+from primesvt.profiling.operations import Operations, count_operations
+from primesvt.profiling.timing import Latency
 
 __all__ = ["Accuracy", "Costs", "accuracy_of", "costs_of"]
 
@@ -50,7 +51,7 @@ class Costs:
         membrane_bytes_per_sample: one potential per neuron.
         peak_activation_bytes_per_sample: most bytes of activations at a time.
         operations: multiply-accumulates, SynOps and firing rates, of every module too.
-        energy: two estimates for one sample, in joules (``primesvt.energy.formulas``).
+        energy: two estimates for one sample, in joules (``primesvt.profiling.energy.formulas``).
         latency: measured times of a forward pass.
     """
 

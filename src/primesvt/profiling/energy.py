@@ -46,7 +46,7 @@ def energy_of(operations: Operations, parameter_bytes: int, *, prices: Prices = 
 
     Example:
         >>> from torch import nn, ones
-        >>> from primesvt.energy import count_operations
+        >>> from primesvt.profiling.operations import count_operations
         >>> counted = count_operations(nn.Linear(10, 1, bias=False), [(ones(1, 10),)])
         >>> f"{energy_of(counted, 40).operations:.2g} J"  # 10 MACs of 4.6 pJ
         '4.6e-11 J'

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from primesvt.calibration import calibrating
 from primesvt.models import reset
-from primesvt.models.forward import batch_of
+from primesvt.models.forward import batch_of, calibrating
 from primesvt.models.neurons import IntegerNeuron
 from primesvt.profiling.spikes import follow, given, marking, origin_of, spikes_in
 

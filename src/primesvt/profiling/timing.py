@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from primesvt.calibration import calibrating
 from primesvt.models import reset
+from primesvt.models.forward import calibrating
 
 __all__ = [
     "BATCHES",

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from primesvt.calibration import calibrating
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.widths import Cuts
-from primesvt.latency.files import Files
 from primesvt.models import SpikingViT, reset
 from primesvt.models.digest import model_digest
+from primesvt.models.forward import calibrating
 from primesvt.profiling.latency_table import LatencyTable, NetworkTime, PartTime, WidthTime
 from primesvt.profiling.timing import (
     Pace,
@@ -29,13 +28,23 @@ from primesvt.profiling.timing import (
     steady_clock,
 )
 
-__all__ = ["Stopwatch"]
+__all__ = ["FileTimer", "Stopwatch"]
 
 WIDTHS, NETWORKS = Pace(seconds=1.5, least=7), Pace(seconds=5.0, least=11)
 POINTS = 5  # widths of a group that are timed, and the full one; others lie on the line between
 FEW = 3  # of them, where each has to be exported
 Tell = Callable[[int, int], None]
 Parts = Mapping[str, tuple[nn.Module, tuple[Any, ...]]]
+
+
+class FileTimer(Protocol):
+    """Times parts of networks as exported files in the runtime of its name."""
+
+    runtime: str
+
+    def race(self, parts: Parts, pace: Pace) -> dict[str, Seconds]:
+        """Seconds of every part on its inputs, in every round."""
+        ...
 
 
 class Stopwatch:
@@ -54,7 +63,7 @@ class Stopwatch:
         batch: samples per forward pass.
         table: what was timed before; keeps what is timed now.
         widths_pace, networks_pace: how long to measure.
-        files: time ONNX files in onnxruntime, instead of modules in PyTorch.
+        files: times exported files of networks in another runtime, instead of modules in PyTorch.
         on_main: runs a measurement; of several processes, on one of them, for all.
         tell: hears how many groups are known.
 
@@ -72,19 +81,19 @@ class Stopwatch:
         table: LatencyTable,
         widths_pace: Pace = WIDTHS,
         networks_pace: Pace = NETWORKS,
-        files: bool = False,
+        files: FileTimer | None = None,
         on_main: Callable[[Callable[[], Any]], Any] = lambda work: work(),
         tell: Tell = lambda *_: None,
     ) -> None:
         self.model, self.graph, self.table, self.batch = model, graph, table, batch
-        points = FEW if files else POINTS
+        points = POINTS if files is None else FEW
         self.widths = {name: _spread(kept, points) for name, kept in widths.items()}
-        self._files = Files(model) if files else None
+        self._files = files
         self.inputs = batched(inputs, batch)
         self._on_main, self._tell = on_main, tell
         self._curves: dict[str, tuple[list[int], list[float]]] = {}
         self.parts = _parts(model)
-        device = torch.device("cpu") if files else device_of(model)
+        device = device_of(model) if files is None else torch.device("cpu")
         name, clock = steady_clock(device)
         self._paces = replace(widths_pace, clock=clock), replace(networks_pace, clock=clock)
         context = {
@@ -94,7 +103,7 @@ class Stopwatch:
             "threads": torch.get_num_threads(),
             "batch": batch,
             "model": model_digest(model),
-            "runtime": "onnxruntime" if files else "pytorch",
+            "runtime": "pytorch" if files is None else files.runtime,
         }
         table.begin(on_main(lambda: context))
 

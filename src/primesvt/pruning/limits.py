@@ -15,10 +15,12 @@ from primesvt.channels.widths import Cuts, widths
 from primesvt.config import Constraints
 from primesvt.distributed import ALONE, Processes
 from primesvt.evaluation.evaluator import Progress
-from primesvt.latency import LatencyTable, Stopwatch
+from primesvt.exporting.onnx_timing import Files
+from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Held
 from primesvt.profiling.memory import membrane_bytes
 from primesvt.profiling.timing import batched, device_of, placed
+from primesvt.profiling.width_latency import Stopwatch
 from primesvt.pruning.lossless import Lean
 from primesvt.pruning.settings import Settings
 
@@ -171,7 +173,7 @@ def limits_of(
             inputs=inputs,
             batch=constraints.latency_batch,
             table=table,
-            files=constraints.latency_runtime == "onnxruntime",
+            files=Files(lean.model) if constraints.latency_runtime == "onnxruntime" else None,
             on_main=processes.on_main,
             tell=partial(progress, "timing") if progress is not None else lambda *_: None,
         )

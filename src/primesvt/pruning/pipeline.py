@@ -15,10 +15,10 @@ from primesvt.checkpoint.folder import load
 from primesvt.config import Constraints
 from primesvt.distributed import Processes, resolve_device
 from primesvt.evaluation.evaluator import Progress, Score, evaluator_for, example_for
-from primesvt.job import Job
-from primesvt.latency import LatencyTable
 from primesvt.models.forward import check_no_nan, unwrap
+from primesvt.profiling.latency_table import LatencyTable
 from primesvt.pruning.inputs import Data, calibration_for, memory_bytes, set_aside, working_copy
+from primesvt.pruning.job import Job
 from primesvt.pruning.limits import check_limits, limit_notes
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.probe_table import ProbeTable

@@ -26,7 +26,7 @@ from primesvt._files import (
 )
 from primesvt.channels.plan import Plan
 from primesvt.distributed import ALONE, Processes
-from primesvt.latency import LatencyTable
+from primesvt.profiling.latency_table import LatencyTable
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.probe_table import ProbeTable
 

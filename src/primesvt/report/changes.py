@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from primesvt._format import megabytes, percent_points, scaled
-from primesvt.energy import formulas
+from primesvt.profiling.energy import formulas
 from primesvt.profiling.limits import Held
 from primesvt.report.names import block_of, inside
 

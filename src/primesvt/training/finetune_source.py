@@ -13,13 +13,12 @@ from torch import nn
 
 from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.checkpoint.folder import load
-from primesvt.checkpoint.load import OwnData, open_model, own_data, splits_for
+from primesvt.checkpoint.load import Data, OwnData, open_model, own_data, splits_for
 from primesvt.config import PruneRecipe, parse_overrides, read_recipe
 from primesvt.evaluation.evaluator import Evaluator, example_for
 from primesvt.models import reset
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import unwrap
-from primesvt.pruning.inputs import Data
 from primesvt.training.config import TrainRecipe
 from primesvt.training.record import recorded_recipe
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.channels.plan import Plan
+from primesvt.checkpoint.load import Data
 from primesvt.data import Splits
 from primesvt.data.digest import data_digest
 from primesvt.distributed import Processes, resolve_device
@@ -25,7 +26,6 @@ from primesvt.models.forward import check_no_nan
 from primesvt.models.registry import provenance_of
 from primesvt.profiling.costs import Accuracy, accuracy_of
 from primesvt.profiling.memory import parameter_count
-from primesvt.pruning.inputs import Data
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
 from primesvt.training.finetune_source import Source, source_of_model, source_of_run

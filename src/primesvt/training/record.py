@@ -14,7 +14,6 @@ from typing import Any
 import numpy.typing as npt
 from torch import nn
 
-from primesvt import __version__
 from primesvt.evaluation.confidence import wilson_interval
 from primesvt.models import list_models, model_entry
 from primesvt.profiling.costs import Accuracy
@@ -150,7 +149,7 @@ def score_of(correct: npt.NDArray[Any]) -> Score:
 def versions() -> dict[str, str]:
     """What a training depends on beside its recipe."""
     packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
-    ours = {"python": platform.python_version(), "primesvt": __version__}
+    ours = {"python": platform.python_version(), "primesvt": version("primesvt")}
     return ours | {name: version(name) for name in packages}
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from primesvt.models import create_model
-from primesvt.recovery.finetuning import FinetuneRecipe
+from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import (
     Distillation,
     answer_distance,

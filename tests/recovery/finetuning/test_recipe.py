@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from primesvt.recovery.finetuning import FinetuneRecipe
 from primesvt.training import Augmentation, TrainRecipe
+from primesvt.training.config import FinetuneRecipe
 
 TRAINING = TrainRecipe(
     epochs=35,

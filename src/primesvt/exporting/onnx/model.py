@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from primesvt import __version__
 from primesvt.exporting.torch_export import BATCH, Graph
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def onnx_model(graph: Graph, *, input_name: str, about: Mapping[str, str]) -> Mo
     assert program is not None
     model = program.model_proto
     _tidy(model, graph)
-    model.producer_name, model.producer_version = "primesvt", __version__
+    model.producer_name, model.producer_version = "primesvt", version("primesvt")
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)
     return model

@@ -27,6 +27,7 @@ from primesvt.recovery import Recovery
 
 __all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "memory_for_networks", "race_of"]
 
+
 DISTANCE_SAMPLES = 512
 
 

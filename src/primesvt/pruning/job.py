@@ -12,22 +12,21 @@ from torch.utils.data import Dataset
 from primesvt.calibration import Calibration
 from primesvt.channels import trace
 from primesvt.channels.plan import Plan, describe_inputs
-from primesvt.choosing import choose
-from primesvt.conclusion import Conclusion, Solved
 from primesvt.config import Constraints
 from primesvt.distributed import Processes
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Measurement, Progress, telling
 from primesvt.evaluation.recording import watch
-from primesvt.latency import LatencyTable
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import first_samples
+from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.candidates import Candidates, find_candidates
+from primesvt.pruning.choosing import choose
 from primesvt.pruning.confirmation import Confirmation, confirmed
 from primesvt.pruning.limits import limits_of
 from primesvt.pruning.lossless import Lean, make_lean, strip
-from primesvt.pruning.metrics import Metrics
+from primesvt.pruning.metrics import Conclusion, Metrics, Solved
 from primesvt.pruning.policies import Gate, Walk
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Bench, counting
@@ -35,7 +34,7 @@ from primesvt.pruning.result import steps_of
 from primesvt.pruning.sensitivity import check_probed
 from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS
-from primesvt.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of
+from primesvt.pruning.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of
 
 __all__ = ["Job"]
 

@@ -14,6 +14,7 @@ from primesvt.profiling.timing import Pace, Seconds, batched, race
 
 __all__ = ["Files"]
 
+
 Runner = Callable[[Tensor], list[Tensor]]
 
 
@@ -28,6 +29,8 @@ class Files:
     Raises:
         ValueError: a package that is missing, or a network that cannot be exported.
     """
+
+    runtime = "onnxruntime"
 
     def __init__(self, model: nn.Module) -> None:
         from primesvt.exporting.onnx.model import check_onnx

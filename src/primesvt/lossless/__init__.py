@@ -1,1 +1,0 @@
-"""What is left of this room; see ``primesvt.pruning.lossless``."""
