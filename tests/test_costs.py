@@ -14,11 +14,10 @@ from primesvt import Constraints, create_model, prune
 from primesvt.calibration import calibration_of
 from primesvt.checkpoint.folder import save_model
 from primesvt.data import load_data
-from primesvt.profiling.costs import Costs, costs_of
 from primesvt.profiling.energy import energy_of
 from primesvt.profiling.memory import file_bytes, parameter_bytes
 from primesvt.profiling.operations import count_operations
-from primesvt.pruning.metrics import Metrics
+from primesvt.pruning.metrics import Costs, Metrics, costs_of
 
 FIELDS = {"file_bytes", "operations", "energy", "latency"}  # that earlier versions did not have
 

@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from evidence.unstructured import sparse_costs, unstructured, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -15,7 +16,6 @@ from primesvt.channels import trace
 from primesvt.models import create_model
 from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.profiling.timing import Pace
-from primesvt.unstructured import sparse_costs, unstructured, weights_of
 
 from .families.drawn import examples
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from primesvt.channels import ChannelGroup as ChannelGroup
     from primesvt.channels import remove_channels as remove_channels
     from primesvt.channels import trace as trace
+    from primesvt.channels import verify as verify
     from primesvt.channels.plan import Plan as Plan
     from primesvt.checkpoint.load import load as load
     from primesvt.config import Constraints as Constraints
@@ -56,6 +57,7 @@ _HOMES = {
     "remove_channels": "channels",
     "reset": "models",
     "trace": "channels",
+    "verify": "channels",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from primesvt.channels import remove_channels, trace
+from primesvt.channels import remove_channels, trace, verify
 from primesvt.models import create_model
 from primesvt.models.neurons import lif
 
@@ -83,7 +83,7 @@ class LooksAlike(nn.Module):
 def refusals(model: nn.Module, x: Tensor) -> dict[str, tuple[str, str, str]]:
     model.eval()
     before = state_bytes(model)
-    found = {r.group: (r.module, r.reason, r.fix) for r in trace(model, x).check(model)}
+    found = {r.group: (r.module, r.reason, r.fix) for r in verify(model, trace(model, x))}
     assert state_bytes(model) == before, "the check changed the model"
     return found
 
@@ -122,7 +122,7 @@ def test_a_normalisation_over_channels_is_frozen_by_the_trace() -> None:
     assert "layer normalisation" in group.reason
     assert "module 'ln'" in group.reason
     assert [g.name for g in graph.prunable()] == ["fc0"]
-    assert graph.check(model) == ()
+    assert verify(model, graph) == []
     with pytest.raises(ValueError, match=r"'fc1' is frozen .*layer normalisation"):
         remove_channels(model, graph, {"fc1": [0, 1]})
 
@@ -137,21 +137,21 @@ def test_a_clean_model_has_no_refusal_and_stays_as_it_was() -> None:
     x = torch.rand(2, 1, 8, 8)
     before = state_bytes(model)
     graph = trace(model, x)
-    assert graph.check(model) == ()
+    assert verify(model, graph) == []
     assert state_bytes(model) == before
     assert all(m.training for m in model.modules())
     streams = [g.name for g in graph if g.kind == "stream" and g.status == "free"]
-    assert graph.check(model, groups=[streams[0], "blocks.block3_0.attn.v"]) == ()
+    assert verify(model, graph, groups=[streams[0], "blocks.block3_0.attn.v"]) == []
 
 
 def test_check_names_an_unknown_group_and_refuses_another_model() -> None:
     graph = trace(Normalised(), torch.randn(4, 5))
     with pytest.raises(ValueError, match=r"no channel group named 'fc7'.*fc0"):
-        graph.check(Normalised(), groups=["fc7"])
+        verify(Normalised(), graph, groups=["fc7"])
     wider = Normalised()
     wider.fc0, wider.fc1 = nn.Linear(5, 11), nn.Linear(11, 12)
     with pytest.raises(ValueError, match=r"fc0\.weight.*shape"):
-        graph.check(wider)
+        verify(wider, graph)
 
 
 def test_check_works_on_the_graph_of_a_pruned_model() -> None:
@@ -163,13 +163,13 @@ def test_check_works_on_the_graph_of_a_pruned_model() -> None:
         for g in graph.prunable()
     }
     small = remove_channels(model, graph, cuts)
-    assert small.check(model) == ()
+    assert verify(model, small) == []
 
 
 def test_a_refusal_reads_like_a_sentence() -> None:
     torch.manual_seed(0)
     model = WrittenSize().eval()
-    (refusal,) = trace(model, torch.randn(4, 5)).check(model)
+    (refusal,) = verify(model, trace(model, torch.randn(4, 5)))
     text = str(refusal)
     assert text.startswith("fc1: the forward fails after a cut (RuntimeError: ")
     assert text.endswith("read it from the tensor (x.shape, -1) instead")
@@ -190,7 +190,7 @@ class EndsEarly(nn.Module):
 
 def test_a_forward_that_ends_earlier_after_a_cut_is_refused() -> None:
     model, x = EndsEarly().eval(), torch.randn(2, 4)
-    (refusal,) = trace(model, x).check(model)
+    (refusal,) = verify(model, trace(model, x))
     assert refusal.group == "a"
     assert "ends earlier" in refusal.reason
 

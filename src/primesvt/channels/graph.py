@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from primesvt.channels.layout import Layout, coordinates
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from primesvt.channels.verification import Refusal
 
 Ids = npt.NDArray[np.int64]
 Kind = Literal["channel", "stream", "heads"]
@@ -276,18 +271,3 @@ class ChannelGraph:
             and info.counted
             and any(symbols & axis.symbols() for axis in info.axes)
         )
-
-    def check(
-        self,
-        model: nn.Module,
-        groups: Sequence[str] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Refusal, ...]:
-        """Cut a little of every free group on a copy and compare with the silenced original.
-
-        Returns one refusal per group that crashes or differs; an empty tuple means all is well.
-        ``progress`` is called with the rounds done and to do.
-        """
-        from primesvt.channels.verification import check
-
-        return check(model, self, groups, progress)

@@ -10,23 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
 from primesvt.channels.layout import Layout
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
 from primesvt.channels.surgery import check_widths, remove_channels
+from primesvt.channels.symbols import Axis
 from primesvt.channels.tracer import module_stack, run
+from primesvt.channels.tracing import Builder
 from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.models.neurons import neurons, reset
-
-if TYPE_CHECKING:
-    from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
-    from primesvt.channels.symbols import Axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +42,38 @@ class Refusal:
         return f"{self.group}: {self.reason}{where}; {self.fix}"
 
 
-def check(
+def verify(
     model: nn.Module,
     graph: ChannelGraph,
     groups: Sequence[str] | None = None,
+    *,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Refusal, ...]:
-    """Refusals for every named group (default: all free ones); empty when all cuts are exact."""
+) -> list[Refusal]:
+    """Find the channel groups whose removal would change what the rest of a network computes.
+
+    A part of every group is cut on a copy, in double precision, and every intermediate result is
+    compared with that of the original in which all readers of the channels see zeros. A forward
+    that has sizes written into it crashes then, and one that derives a constant from a width
+    differs.
+
+    Args:
+        model: the network that was traced; not changed.
+        graph: its channel groups.
+        groups: names of those to check; all free ones when not given.
+        progress: called with the rounds done and to do.
+
+    Returns:
+        One refusal for every group that cannot be cut; none means that all cuts are exact.
+
+    Raises:
+        ValueError: the graph belongs to a network of other widths.
+
+    Example:
+        >>> from primesvt.channels import trace
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> verify(net, trace(net, torch.zeros(1, 4)))
+        []
+    """
     names = (
         list(groups)
         if groups is not None
@@ -68,7 +92,7 @@ def check(
         if progress is not None:
             progress(done, len(rounds))
     order = {name: i for i, name in enumerate(names)}
-    return tuple(sorted(refusals, key=lambda r: order[r.group]))
+    return sorted(refusals, key=lambda r: order[r.group])
 
 
 def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
@@ -132,8 +156,6 @@ class _Bench:
     _layouts: dict[Axis, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from primesvt.channels.tracing import Builder
-
         self.copy = working_copy(self.model, double=True)
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from primesvt.data.config import DataConfig
 from primesvt.data.errors import DataError
 from primesvt.data.sources import Labels, first_line
-
-if TYPE_CHECKING:
-    from primesvt.data.config import DataConfig
 
 __all__ = ["FrameFile", "FrameSize", "Frames", "as_tensor", "read_arrays"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from primesvt.data.config import DataConfig
+
 from .errors import DataError
 from .sources import Header, Labels, Source
-
-if TYPE_CHECKING:
-    from primesvt.data.config import DataConfig
 
 __all__ = ["ImageSet", "Part", "Preprocess", "check_images"]
 

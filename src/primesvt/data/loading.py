@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from primesvt.data.config import DIGITS, DataConfig
 
 from .errors import DataError
 from .images import ImageSet, Part, Preprocess, check_images
 from .locations import PART_NAMES, find_pools
 from .sources import Digits
 from .splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
-
-if TYPE_CHECKING:
-    from primesvt.data.config import DIGITS, DataConfig
 
 __all__ = ["DIGITS_SELECTION", "DIGITS_TEST", "DataSpec", "load_data"]
 

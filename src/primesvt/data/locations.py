@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from primesvt.data.config import DataConfig
 from primesvt.data.frames import FrameFile
 
 from .errors import DataError
@@ -18,9 +18,6 @@ from .frames import FrameSize
 from .images import ImageSet, Indices, Preprocess
 from .sources import ClassFolders, Labels, ParquetTable, class_names
 from .splits import Pools
-
-if TYPE_CHECKING:
-    from primesvt.data.config import DataConfig
 
 __all__ = ["PART_NAMES", "find_pools"]
 

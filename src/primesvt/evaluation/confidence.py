@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Outcomes", "mean_drop_bound", "paired_drop_bound", "wilson_interval"]
+__all__ = [
+    "Accuracy",
+    "Outcomes",
+    "accuracy_of",
+    "mean_drop_bound",
+    "paired_drop_bound",
+    "wilson_interval",
+]
 
 
 Outcomes = npt.NDArray[np.bool_] | npt.NDArray[np.float64]
@@ -105,3 +113,26 @@ def _quantile(probability: float, level: float) -> float:
 def _check_counts(total: int, *parts: int) -> None:
     if total < 1 or any(not 0 <= part <= total for part in parts):
         raise ValueError(f"counts {list(parts)} do not fit a total of {total}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Top-1 on one set as a fraction, with its 95 % Wilson interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    images: int
+
+
+def accuracy_of(value: float, images: int | None) -> Accuracy | None:
+    """A top-1 fraction with its interval; ``None`` without images.
+
+    Example:
+        >>> accuracy_of(0.5, 2)
+        Accuracy(accuracy=0.5, low=0.0945..., high=0.9054..., images=2)
+    """
+    if images is None:
+        return None
+    low, high = wilson_interval(round(value * images), images)
+    return Accuracy(accuracy=value, low=low, high=high, images=images)

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import nn
 
-from primesvt.channels import ChannelGraph, ChannelGroup, Refusal
+from primesvt.channels import ChannelGraph, ChannelGroup, Refusal, verification
 from primesvt.evaluation.evaluator import Progress
 
 __all__ = ["Candidates", "find_candidates"]
@@ -34,7 +34,7 @@ def find_candidates(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Candidates:
-    """Free groups that the globs let through and, with ``verify``, that pass ``graph.check``.
+    """Free groups that the globs let through and, with ``verify``, that pass ``primesvt.verify``.
 
     Raises:
         ValueError: a glob that matches no group (naming the nearest), or nothing left to prune.
@@ -57,10 +57,12 @@ def find_candidates(
     ]
     if not groups:
         raise ValueError(_nothing(graph, chosen))
-    refusals: tuple[Refusal, ...] = ()
+    refusals: Sequence[Refusal] = ()
     if verify:
         tell = None if progress is None else partial(progress, "checking cuts")
-        refusals = graph.check(model, [group.name for group in groups], tell)
+        refusals = verification.verify(
+            model, graph, [group.name for group in groups], progress=tell
+        )
     refused = {refusal.group for refusal in refusals}
     left = tuple(group for group in groups if group.name not in refused)
     if not left:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -16,8 +16,19 @@ from primesvt._format import above
 from primesvt.calibration import Calibration
 from primesvt.channels.plan import Plan
 from primesvt.config import Constraints
+from primesvt.evaluation.confidence import Accuracy, accuracy_of
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress
-from primesvt.profiling.costs import Accuracy, Costs, accuracy_of, costs_of
+from primesvt.models.forward import batch_of
+from primesvt.profiling.energy import Energy, energy_of
+from primesvt.profiling.memory import (
+    buffer_bytes,
+    file_bytes,
+    membrane_bytes,
+    parameter_bytes,
+    parameter_count,
+    peak_activation_bytes,
+)
+from primesvt.profiling.operations import Operations, count_operations
 from primesvt.profiling.timing import Latency, measure
 from primesvt.pruning.candidates import Candidates
 from primesvt.pruning.confirmation import Confirmation
@@ -26,7 +37,116 @@ from primesvt.pruning.lossless import Lean, Lossless
 from primesvt.pruning.policies import Gate, Walk
 from primesvt.pruning.probe_table import Reference
 
-__all__ = ["Accuracy", "Conclusion", "Costs", "Metrics", "Solved", "conclude", "notes_of"]
+__all__ = [
+    "Accuracy",
+    "Conclusion",
+    "Costs",
+    "Metrics",
+    "Solved",
+    "conclude",
+    "costs_of",
+    "notes_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """One network: its size, what it takes to run it, and how good it is.
+
+    ``selection`` and ``test`` are there only for a set of images, ``score`` only for a ``score``.
+    Files of earlier versions lack ``file_bytes``, ``operations`` and ``energy``; ``latency`` is
+    there only where it was asked for.
+
+    Attributes:
+        parameters: how many, shared ones once.
+        parameter_bytes: their bytes: the memory that savings are measured in.
+        buffer_bytes: bytes of running statistics and other buffers.
+        file_bytes: ``model.safetensors`` on the disk.
+        membrane_bytes_per_sample: one potential per neuron.
+        peak_activation_bytes_per_sample: most bytes of activations at a time.
+        operations: multiply-accumulates, SynOps and firing rates, of every module too.
+        energy: two estimates for one sample, in joules (``primesvt.profiling.energy.formulas``).
+        latency: measured times of a forward pass.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    buffer_bytes: int
+    membrane_bytes_per_sample: int
+    peak_activation_bytes_per_sample: int
+    selection: Accuracy | None = None
+    test: Accuracy | None = None
+    score: float | None = None
+    file_bytes: int | None = None
+    operations: Operations | None = None
+    energy: Energy | None = None
+    latency: tuple[Latency, ...] = field(default=())
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Costs:
+        """Read what ``dataclasses.asdict`` made, from JSON and from earlier versions too."""
+        values = dict(content)
+        kinds = {
+            "selection": _accuracy,
+            "test": _accuracy,
+            "operations": Operations.from_dict,
+            "energy": _energy,
+        }
+        for name, read in kinds.items():
+            values[name] = read(values[name]) if values.get(name) else None
+        values["latency"] = tuple(Latency(**each) for each in values.get("latency", ()))
+        return cls(**values)
+
+
+def _accuracy(content: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(**content)
+
+
+def _energy(content: Mapping[str, Any]) -> Energy:
+    return Energy(**content)
+
+
+def costs_of(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    inputs: Iterable[tuple[Any, ...]] | None = None,
+    selection: Accuracy | None = None,
+    test: Accuracy | None = None,
+    score: float | None = None,
+    latency: tuple[Latency, ...] = (),
+) -> Costs:
+    """Measure sizes, run the example once for memory, and inputs for operations and firing rates.
+
+    Args:
+        model: any network.
+        example: inputs, as the model takes them.
+        inputs: batches to count operations on, without labels; the example when not given.
+        selection, test, score: how good the network is.
+        latency: how long it takes.
+
+    Example:
+        >>> import torch
+        >>> costs = costs_of(nn.Linear(4, 2, bias=False), (torch.rand(1, 4),))
+        >>> costs.parameter_bytes, costs.operations.macs
+        (32, 8.0)
+    """
+    size = parameter_bytes(model)
+    operations = count_operations(model, [example] if inputs is None else inputs)
+    return Costs(
+        parameters=parameter_count(model),
+        parameter_bytes=size,
+        buffer_bytes=buffer_bytes(model),
+        file_bytes=file_bytes(model),
+        membrane_bytes_per_sample=membrane_bytes(model, example),
+        peak_activation_bytes_per_sample=peak_activation_bytes(model, example) // batch_of(example),
+        operations=operations,
+        energy=energy_of(operations, size),
+        latency=latency,
+        selection=selection,
+        test=test,
+        score=score,
+    )
 
 
 Latencies = Mapping[str, tuple[Latency, ...]]

@@ -19,12 +19,12 @@ from primesvt.data import Splits
 from primesvt.data.digest import data_digest
 from primesvt.distributed import Processes, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
+from primesvt.evaluation.confidence import Accuracy, accuracy_of
 from primesvt.evaluation.evaluator import DataEvaluator, Progress, evaluator_for
 from primesvt.models import SpikingViT
 from primesvt.models.digest import model_digest
 from primesvt.models.forward import check_no_nan
 from primesvt.models.registry import provenance_of
-from primesvt.profiling.costs import Accuracy, accuracy_of
 from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation

@@ -14,9 +14,8 @@ from typing import Any
 import numpy.typing as npt
 from torch import nn
 
-from primesvt.evaluation.confidence import wilson_interval
+from primesvt.evaluation.confidence import Accuracy, wilson_interval
 from primesvt.models import list_models, model_entry
-from primesvt.profiling.costs import Accuracy
 from primesvt.training.config import TrainRecipe
 
 __all__ = [
