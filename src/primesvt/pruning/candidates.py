@@ -57,7 +57,7 @@ def find_candidates(
     ]
     if not groups:
         raise ValueError(_nothing(graph, chosen))
-    refusals: Sequence[Refusal] = ()
+    refusals: tuple[Refusal, ...] = ()
     if verify:
         tell = None if progress is None else partial(progress, "checking cuts")
         refusals = verification.verify(
