@@ -60,9 +60,8 @@ def find_candidates(
     refusals: tuple[Refusal, ...] = ()
     if verify:
         tell = None if progress is None else partial(progress, "checking cuts")
-        refusals = verification.verify(
-            model, graph, [group.name for group in groups], progress=tell
-        )
+        names = [group.name for group in groups]
+        refusals = tuple(verification.verify(model, graph, names, progress=tell))
     refused = {refusal.group for refusal in refusals}
     left = tuple(group for group in groups if group.name not in refused)
     if not left:
