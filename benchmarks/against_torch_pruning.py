@@ -41,7 +41,7 @@ from machine import RESULTS, described, save
 from torch import nn
 
 from primesvt.channels import remove_channels, trace, verify
-from primesvt.importance import Evidence, keep
+from primesvt.importance import CriterionContext, keep
 from primesvt.importance.magnitude import l2
 
 RATES = (0.25, 0.5)
@@ -71,7 +71,7 @@ def with_primesvt(case: Subject, rate: float, *, streams: bool) -> Row:
     small = copied(case.model)
     start = time.perf_counter()
     graph = trace(small, case.images[:1])
-    evidence = Evidence(model=small, graph=graph)
+    evidence = CriterionContext(model=small, graph=graph)
     cuts: Cuts = {}
     for group in graph:
         if group.prunable or (streams and group.status == "free" and group.kind == "stream"):

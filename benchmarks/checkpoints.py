@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from primesvt.calibration import Activity, calibration_of
+from primesvt.calibration import ActivationStatistics, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup, trace
-from primesvt.channels.widths import Cuts, kept_count
+from primesvt.channels.widths import Widths, kept_count
 from primesvt.checkpoint.load import open_model
 from primesvt.data import Splits, load_data
 from primesvt.evaluation.evaluator import outcomes
-from primesvt.importance import Evidence, find_importance
+from primesvt.importance import CriterionContext, find_importance
 from primesvt.models import SpikingViT
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 from primesvt.recovery import Recovery
 
 ROOT = Path(__file__).parent.parent
@@ -76,28 +76,30 @@ class Case:
         return self.graph.prunable()
 
     @cached_property
-    def activity(self) -> Activity:
+    def activity(self) -> ActivationStatistics:
         """What the calibration images show."""
         dataset: Any = self.splits.calibration
         if self.images is not None and self.splits.train is not None:
             order = np.random.default_rng(self.seed).permutation(len(self.splits.train))  # type: ignore[arg-type]
             dataset = Subset(self.splits.train, order[: self.images].tolist())
         inputs = calibration_of(dataset, batch_size=self.batch_size)
-        return Activity(model=self.model, graph=self.graph, groups=self.groups, calibration=inputs)
+        return ActivationStatistics(
+            model=self.model, graph=self.graph, groups=self.groups, calibration=inputs
+        )
 
-    def bench(self, importance: str, recovery: str, *, seed: int = 0) -> Bench:
+    def bench(self, importance: str, recovery: str, *, seed: int = 0) -> Prober:
         """Cuts networks as asked; nothing is measured through it."""
         table = ProbeTable()
         table.reference = Reference(
             context={}, measurement=_NOTHING, parameter_bytes=parameter_bytes(self.model)
         )
-        return Bench(
+        return Prober(
             model=self.model,
             graph=self.graph,
             evaluate=_refuse,
             table=table,
             importance=find_importance(importance),
-            evidence=Evidence(
+            evidence=CriterionContext(
                 model=self.model, graph=self.graph, activity=self.activity, seed=seed
             ),
             recovery=Recovery(kind=recovery, activity=self.activity),
@@ -114,7 +116,7 @@ class Case:
         return outcomes(network, self.test_images, batch_size=self.batch_size)
 
 
-def uniform(bench: Bench, groups: tuple[ChannelGroup, ...], saving: float) -> Cuts:
+def uniform(bench: Prober, groups: tuple[ChannelGroup, ...], saving: float) -> Widths:
     """All groups at one rate: the lowest, in steps of 0.5 %, that saves this much memory."""
     total = bench.reference.parameter_bytes
     for rate in np.arange(0.005, 1, 0.005).round(3):

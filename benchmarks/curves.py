@@ -20,24 +20,24 @@ from torch import nn
 from variants import replaced, usual
 
 from primesvt.calibration import calibration_of
-from primesvt.channels.widths import Cuts, kept_count
-from primesvt.evaluation.divergence import Distance
-from primesvt.models.shared_prefix import Together
+from primesvt.channels.widths import Widths, kept_count
+from primesvt.evaluation.divergence import OutputDivergence
+from primesvt.models.shared_prefix import VariantBatch
 
 RATES = (0.3, 0.9)
 
 
 def rows_of(case: Case) -> list[dict[str, Any]]:
     inputs = calibration_of(in_memory(case.splits.selection, 512), batch_size=case.batch_size)
-    distance = Distance(case.model, inputs)
+    distance = OutputDivergence(case.model, inputs)
     bench = case.bench("obs", "refit")
 
-    def both(cuts: Cuts) -> dict[str, float]:
+    def both(cuts: Widths) -> dict[str, float]:
         networks: dict[str, nn.Module] = {
             "followed": usual(case, cuts),
             "replaced": replaced(case, cuts),
         }
-        values = distance(Together(networks=list(networks.values())))
+        values = distance(VariantBatch(networks=list(networks.values())))
         return dict(zip(networks, values, strict=True))
 
     rows = [{"model": case.name, "group": "nothing", "rate": 0.0, "saved": 0.0, **both({})}]

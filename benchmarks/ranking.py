@@ -25,12 +25,12 @@ from machine import RESULTS, described, save
 from presets import in_memory
 
 from primesvt.calibration import calibration_of
-from primesvt.channels.widths import Cuts, kept_count
-from primesvt.evaluation.divergence import Distance
-from primesvt.importance import Evidence, find_importance, removal_costs
-from primesvt.models.shared_prefix import Together
+from primesvt.channels.widths import Widths, kept_count
+from primesvt.evaluation.divergence import OutputDivergence
+from primesvt.importance import CriterionContext, find_importance, removal_costs
+from primesvt.models.shared_prefix import VariantBatch
 from primesvt.pruning.policies.global_ranking import shares_left
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 
 Costs = npt.NDArray[np.float64]
 SAVINGS = (0.2, 0.4, 0.6)
@@ -60,8 +60,8 @@ UNIFORM = "one rate"
 
 
 def ranked(
-    case: Case, bench: Bench, costs: dict[str, Costs], normalise: Callable[[Costs], Costs]
-) -> list[Cuts]:
+    case: Case, bench: Prober, costs: dict[str, Costs], normalise: Callable[[Costs], Costs]
+) -> list[Widths]:
     """The cuts of one ranking at every saving."""
     groups, steps = case.groups, []
     for place, group in enumerate(groups):
@@ -75,7 +75,7 @@ def ranked(
 
     plans = list(accumulate(order, remove, initial=tuple(group.size for group in groups)))
 
-    def cuts(plan: tuple[int, ...]) -> Cuts:
+    def cuts(plan: tuple[int, ...]) -> Widths:
         pairs = zip(groups, plan, strict=True)
         return {group.name: kept for group, kept in pairs if kept < group.size}
 
@@ -89,9 +89,9 @@ def ranked(
 
 def rows_of(case: Case, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """One row per importance, recovery and normalisation."""
-    evidence = Evidence(model=case.model, graph=case.graph, activity=case.activity)
+    evidence = CriterionContext(model=case.model, graph=case.graph, activity=case.activity)
     images = in_memory(case.splits.selection, 450)
-    distance = Distance(case.model, calibration_of(images, batch_size=150))
+    distance = OutputDivergence(case.model, calibration_of(images, batch_size=150))
     for importance, recovery in METHODS:
         bench = case.bench(importance, recovery)
         rank = find_importance(importance)
@@ -103,7 +103,7 @@ def rows_of(case: Case, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]
                 plans = [uniform(bench, case.groups, saving) for saving in SAVINGS]
             else:
                 plans = ranked(case, bench, costs, NORMALISATIONS[name])
-            found = [distance(Together(networks=[bench.cut(cuts)]))[0] for cuts in plans]
+            found = [distance(VariantBatch(networks=[bench.cut(cuts)]))[0] for cuts in plans]
             yield {
                 "model": case.name,
                 "data": "digits" if case.data == "digits" else "cifar10",

@@ -32,14 +32,14 @@ from throughput import every_step, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from primesvt.channels.widths import Cuts
+from primesvt.channels.widths import Widths
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
-from primesvt.evaluation.sequential_test import Race
-from primesvt.importance import Evidence, find_importance
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.importance import CriterionContext, find_importance
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.policies import Gate, Prime, Walk
+from primesvt.pruning.policies import AccuracyGate, PolicyResult, Prime
 from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 from primesvt.pruning.sensitivity import grids_of, probe_layers, unprobed
 from primesvt.recovery import Recovery
 
@@ -48,10 +48,10 @@ LIMITS = {"digits": 0.02, "cifar": 0.03}
 Search = Callable[[Case, str], dict[str, Any]]
 
 
-class OneByOne(Bench):
+class OneByOne(Prober):
     """Every network in full, nothing shared."""
 
-    def probes(self, wanted: Sequence[Cuts], **_: Any) -> list[Probe]:
+    def probes(self, wanted: Sequence[Widths], **_: Any) -> list[Probe]:
         return [super(OneByOne, self).probes([cuts])[0] for cuts in wanted]
 
     def macs(self, inputs: torch.Tensor, images: int, calibration: int) -> int:
@@ -69,7 +69,7 @@ class OneByOne(Bench):
         return total
 
 
-def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Bench, Gate]:
+def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Prober, AccuracyGate]:
     """A bench on the selection images of a case, and its gate."""
     evaluate = DataEvaluator(splits=case.splits, batch_size=64, device=torch.device("cpu"))
 
@@ -82,17 +82,17 @@ def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Bench, Gate]:
     reference = Reference(context={}, measurement=measured, parameter_bytes=size)
     table.start(reference)
     limit = LIMITS["digits" if case.data == "digits" else "cifar"]
-    gate = Gate(kind="point", allowed=limit, reference=reference)
+    gate = AccuracyGate(kind="point", allowed=limit, reference=reference)
     assert measured.outcomes is not None
-    race = Race(limit=limit, total=len(measured.outcomes), gate="point")
+    race = SequentialTest(limit=limit, total=len(measured.outcomes), gate="point")
     importance, recovery = METHODS[method]
-    return (OneByOne if naive else Bench)(
+    return (OneByOne if naive else Prober)(
         model=case.model,
         graph=case.graph,
         evaluate=in_full if naive else evaluate,
         table=table,
         importance=find_importance(importance),
-        evidence=Evidence(model=case.model, graph=case.graph, activity=case.activity),
+        evidence=CriterionContext(model=case.model, graph=case.graph, activity=case.activity),
         recovery=Recovery(kind=recovery, activity=case.activity),
         race=None if naive else race,
     ), gate
@@ -140,11 +140,11 @@ def judged_again(case: Case, method: str) -> tuple[int, int]:
     return len(bench.table), len(bench.table) - wrong
 
 
-def answers(bench: Bench) -> list[tuple[Any, ...]]:
+def answers(bench: Prober) -> list[tuple[Any, ...]]:
     return [(sorted(p.cuts.items()), p.accuracy, p.lost, p.gained) for p in bench.table]
 
 
-def told(bench: Bench, walk: Walk, case: Case) -> dict[str, Any]:
+def told(bench: Prober, walk: PolicyResult, case: Case) -> dict[str, Any]:
     """What a search found, and on how many images."""
     probes = list(bench.table)
     return {

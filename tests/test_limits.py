@@ -20,8 +20,9 @@ from primesvt.channels.widths import widths
 from primesvt.data import load_data
 from primesvt.profiling import width_latency as stopwatch
 from primesvt.profiling.latency_table import NetworkTime
+from primesvt.profiling.limits import LimitOutcome
 from primesvt.profiling.memory import membrane_bytes, parameter_count
-from primesvt.pruning.limits import Held, LatencyLimit, MembraneLimit, check_limits
+from primesvt.pruning.limits import LatencyLimit, MembraneLimit, check_limits
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.settings import Settings
 
@@ -84,14 +85,14 @@ def test_a_limit_on_time(asked, needed):
 
 
 def test_what_is_said_of_limits():
-    time = Held(name="latency", before=40.0, after=21.5, allowed=20.0, batch=32)
+    time = LimitOutcome(name="latency", before=40.0, after=21.5, allowed=20.0, batch=32)
     assert str(time) == "21.5 ms for a batch of 32, 0.54 of before (20.0 ms allowed)"
     assert not time.held
-    space = Held(name="membrane", before=112_736, after=59_000, allowed=60_000)
+    space = LimitOutcome(name="membrane", before=112_736, after=59_000, allowed=60_000)
     assert str(space) == "59.0 kB of membrane potentials per sample (60.0 kB allowed)"
     assert space.held
     for each in (time, space):
-        assert Held.from_dict(json.loads(json.dumps(each.to_dict()))) == each
+        assert LimitOutcome.from_dict(json.loads(json.dumps(each.to_dict()))) == each
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if not f.startswith("sdt_v3")])

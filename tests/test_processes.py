@@ -15,12 +15,12 @@ from torch.utils.data import Subset, TensorDataset
 
 from primesvt._files import FolderInUse, folder_lock
 from primesvt.data import Splits, load_data
-from primesvt.distributed import ALONE, Processes
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.models import SpikingViT, create_model
 from primesvt.training import Augmentation
-from primesvt.training.config import Learning
-from primesvt.training.loop import Loop
+from primesvt.training.config import TrainingConfig
+from primesvt.training.loop import TrainingLoop
 
 from .channels.firing import excite
 from .played_processes import play
@@ -44,7 +44,7 @@ def mixed() -> tuple[SpikingViT, Splits]:
     return model.float(), few
 
 
-def correct(processes: Processes, images: int, batch: int) -> list[bool]:
+def correct(processes: ProcessGroup, images: int, batch: int) -> list[bool]:
     model, splits = mixed()
     chosen = Subset(splits.selection, range(images))
     return outcomes(model, chosen, batch_size=batch, processes=processes).tolist()
@@ -64,14 +64,14 @@ class Plain(nn.Module):
         return self.second(self.first(x.flatten(1)).relu())
 
 
-def losses(processes: Processes) -> tuple[list[float], float]:
+def losses(processes: ProcessGroup) -> tuple[list[float], float]:
     """Of three epochs, and a number that tells all weights."""
     torch.manual_seed(1)
     images = torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(2))
-    learning = Learning(
+    learning = TrainingConfig(
         epochs=3, batch_size=8, warmup_epochs=0, augmentation=Augmentation(shift=1, flip=True)
     )
-    loop = Loop(
+    loop = TrainingLoop(
         Plain(),
         TensorDataset(images, torch.arange(20) % 3),
         learning,
@@ -85,7 +85,7 @@ def losses(processes: Processes) -> tuple[list[float], float]:
     return loop.losses, sum(p.detach().double().sum().item() for p in loop.model.parameters())
 
 
-def refused(processes: Processes) -> str:
+def refused(processes: ProcessGroup) -> str:
     def work() -> None:
         raise ValueError(f"process {processes.rank} refuses")
 
@@ -94,7 +94,7 @@ def refused(processes: Processes) -> str:
     return str(caught.value)
 
 
-def aligned(processes: Processes) -> float:
+def aligned(processes: ProcessGroup) -> float:
     model = Plain()
     model.count += 10 + processes.rank
     with torch.no_grad():
@@ -108,7 +108,7 @@ def aligned(processes: Processes) -> float:
 
 def everything() -> dict[str, Any]:
     """What each of several processes finds."""
-    processes = Processes.start(CPU)
+    processes = ProcessGroup.start(CPU)
     return {
         "place": [processes.rank, processes.size, processes.main, processes.device.type],
         "correct": [correct(processes, *asked) for asked in ASKED],
@@ -142,14 +142,14 @@ def test_two_processes_know_each_other(both) -> None:
 
 @pytest.mark.parametrize("number", range(len(ASKED)))
 def test_outcomes_are_those_of_one_process(both, number: int) -> None:
-    alone = correct(Processes.start(CPU), *ASKED[number])
+    alone = correct(ProcessGroup.start(CPU), *ASKED[number])
     assert len(alone) == ASKED[number][0]
     assert all(found["correct"][number] == alone for found in both)
 
 
 def test_outcomes_that_mix_depend_on_the_batches() -> None:
     """So that the test above could fail."""
-    alone = Processes.start(CPU)
+    alone = ProcessGroup.start(CPU)
     model, splits = mixed()
     with torch.no_grad():
         images = torch.stack([splits.selection[i][0] for i in range(60)])
@@ -159,7 +159,7 @@ def test_outcomes_that_mix_depend_on_the_batches() -> None:
 
 
 def test_steps_are_those_of_one_process(both) -> None:
-    alone, total = losses(Processes.start(CPU))
+    alone, total = losses(ProcessGroup.start(CPU))
     for found in both:
         assert found["losses"][0] == pytest.approx(alone, rel=1e-5)
         assert found["losses"][1] == pytest.approx(total, rel=1e-5)
@@ -168,7 +168,7 @@ def test_steps_are_those_of_one_process(both) -> None:
 
 def test_every_sample_is_dealt_once() -> None:
     for size, total, batch in ((3, 100, 7), (2, 5, 8), (4, 64, 16)):
-        ranks = [Processes(device=CPU, rank=rank, size=size) for rank in range(size)]
+        ranks = [ProcessGroup(device=CPU, rank=rank, size=size) for rank in range(size)]
         dealt = [np.array(list(each.part_of(range(total), batch))) for each in ranks]
         assert sorted(np.concatenate(dealt)) == list(range(total))
         for mine in dealt:
@@ -179,14 +179,14 @@ def test_every_sample_is_dealt_once() -> None:
 
 def test_batches_that_cannot_be_shared() -> None:
     with pytest.raises(ValueError, match="batch_size is 32, but 3 processes share it evenly"):
-        Processes(device=CPU, size=3).share(32)
-    assert Processes(device=CPU, size=3).share(33) == 11
+        ProcessGroup(device=CPU, size=3).share(32)
+    assert ProcessGroup(device=CPU, size=3).share(33) == 11
 
 
 def test_one_numbered_gpu_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="cuda:1 was asked for, but each of several processes"):
-        Processes.start(torch.device("cuda:1"))
+        ProcessGroup.start(torch.device("cuda:1"))
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,19 +196,19 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        Processes.take_gpu()
+        ProcessGroup.take_gpu()
     assert taken == [0]
     with pytest.raises(ValueError, match=r"this machine has 1 GPU.s., too few for a process each"):
-        Processes.start(torch.device("cuda"))
+        ProcessGroup.start(torch.device("cuda"))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert Processes.start(torch.device("cuda")).size == 1
+    assert ProcessGroup.start(torch.device("cuda")).size == 1
 
 
 @pytest.mark.parametrize(("size", "count"), [(2, 5), (3, 3), (4, 2), (3, 0)])
 def test_items_are_dealt_out_and_come_back_in_order(size: int, count: int) -> None:
     done: list[tuple[int, int]] = []
 
-    def all_of(processes: Processes) -> list[int]:
+    def all_of(processes: ProcessGroup) -> list[int]:
         def work(item: int) -> int:
             done.append((processes.rank, item))
             return 10 * item
@@ -221,7 +221,7 @@ def test_items_are_dealt_out_and_come_back_in_order(size: int, count: int) -> No
 
 @pytest.mark.parametrize("error", [ValueError("no such thing"), OSError("no such thing")])
 def test_a_mistake_of_one_is_raised_by_all(error: Exception) -> None:
-    def work(processes: Processes) -> str:
+    def work(processes: ProcessGroup) -> str:
         def fail() -> int:
             if processes.rank == 1:
                 raise error
@@ -233,11 +233,11 @@ def test_a_mistake_of_one_is_raised_by_all(error: Exception) -> None:
 
     assert play(3, work) == ["no such thing"] * 3
     with pytest.raises(type(error), match="no such thing"):
-        ALONE.on_main(lambda: (_ for _ in ()).throw(error))
+        SINGLE_PROCESS.on_main(lambda: (_ for _ in ()).throw(error))
 
 
 def test_a_folder_that_main_cannot_write_is_a_mistake_of_all() -> None:
-    def work(processes: Processes) -> str:
+    def work(processes: ProcessGroup) -> str:
         def fail() -> None:
             raise PermissionError("not here")
 
@@ -249,14 +249,14 @@ def test_a_folder_that_main_cannot_write_is_a_mistake_of_all() -> None:
 
 
 def test_the_main_process_locks_a_folder_for_all(tmp_path: Path) -> None:
-    def work(processes: Processes) -> list[str]:
+    def work(processes: ProcessGroup) -> list[str]:
         with processes.locked(tmp_path / "run"):
             return processes.on_main(lambda: [each.name for each in (tmp_path / "run").iterdir()])
 
     assert play(2, work) == [[".lock"], [".lock"]]
     assert not (tmp_path / "run").exists()
 
-    def refused(processes: Processes) -> str:
+    def refused(processes: ProcessGroup) -> str:
         with pytest.raises(FolderInUse) as caught, processes.locked(tmp_path / "run"):
             pass
         return str(caught.value)
@@ -267,7 +267,7 @@ def test_the_main_process_locks_a_folder_for_all(tmp_path: Path) -> None:
 
 
 def test_processes_that_were_given_different_things() -> None:
-    def refused(processes: Processes) -> str:
+    def refused(processes: ProcessGroup) -> str:
         facts = {"model": "m", "selection_set": "abc" if processes.rank < 2 else "other"}
         processes.check_same(lambda: {"model": "m"})
         with pytest.raises(ValueError) as caught:
@@ -276,4 +276,4 @@ def test_processes_that_were_given_different_things() -> None:
 
     told = "process 2 differs from process 0 in selection set; give all of them the same model"
     assert all(each.startswith(told) for each in play(3, refused))
-    ALONE.check_same(lambda: pytest.fail("nobody to compare with"))
+    SINGLE_PROCESS.check_same(lambda: pytest.fail("nobody to compare with"))

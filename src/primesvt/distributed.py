@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from primesvt._files import FolderInUse, folder_lock
 
-__all__ = ["ALONE", "Processes", "in_turn", "resolve_device"]
+__all__ = ["SINGLE_PROCESS", "ProcessGroup", "in_turn", "resolve_device"]
 
 
 def resolve_device(
@@ -50,7 +50,7 @@ LEAVE = 0.5  # seconds in which threads come to an end
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
+class ProcessGroup:
     """This process among those that ``torchrun`` or ``accelerate launch`` started; else alone.
 
     All of them run the same program in lockstep: every method that speaks of others must be called
@@ -62,7 +62,7 @@ class Processes:
         device: where this one computes.
 
     Example:
-        >>> Processes.start(torch.device("cpu")).main
+        >>> ProcessGroup.start(torch.device("cpu")).main
         True
     """
 
@@ -72,7 +72,7 @@ class Processes:
     _accelerator: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def start(cls, device: torch.device) -> Processes:
+    def start(cls, device: torch.device) -> ProcessGroup:
         """Join the others: gloo for ``cpu``, NCCL for ``cuda``, one GPU for each process.
 
         Raises ``ValueError`` where several processes cannot have a GPU each.
@@ -155,7 +155,7 @@ class Processes:
         """What ``work`` gives for every item, in their order; each is done by one process.
 
         Example:
-            >>> ALONE.each([1, 2, 3], lambda number: 10 * number)
+            >>> SINGLE_PROCESS.each([1, 2, 3], lambda number: 10 * number)
             [10, 20, 30]
         """
         return in_turn(self.everywhere(lambda: [work(item) for item in self.deal(items)]))
@@ -310,4 +310,4 @@ def _leave() -> None:
 
 
 # What a process is where nobody has started others; nothing is computed on its device.
-ALONE = Processes(device=torch.device("cpu"))
+SINGLE_PROCESS = ProcessGroup(device=torch.device("cpu"))

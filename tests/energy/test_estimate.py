@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from primesvt.models import lif
-from primesvt.profiling.energy import Prices, energy_of, formulas
+from primesvt.profiling.energy import EnergyPerOperation, energy_of, formulas
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.profiling.operations import count_operations
 
@@ -26,7 +26,7 @@ def test_both_estimates_by_hand():
 
 def test_other_prices():
     found = count_operations(nn.Linear(4, 3), [(torch.rand(1, 4),)])
-    free = Prices(mac=1, accumulate=0, chip_byte=0, dram_byte=0)
+    free = EnergyPerOperation(mac=1, accumulate=0, chip_byte=0, dram_byte=0)
     assert energy_of(found, 0, prices=free).with_memory == pytest.approx(12e-12)
     assert "1 pJ x MACs" in formulas(free)[0]
 

@@ -22,7 +22,7 @@ from primesvt.exporting.onnx.int8_weights import (
 )
 from primesvt.exporting.onnx.model import only_logits, onnx_model, weight_bytes
 from primesvt.exporting.runtime import model_runner, onnx_runner
-from primesvt.exporting.torch_export import draw
+from primesvt.exporting.torch_export import export_program
 
 from .conftest import tiny
 
@@ -38,7 +38,7 @@ def images(count=64):
 
 @functools.cache
 def drawn():
-    return draw(deploy(network(), images(2)), images(2), watch=True)
+    return export_program(deploy(network(), images(2)), images(2), watch=True)
 
 
 @functools.cache
@@ -146,7 +146,7 @@ def test_fewest_is_found_by_halving(least):
 @pytest.fixture
 def made(monkeypatch):
     """The payload with weights rounded while ``holds``; its graph is written once for all tests."""
-    monkeypatch.setattr(payload, "draw", lambda *_, **__: drawn())
+    monkeypatch.setattr(payload, "export_program", lambda *_, **__: drawn())
     monkeypatch.setattr(payload, "onnx_model", lambda *_, **__: watched())
     deployed = deploy(network(), images(2))
     return lambda holds: payload.onnx_payload(deployed, images(2), holds=holds)

@@ -14,7 +14,7 @@ from primesvt.exporting.onnx.channel_padding import aligned
 from primesvt.exporting.onnx.int8_weights import with_8bit_weights
 from primesvt.exporting.onnx.model import OPSET, only_logits, onnx_model
 from primesvt.exporting.runtime import model_runner, onnx_runner, program_runner
-from primesvt.exporting.torch_export import draw, program_bytes
+from primesvt.exporting.torch_export import export_program, program_bytes
 from primesvt.models import create_model
 
 from ..channels.firing import excite
@@ -68,7 +68,7 @@ def firing(name, x, **settings):
 @functools.cache
 def graph(case):
     model, x = events(case[1:]) if case[0] == "@" else network(case)
-    return draw(deploy(model, x[:2]), x[:2], watch=True)
+    return export_program(deploy(model, x[:2]), x[:2], watch=True)
 
 
 @functools.cache

@@ -12,12 +12,12 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from primesvt.calibration import Calibration, calibration_of
+from primesvt.calibration import CalibrationSet, calibration_of
 from primesvt.channels import trace
 from primesvt.data import Splits, load_data
 from primesvt.models import SpikingViT, create_model, reset
 from primesvt.models.attention import RepConv
-from primesvt.pruning.lossless import Lean, make_lean, strip
+from primesvt.pruning.lossless import StartNetwork, remove_constant_channels, remove_unused
 
 
 def force(norm: nn.Module, channels: Iterable[int], *, fires: bool = False) -> None:
@@ -38,17 +38,17 @@ def slim(
     *sources: Tensor,
     check: Tensor | None = None,
     names: Sequence[str] = (),
-) -> Lean:
+) -> StartNetwork:
     """The lossless step on some inputs, in batches of 7."""
-    inputs: list[Calibration] = [calibration_of(each, batch_size=7) for each in sources]
+    inputs: list[CalibrationSet] = [calibration_of(each, batch_size=7) for each in sources]
     checked = inputs[-1:] if check is None else [calibration_of(check, batch_size=7)]
-    stripped = strip(model, checked)
+    stripped = remove_unused(model, checked)
     graph = trace(stripped.model, sources[0][:2])
     groups = [graph[name] for name in names] or list(graph.prunable())
-    return make_lean(model, stripped, graph, groups, inputs)
+    return remove_constant_channels(model, stripped, graph, groups, inputs)
 
 
-def gone(lean: Lean, group: str) -> list[list[int]]:
+def gone(lean: StartNetwork, group: str) -> list[list[int]]:
     """Original indices that a group lost, by position."""
     whole = range(lean.sizes[group])
     return [sorted(set(whole) - set(row)) for row in lean.kept(group)]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import remove_channels, trace
-from primesvt.pruning.lossless import make_lean, strip
+from primesvt.pruning.lossless import remove_constant_channels, remove_unused
 
 from .conftest import Chain, Padded, answer, built, force, gone, images, slim
 
@@ -224,8 +224,8 @@ def test_outputs_that_are_no_logits_must_stay_close():
 def test_without_inputs_no_channel_goes():
     net = built(Chain)
     force(net.norm1, [2])
-    stripped = strip(net)
+    stripped = remove_unused(net)
     graph = trace(stripped.model, images(2))
-    lean = make_lean(net, stripped, graph, graph.prunable(), [])
+    lean = remove_constant_channels(net, stripped, graph, graph.prunable(), [])
     assert lean.account.channels == () and lean.account.parameters == 0
     assert lean.account.notes == ()

@@ -14,7 +14,7 @@ from primesvt.checkpoint.folder import load, save_model
 from primesvt.models import SpikingViT
 from primesvt.models.heads import SpikingHead
 from primesvt.profiling.memory import parameter_bytes, parameter_count
-from primesvt.pruning.lossless import strip
+from primesvt.pruning.lossless import remove_unused
 
 from .conftest import answer, fired, picture
 
@@ -24,7 +24,7 @@ def test_merged_head_is_exact():
     head = SpikingHead(12, 10, distillation=True).double().eval()
     model = fired("sdt_v2_digits", distillation=True).double()
     x = picture(model).double()
-    merged = strip(model, [calibration_of(x)])
+    merged = remove_unused(model, [calibration_of(x)])
     assert merged.merged_head and merged.model.head.fc_kd is None
     before, after = answer(model, x), answer(merged.model, x)
     assert float(before.std()) > 0
@@ -39,8 +39,8 @@ def test_merged_head_is_exact():
 
 def test_a_head_of_two_signals_is_not_merged():
     model = fired("sdt_v3_large_small", distillation=True)
-    assert not strip(model).merged_head
-    assert strip(model).model.head.fc_kd is not None
+    assert not remove_unused(model).merged_head
+    assert remove_unused(model).model.head.fc_kd is not None
 
 
 def test_a_head_that_changes_a_prediction_stays_double(monkeypatch):
@@ -48,7 +48,7 @@ def test_a_head_that_changes_a_prediction_stays_double(monkeypatch):
 
     model = fired("sdt_v2_digits", distillation=True)
     monkeypatch.setattr(answers, "_alike", lambda *_: False)
-    assert not strip(model, [calibration_of(picture(model))]).merged_head
+    assert not remove_unused(model, [calibration_of(picture(model))]).merged_head
 
 
 @pytest.mark.parametrize("name", ["spikformer_digits", "sdt_v1_digits", "spikingformer_digits"])
@@ -57,7 +57,7 @@ def test_dead_parameters_go_and_the_model_loads_again(name, tmp_path):
     x = picture(model)
     dead = [n for n, _ in model.named_parameters() if ".unused." in n]
     assert dead
-    stripped = strip(model)
+    stripped = remove_unused(model)
     small = stripped.model
     assert stripped.dead_parameters == sum(model.get_parameter(n).numel() for n in dead)
     assert stripped.dead_parameters == parameter_count(model) - parameter_count(small)
@@ -79,7 +79,7 @@ def test_whole_models_load_whole(tmp_path):
 
 def test_merged_model_loads_again(tmp_path):
     model = fired("sdt_v2_digits", distillation=True)
-    merged = strip(model).model
+    merged = remove_unused(model).model
     save_model(merged, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["config"]["distillation"] is True
     again = load(tmp_path)
@@ -120,7 +120,7 @@ def test_what_others_call_unused_is_theirs():
         """A registry model that computes something else."""
 
     own = Own()
-    assert strip(own).dead_parameters == 0
+    assert remove_unused(own).dead_parameters == 0
     model = fired("spikformer_digits")
     model.__class__ = Sub
-    assert strip(model).dead_parameters == 0
+    assert remove_unused(model).dead_parameters == 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.channels.widths import Grid
+from primesvt.channels.widths import WidthGrid
 
 from ..families.drawn import SEEDS, examples
 from .worlds import SIZE, World, world
@@ -101,7 +101,7 @@ def test_no_network_is_probed_twice(seed: int) -> None:
 
 def test_groups_too_narrow_for_any_rate_stay() -> None:
     one = world(1)
-    narrow = Grid(group="narrow", positions=4, size=1, parameters=1, widths={})
+    narrow = WidthGrid(group="narrow", positions=4, size=1, parameters=1, widths={})
     one.grids.append(narrow)
     assert "narrow" not in one.solve(0.02).cuts
 

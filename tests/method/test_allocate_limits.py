@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from primesvt.profiling.limits import Held
+from primesvt.profiling.limits import LimitOutcome
 
 from .worlds import SAMPLES, SIZE, World, world
 
@@ -26,7 +26,7 @@ class Clock:
 
     def at(self, cuts):
         whole = sum(SIZE * weight for weight in self.weights.values())
-        return Held(name="latency", before=whole, after=whole - self.true(cuts),
+        return LimitOutcome(name="latency", before=whole, after=whole - self.true(cuts),
                     allowed=whole - self.needed, batch=32)  # fmt: skip
 
     def true(self, cuts):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import remove_channels, trace
-from primesvt.channels.plan import Plan, Step, apply_plan
+from primesvt.channels.plan import Plan, PlanStep, apply_plan
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.models import create_model
 
@@ -29,7 +29,7 @@ def cut(model, graph, *, streams=False):
         for g in groups
     }
     steps = tuple(
-        Step(
+        PlanStep(
             group=g.name,
             rate=0.5,
             before=(g.positions, g.size),

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.channels.widths import Grid
-from primesvt.pruning.policies import Gate, Global, Psvit, Random, Uniform, every_width, usual_rates
+from primesvt.channels.widths import WidthGrid
+from primesvt.pruning.policies import (
+    AccuracyGate,
+    Global,
+    Psvit,
+    Random,
+    Uniform,
+    every_width,
+    usual_rates,
+)
 from primesvt.pruning.policies.global_ranking import shares_left
 from primesvt.pruning.policies.random_rates import DRAWS
 from primesvt.pruning.probe_table import Layer, Point
@@ -78,7 +86,7 @@ def test_a_plan_is_one_that_was_measured_and_passed(name, seed, groups, gate):
     one = jagged(seed, groups)
     walk = solve(name, one, gate=gate)
     assert len({tuple(sorted(cuts.items())) for cuts in one.probed}) == len(one.probed)
-    judged = Gate(kind=gate, allowed=LIMIT, reference=one.reference)
+    judged = AccuracyGate(kind=gate, allowed=LIMIT, reference=one.reference)
     assert walk.refused == sum(not judged.judge(World.probe(one, c)).passed for c in one.probed[:])
     if walk.probe is None:
         assert walk.choices == walk.alternatives == () and walk.accuracy_bound
@@ -156,7 +164,7 @@ def test_all_passes_and_no_limit_binds(name):
 @pytest.mark.parametrize("name", ["uniform", "random"])
 def test_groups_too_narrow_for_any_rate_stay(name):
     one = world(1)
-    one.grids.append(Grid(group="narrow", positions=4, size=1, parameters=1, widths={}))
+    one.grids.append(WidthGrid(group="narrow", positions=4, size=1, parameters=1, widths={}))
     assert "narrow" not in solve(name, one).cuts
     one.grids[:] = one.grids[-1:]
     assert solve(name, one).choices == ()
@@ -183,8 +191,8 @@ def test_global_by_hand():
     assert shares_left(costs["a"]) == pytest.approx(np.array([[1 / 9, 1 / 2, 1]]))
     assert shares_left(costs["b"]) == pytest.approx(np.array([[1 / 2, 1], [1 / 5, 1]]))
     grids = [
-        Grid(group="a", positions=1, size=3, parameters=9, widths={2: 1 / 3, 1: 2 / 3}),
-        Grid(group="b", positions=2, size=2, parameters=4, widths={1: 0.5}),
+        WidthGrid(group="a", positions=1, size=3, parameters=9, widths={2: 1 / 3, 1: 2 / 3}),
+        WidthGrid(group="b", positions=2, size=2, parameters=4, widths={1: 0.5}),
     ]
 
     class Free(World):

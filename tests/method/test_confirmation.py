@@ -16,8 +16,8 @@ from primesvt.evaluation.evaluator import Measurement
 from primesvt.pruning.confirmation import confirm, confirmed, sequence
 from primesvt.pruning.inputs import divide, images_needed
 from primesvt.pruning.metrics import conclude
-from primesvt.pruning.policies import Gate, Walk
-from primesvt.pruning.policies.base import Choice
+from primesvt.pruning.policies import AccuracyGate, PolicyResult
+from primesvt.pruning.policies.base import LayerCut
 from primesvt.pruning.probe_table import Probe, Reference
 
 N = 1000
@@ -121,9 +121,9 @@ class Played:
 def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> None:
     """Every channel costs so many of a thousand images; three in a hundred may be lost."""
     networks = [
-        (Choice(group="fc", positions=1, size=10, rate=1 - k / 10, kept=k),) for k in (8, 7, 5, 4)
+        (LayerCut(group="fc", positions=1, size=10, rate=1 - k / 10, kept=k),) for k in (8, 7, 5, 4)
     ]
-    walk = Walk(
+    walk = PolicyResult(
         choices=networks[-1],
         refused=0,
         accuracy_bound=False,
@@ -131,7 +131,7 @@ def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> 
         alternatives=tuple(networks),
     )
     bench = Played()
-    gate = Gate(kind="bound", allowed=0.03, reference=bench.reference)
+    gate = AccuracyGate(kind="bound", allowed=0.03, reference=bench.reference)
     found, confirmation = confirmed(
         walk,
         bench,

@@ -10,15 +10,15 @@ from unittest import mock
 import pytest
 import torch
 
-from primesvt.distributed import ALONE, Processes
-from primesvt.evaluation.divergence import Distance
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.evaluation.divergence import OutputDivergence
 from primesvt.evaluation.evaluator import Measurement, ScoreEvaluator
 from primesvt.importance import find_importance
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.pipeline import variants as module
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench
-from primesvt.pruning.variants import Cutter
+from primesvt.pruning.prober import Prober
+from primesvt.pruning.variants import VariantBuilder
 from primesvt.recovery import Recovery
 
 from ..lively import Lively, free, lively, watched
@@ -51,12 +51,12 @@ def own_copy() -> Lively:
     return watched(copy.deepcopy(one.model), one.x)
 
 
-def bench(one: Lively, processes: Processes, importance: Any = None) -> Bench:
+def bench(one: Lively, processes: ProcessGroup, importance: Any = None) -> Prober:
     table = ProbeTable()
     size = parameter_bytes(one.model)
     measurement = Measurement(value=1.0)
     table.reference = Reference(context={}, measurement=measurement, parameter_bytes=size)
-    return Bench(
+    return Prober(
         model=one.model,
         graph=one.graph,
         evaluate=lambda _: measurement,
@@ -64,7 +64,7 @@ def bench(one: Lively, processes: Processes, importance: Any = None) -> Bench:
         importance=importance or find_importance("activity"),
         evidence=one.evidence,
         recovery=Recovery(kind="bn", activity=one.activity),
-        distance=Distance(one.model, one.activity.calibration),
+        distance=OutputDivergence(one.model, one.activity.calibration),
         processes=processes,
     )
 
@@ -76,7 +76,7 @@ def wanted(one: Lively) -> tuple[list[dict[str, int]], dict[str, int]]:
     return [{**around, g.name: g.size // 2} for g in groups], around
 
 
-def measured(one: Lively, processes: Processes, clock: Clock, step: float) -> dict[str, Any]:
+def measured(one: Lively, processes: ProcessGroup, clock: Clock, step: float) -> dict[str, Any]:
     made: list[int] = []
     at, (cuts, around) = bench(one, processes), wanted(one)
 
@@ -95,7 +95,7 @@ def measured(one: Lively, processes: Processes, clock: Clock, step: float) -> di
 def test_distances_are_those_of_one_process_in_the_same_order(clock: Clock) -> None:
     """Paces differ, so processes that went by their own would part here."""
     copies = [own_copy() for _ in range(SIZE)]
-    alone = measured(own_copy(), ALONE, clock, 1.0)
+    alone = measured(own_copy(), SINGLE_PROCESS, clock, 1.0)
     each = play(SIZE, lambda p: measured(copies[p.rank], p, clock, (4.0, 900.0, 1e-9)[p.rank]))
     assert len(set(alone["distances"])) > 5
     for found in each:
@@ -112,7 +112,7 @@ def test_distances_are_those_of_one_process_in_the_same_order(clock: Clock) -> N
 def test_a_process_without_a_network_goes_along(clock: Clock) -> None:
     copies = [own_copy() for _ in range(SIZE)]
     cuts = wanted(copies[0])[0][0]
-    alone = bench(own_copy(), ALONE).distance(cuts)
+    alone = bench(own_copy(), SINGLE_PROCESS).distance(cuts)
     assert play(SIZE, lambda p: bench(copies[p.rank], p).distance(cuts)) == [alone] * SIZE
 
 
@@ -120,7 +120,7 @@ def test_probed_networks_are_made_by_all(clock: Clock) -> None:
     """Only images are dealt out there; how many at once is the main process's word."""
     copies = [own_copy() for _ in range(SIZE)]
 
-    def probed(processes: Processes) -> list[int]:
+    def probed(processes: ProcessGroup) -> list[int]:
         at = bench(copies[processes.rank], processes)
         clock.own.step = (8.0, 900.0, 1e-9)[processes.rank]
         cuts, around = wanted(copies[processes.rank])
@@ -137,7 +137,7 @@ def test_channels_are_agreed_upon() -> None:
     groups = [g.name for g in free(copies[0].graph)]
     scored: list[str] = []
 
-    def kept(processes: Processes) -> list[Any]:
+    def kept(processes: ProcessGroup) -> list[Any]:
         def noisy(evidence: Any, group: Any) -> Any:
             scored.append(group.name)
             generator = torch.Generator().manual_seed(processes.rank)
@@ -156,7 +156,7 @@ def test_channels_are_agreed_upon() -> None:
 def test_a_score_of_one_process_counts_for_all(model) -> None:
     called: list[int] = []
 
-    def scored(processes: Processes) -> float:
+    def scored(processes: ProcessGroup) -> float:
         def score(_: Any) -> float:
             called.append(processes.rank)
             return 0.5 + processes.rank
@@ -170,7 +170,7 @@ def test_a_score_of_one_process_counts_for_all(model) -> None:
 
 
 def test_a_score_that_fails_somewhere_fails_everywhere(model) -> None:
-    def scored(processes: Processes) -> str:
+    def scored(processes: ProcessGroup) -> str:
         score = lambda _: float("nan") if processes.rank else 0.5  # noqa: E731
         place = torch.device("cpu")
         evaluate = ScoreEvaluator(score=score, device=place, processes=processes)
@@ -182,7 +182,7 @@ def test_a_score_that_fails_somewhere_fails_everywhere(model) -> None:
 
 
 def test_cutters_need_no_processes(model, graph) -> None:
-    at = Cutter(model=model, graph=graph, importance=find_importance("l2"))
+    at = VariantBuilder(model=model, graph=graph, importance=find_importance("l2"))
     name = graph.prunable()[0].name
     dealt = list(at.together([{name: 1}], deal=True))
     assert [len(together.networks) for _, together in dealt] == [1]

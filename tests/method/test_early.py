@@ -9,12 +9,12 @@ import torch
 
 from primesvt import Constraints, prune
 from primesvt.evaluation.evaluator import DataEvaluator, evaluator_for
-from primesvt.evaluation.sequential_test import Race
+from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import find_importance
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.policies import Gate
+from primesvt.pruning.policies import AccuracyGate
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench, _answers
+from primesvt.pruning.prober import Prober, _answers
 
 FC1 = "blocks.block4_0.mlp.fc1"
 
@@ -34,25 +34,25 @@ def evaluate(digits) -> DataEvaluator:
     return DataEvaluator(splits=digits, batch_size=12, device=torch.device("cpu"))
 
 
-def bench_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Bench:
+def bench_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Prober:
     table = ProbeTable() if table is None else table
     if table.reference is None:
         size = parameter_bytes(model)
         table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
     total = len(table.reference.measurement.outcomes)
-    return Bench(
+    return Prober(
         model=model,
         graph=graph,
         evaluate=evaluate,
         table=table,
         importance=find_importance("l2"),
-        race=Race(limit=limit, total=total, gate="point") if race else None,
+        race=SequentialTest(limit=limit, total=total, gate="point") if race else None,
     )
 
 
 def test_bad_networks_leave_and_the_others_see_all(model, graph, evaluate, some) -> None:
     bench, full = (bench_of(model, graph, evaluate, race=race) for race in (True, False))
-    gate = Gate(kind="point", allowed=0.05, reference=bench.reference)
+    gate = AccuracyGate(kind="point", allowed=0.05, reference=bench.reference)
     found, wanted = bench.probes(some), full.probes(some)
     assert [probe.rejected is not None for probe in found] == [True, False, True, False]
     for early, whole in zip(found, wanted, strict=True):
@@ -137,14 +137,14 @@ def test_another_gate_or_error_measures_again(model, graph, evaluate, ruined) ->
     probe = bench.probe(ruined)
     assert probe.rejected is not None and probe.race_error == 0.05
     for options in ({"error": 0.01}, {"limit": 0.08}):
-        race = Race(**{"limit": 0.05, "total": 60, "gate": "point", **options})
+        race = SequentialTest(**{"limit": 0.05, "total": 60, "gate": "point", **options})
         assert not _answers(probe, race)
-    assert _answers(probe, Race(limit=0.05, total=60, gate="point", error=0.1))
+    assert _answers(probe, SequentialTest(limit=0.05, total=60, gate="point", error=0.1))
     gained = dataclasses.replace(probe, gained=20)  # narrows what the bound gate allows
-    wide = Race(limit=0.2, total=60, gate="bound")
+    wide = SequentialTest(limit=0.2, total=60, gate="bound")
     kept = dataclasses.replace(gained, rejected=wide.budget(20) / 60)
     assert wide.budget(20) < wide.budget() and _answers(kept, wide)
-    assert not _answers(kept, Race(limit=0.2, total=60, gate="point"))
+    assert not _answers(kept, SequentialTest(limit=0.2, total=60, gate="point"))
 
 
 def test_solving_again_is_a_fresh_run(model, digits, tmp_path) -> None:

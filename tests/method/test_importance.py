@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from primesvt.importance import Evidence, find_importance, keep
+from primesvt.importance import CriterionContext, find_importance, keep
 from primesvt.importance.magnitude import l2
 
 BLOCK = "blocks.block4_0"
@@ -15,7 +15,7 @@ BLOCK = "blocks.block4_0"
 def test_a_plain_layer(model, graph):
     weight = model.get_parameter(f"{BLOCK}.mlp.fc1.conv.weight")
     expected = weight.flatten(1).double().norm(dim=1)
-    scores = l2(Evidence(model=model, graph=graph), graph[f"{BLOCK}.mlp.fc1"])
+    scores = l2(CriterionContext(model=model, graph=graph), graph[f"{BLOCK}.mlp.fc1"])
     assert scores.shape == (1, 160)
     np.testing.assert_allclose(scores[0], expected.detach().numpy(), rtol=1e-12)
 
@@ -23,7 +23,7 @@ def test_a_plain_layer(model, graph):
 def test_q_and_k_share_one_score_per_head(model, graph):
     q = model.get_parameter(f"{BLOCK}.attn.q.outer.weight").detach().double()
     k = model.get_parameter(f"{BLOCK}.attn.k.outer.weight").detach().double()
-    scores = l2(Evidence(model=model, graph=graph), graph[f"{BLOCK}.attn.q+k"])
+    scores = l2(CriterionContext(model=model, graph=graph), graph[f"{BLOCK}.attn.q+k"])
     assert scores.shape == (4, 10)
     for head in range(4):
         for channel in range(10):
@@ -37,7 +37,7 @@ def test_tied_stream_producers_are_summed(model, graph):
     makers = [m.tensor for m in group.producers]
     assert len(makers) == 3
     squares = sum(model.get_parameter(t).flatten(1).double().square().sum(1) for t in makers)
-    found = l2(Evidence(model=model, graph=graph), group)[0]
+    found = l2(CriterionContext(model=model, graph=graph), group)[0]
     np.testing.assert_allclose(found, squares.sqrt().detach().numpy(), rtol=1e-12)
 
 
@@ -45,7 +45,7 @@ def test_neither_bias_nor_batch_norm_counts(own_net):
     from primesvt.channels import trace
 
     graph = trace(own_net, torch.rand(2, 1, 8, 8))
-    evidence = Evidence(model=own_net, graph=graph)
+    evidence = CriterionContext(model=own_net, graph=graph)
     before = l2(evidence, graph["conv"])
     with torch.no_grad():
         own_net.conv.bias.mul_(100)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from primesvt.channels import remove_channels
-from primesvt.channels.plan import Plan, Step, apply_plan
+from primesvt.channels.plan import Plan, PlanStep, apply_plan
 from primesvt.data.digest import data_digest
-from primesvt.importance import Evidence, keep
+from primesvt.importance import CriterionContext, keep
 from primesvt.importance.magnitude import l2
 from primesvt.models import create_model
 from primesvt.models.digest import model_digest
@@ -23,8 +23,8 @@ QK = "blocks.block4_0.attn.q+k"
 
 def plan_for(model, graph, name, count):
     group = graph[name]
-    kept = keep(l2(Evidence(model=model, graph=graph), group), count)
-    step = Step(
+    kept = keep(l2(CriterionContext(model=model, graph=graph), group), count)
+    step = PlanStep(
         group=name,
         rate=0.5,
         before=(group.positions, group.size),
@@ -61,7 +61,7 @@ def test_a_plan_says_whether_something_made_up_for_its_cuts(model, graph):
 def test_replay_equals_the_cut(model, graph):
     plan = plan_for(model, graph, QK, 4)
     by_hand = copy.deepcopy(model)
-    evidence = Evidence(model=model, graph=graph)
+    evidence = CriterionContext(model=model, graph=graph)
     remove_channels(by_hand, graph, {QK: keep(l2(evidence, graph[QK]), 4)})
     small = apply_plan(model, plan)
     assert small[QK].size == 4

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.pruning.policies import Gate, Prime
+from primesvt.pruning.policies import AccuracyGate, Prime
 from primesvt.pruning.probe_table import Layer, Point, Probe, Reference
 
 TOTAL = 1000
@@ -61,7 +61,7 @@ def world(costs, savings, *, samples=1000):
 
 def policy(reference, allowed, **options):
     kind = options.pop("gate", "point")
-    return Prime(gate=Gate(kind=kind, allowed=allowed, reference=reference), **options)
+    return Prime(gate=AccuracyGate(kind=kind, allowed=allowed, reference=reference), **options)
 
 
 COSTS = {
@@ -178,7 +178,7 @@ def test_bound_gate_is_stricter():
 def test_exact_limit_passes():
     reference, layers, _, _ = world({"a": {1: 7}}, {"a": 1}, samples=100)
     assert (
-        Gate(kind="point", allowed=0.07, reference=reference)
+        AccuracyGate(kind="point", allowed=0.07, reference=reference)
         .judge(layers[0].points[0].probe)
         .passed
     )
@@ -187,9 +187,9 @@ def test_exact_limit_passes():
 def test_bound_needs_outcomes():
     reference = Reference(context={}, measurement=Measurement(value=3.0), parameter_bytes=8)
     with pytest.raises(ValueError, match="bound gate pairs outcomes"):
-        Gate(kind="bound", allowed=1, reference=reference)
+        AccuracyGate(kind="bound", allowed=1, reference=reference)
     probe = Probe(kind="layer", cuts={"a": 1}, accuracy=2.5, saving=0.1, parameter_bytes=4)
-    verdict = Gate(kind="point", allowed=0.5, reference=reference).judge(probe)
+    verdict = AccuracyGate(kind="point", allowed=0.5, reference=reference).judge(probe)
     assert (verdict.passed, verdict.drop, verdict.bound) == (True, 0.5, None)
 
 

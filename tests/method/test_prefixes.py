@@ -11,10 +11,10 @@ from primesvt.evaluation.evaluator import DataEvaluator
 from primesvt.importance import find_importance
 from primesvt.models import SpikingViT
 from primesvt.models.forward import copy_of
-from primesvt.models.shared_prefix import Place, Prefixes
+from primesvt.models.shared_prefix import ActivationCache, CacheKey
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, free, lively
@@ -25,9 +25,9 @@ ROOM = 100
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(1, 40)), max_size=40))
 def test_the_ceiling_holds_and_nothing_is_mixed_up(asked) -> None:
-    prefixes, sizes = Prefixes(ceiling=4 * ROOM), {}
+    prefixes, sizes = ActivationCache(ceiling=4 * ROOM), {}
     for block, batch, size in asked:
-        place = Place(inputs="x", block=block, before=())
+        place = CacheKey(inputs="x", block=block, before=())
         if prefixes.find(place, batch) is None:
             size = sizes.setdefault((block, batch), size)
             prefixes.keep(place, batch, torch.full((size,), float(10 * block + batch)))
@@ -40,8 +40,8 @@ def test_the_ceiling_holds_and_nothing_is_mixed_up(asked) -> None:
 
 
 def test_room_is_made_by_the_place_not_asked_for_longest() -> None:
-    prefixes = Prefixes(ceiling=3 * 4)
-    old, middle, new = (Place(inputs="x", block=n, before=()) for n in range(3))
+    prefixes = ActivationCache(ceiling=3 * 4)
+    old, middle, new = (CacheKey(inputs="x", block=n, before=()) for n in range(3))
     for place in (old, middle, new):
         prefixes.keep(place, 0, torch.zeros(1))
     assert prefixes.find(old, 0) is not None
@@ -51,8 +51,11 @@ def test_room_is_made_by_the_place_not_asked_for_longest() -> None:
 
 
 def test_what_is_larger_than_all_room_drives_nothing_out() -> None:
-    prefixes = Prefixes(ceiling=8)
-    small, large = Place(inputs="x", block=1, before=()), Place(inputs="x", block=2, before=())
+    prefixes = ActivationCache(ceiling=8)
+    small, large = (
+        CacheKey(inputs="x", block=1, before=()),
+        CacheKey(inputs="x", block=2, before=()),
+    )
     prefixes.keep(small, 0, torch.zeros(1))
     prefixes.keep(large, 0, torch.zeros(3))
     assert prefixes.find(small, 0) is not None and prefixes.find(large, 0) is None
@@ -69,7 +72,7 @@ def test_along_a_walk_networks_and_answers_are_those_alone(family: str, kind: st
         for kept in (1, group.size - 1):
             wanted = {**around, group.name: kept}
             for cuts, together in at.cutter.together([wanted], around):
-                with together.calibrating():
+                with together.evaluating():
                     first = together(one.x, data="x", batch=0)[0]
                     again = together(one.x, data="x", batch=0)[0]
                 alone = fresh.cut(cuts[0])
@@ -90,13 +93,13 @@ def counted(model: SpikingViT) -> list[str]:
 
 
 def test_the_second_network_begins_where_the_first_differed(model, graph, digits) -> None:
-    def fresh(memory: int) -> Bench:
+    def fresh(memory: int) -> Prober:
         evaluate = DataEvaluator(splits=digits, batch_size=32, device=torch.device("cpu"))
         table = ProbeTable()
         size = parameter_bytes(model)
         table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
         importance = find_importance("l2")
-        return Bench(
+        return Prober(
             model=model,
             graph=graph,
             evaluate=evaluate,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from primesvt.evaluation.confidence import paired_drop_bound
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.evaluation.sequential_test import GATES, Race
+from primesvt.evaluation.sequential_test import GATES, SequentialTest
 from primesvt.pruning.gate import GATES as KNOWN
-from primesvt.pruning.gate import Gate
+from primesvt.pruning.gate import AccuracyGate
 from primesvt.pruning.probe_table import Probe, Reference
 
 DIFFERENCES = st.lists(st.sampled_from([-1, 0, 0, 0, 1]), min_size=1, max_size=120)
@@ -34,7 +34,7 @@ def _verdict(race, differences):
         measurement=Measurement(value=1.0, outcomes=np.ones(race.total, dtype=np.bool_)),
         parameter_bytes=1,
     )
-    gate = Gate(kind=race.gate, allowed=race.limit, reference=reference, level=race.level)
+    gate = AccuracyGate(kind=race.gate, allowed=race.limit, reference=reference, level=race.level)
     probe = Probe(
         kind="walk",
         cuts={},
@@ -73,7 +73,7 @@ def test_the_bound_grows_with_gained_at_a_fixed_drop(total, level):
 @pytest.mark.parametrize("gained", [0, 1, 7])
 @pytest.mark.parametrize(("limit", "total"), [(0.0, 450), (0.01, 40), (0.01, 450), (0.03, 2500)])
 def test_the_budget_is_the_last_sum_that_passes(limit, total, gained):
-    race = Race(limit=limit, total=total)
+    race = SequentialTest(limit=limit, total=total)
     budget = int(race.budget(gained))
     fewest = max(gained, -budget)
     assert paired_drop_bound(budget + fewest, fewest, total) <= limit + 1e-9
@@ -82,9 +82,9 @@ def test_the_budget_is_the_last_sum_that_passes(limit, total, gained):
 
 
 def test_the_budget_of_the_other_gates():
-    assert Race(limit=0.01, total=450, gate="point").budget() == 4
-    assert Race(limit=0.02, total=450, gate="point").budget() == 9
-    assert Race(limit=0.02, total=450, graded=True).budget() == pytest.approx(9)
+    assert SequentialTest(limit=0.01, total=450, gate="point").budget() == 4
+    assert SequentialTest(limit=0.02, total=450, gate="point").budget() == 9
+    assert SequentialTest(limit=0.02, total=450, graded=True).budget() == pytest.approx(9)
 
 
 @given(
@@ -94,7 +94,7 @@ def test_the_budget_of_the_other_gates():
     graded=st.booleans(),
 )
 def test_the_capital_stays_positive(found, limit, gate, graded):
-    runner = Race(limit=limit, total=len(found), gate=gate, graded=graded).start()
+    runner = SequentialTest(limit=limit, total=len(found), gate=gate, graded=graded).start()
     for difference in found:
         out = runner.add(np.array([difference]))
         assert out == runner.rejected
@@ -107,14 +107,14 @@ def test_the_capital_stays_positive(found, limit, gate, graded):
 @given(found=DIFFERENCES, limit=st.sampled_from([0.01, 0.05, 0.2]), gate=st.sampled_from(GATES))
 def test_who_has_seen_all_images_is_rejected_by_the_gate_too(found, limit, gate):
     """No bet reaches the capital at this error, so that only certainty rejects."""
-    race = Race(limit=limit, total=len(found), gate=gate, error=1e-60)
+    race = SequentialTest(limit=limit, total=len(found), gate=gate, error=1e-60)
     differences = np.array(found)
     assert _run(race, differences).rejected == (not _verdict(race, differences))
 
 
 @given(found=DIFFERENCES, size=st.integers(1, 50), limit=st.sampled_from([0.01, 0.05]))
 def test_calls_and_number_types_do_not_matter(found, size, limit):
-    race = Race(limit=limit, total=150)
+    race = SequentialTest(limit=limit, total=150)
     whole, cut = race.start(), race.start()
     whole.add(np.array(found))
     for begin in range(0, len(found), size):
@@ -126,20 +126,22 @@ def test_calls_and_number_types_do_not_matter(found, size, limit):
 
 @given(total=st.integers(300, 3000), gate=st.sampled_from(GATES), graded=st.booleans())
 def test_a_network_with_equal_outcomes_is_never_rejected(total, gate, graded):
-    runner = _run(Race(limit=0.01, total=total, gate=gate, graded=graded), np.zeros(total))
+    runner = _run(
+        SequentialTest(limit=0.01, total=total, gate=gate, graded=graded), np.zeros(total)
+    )
     assert not runner.rejected
     assert runner.capital <= 1
 
 
 @given(limit=st.floats(0.0, 0.9), total=st.integers(1, 600))
 def test_a_graded_drop_of_just_the_limit_passes_and_more_does_not(limit, total):
-    race = Race(limit=limit, total=total, graded=True)
+    race = SequentialTest(limit=limit, total=total, graded=True)
     assert not _run(race, np.full(total, limit)).rejected
     assert _run(race, np.full(total, limit + 0.001)).rejected
 
 
 def test_rejected_for_certain_as_soon_as_no_image_can_help():
-    race = Race(limit=0.0, total=10, gate="point", error=1e-60)
+    race = SequentialTest(limit=0.0, total=10, gate="point", error=1e-60)
     runner = race.start()
     assert not runner.add(np.ones(5, dtype=np.int64))
     assert runner.add(np.array([1]))
@@ -148,13 +150,13 @@ def test_rejected_for_certain_as_soon_as_no_image_can_help():
 
 
 def test_nothing_can_pass_on_so_few_images():
-    runner = Race(limit=0.01, total=1, gate="bound", level=0.999).start()
+    runner = SequentialTest(limit=0.01, total=1, gate="bound", level=0.999).start()
     assert runner.rejected == (paired_drop_bound(0, 1, 1, level=0.999) > 0.01)
-    assert not Race(limit=0.01, total=1, gate="point").start().add(np.array([0]))
+    assert not SequentialTest(limit=0.01, total=1, gate="point").start().add(np.array([0]))
 
 
 def test_no_images_change_nothing():
-    runner = Race(limit=0.01, total=100).start()
+    runner = SequentialTest(limit=0.01, total=100).start()
     assert not runner.add(np.array([], dtype=np.int64))
     assert (runner.images, runner.mean) == (0, 0.0)
     assert runner.capital == pytest.approx(1.0)
@@ -164,7 +166,7 @@ def test_no_images_change_nothing():
 @pytest.mark.parametrize(("gate", "limit"), [("point", 0.02), ("bound", 0.02), ("bound", 0.05)])
 def test_a_network_at_the_boundary_is_seldom_rejected(gate, limit, disagreement):
     """At most 5 % of 2000 orders, and one draw in a thousand allowed on top."""
-    race = Race(limit=limit, total=450, gate=gate)
+    race = SequentialTest(limit=limit, total=450, gate=gate)
     lost = int(race.budget(disagreement)) + disagreement
     found = _population(450, lost, disagreement)
     assert _verdict(race, found)
@@ -178,7 +180,7 @@ def test_graded_outcomes_at_the_boundary():
     generator = np.random.default_rng(1)
     found = generator.uniform(-0.3, 0.5, 450)
     found += 0.1 - found.mean()
-    race = Race(limit=0.1, total=450, graded=True)
+    race = SequentialTest(limit=0.1, total=450, graded=True)
     wrong = sum(_run(race, generator.permutation(found)).rejected for _ in range(1000))
     assert 0 < wrong / 1000 < 0.05 + 3.1 * math.sqrt(0.05 * 0.95 / 1000)
 
@@ -186,7 +188,7 @@ def test_graded_outcomes_at_the_boundary():
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(("total", "limit"), [(2500, 0.01), (2500, 0.03), (5000, 0.01)])
 def test_four_times_the_limit_is_rejected_early(total, limit, gate):
-    race = Race(limit=limit, total=total, gate=gate)
+    race = SequentialTest(limit=limit, total=total, gate=gate)
     drop = round(4 * limit * total)
     found = _population(total, drop + drop // 2, drop // 2)
     generator = np.random.default_rng(0)
@@ -209,7 +211,7 @@ def test_four_times_the_limit_is_rejected_early(total, limit, gate):
 )
 def test_settings_that_cannot_be(field, value, message):
     with pytest.raises(ValueError, match=message):
-        Race(**{"limit": 0.01, "total": 10, field: value})
+        SequentialTest(**{"limit": 0.01, "total": 10, field: value})
 
 
 @pytest.mark.parametrize(
@@ -225,9 +227,9 @@ def test_settings_that_cannot_be(field, value, message):
 )
 def test_differences_that_cannot_be(differences, message):
     with pytest.raises(ValueError, match=message):
-        Race(limit=0.01, total=10).start().add(differences)
+        SequentialTest(limit=0.01, total=10).start().add(differences)
 
 
 def test_graded_differences_that_cannot_be():
     with pytest.raises(ValueError, match=r"2\.0, but must be from -1 to 1"):
-        Race(limit=0.01, total=10, graded=True).start().add([2.0])
+        SequentialTest(limit=0.01, total=10, graded=True).start().add([2.0])

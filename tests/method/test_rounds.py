@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from primesvt.data import Splits
-from primesvt.distributed import ALONE, Processes
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.evaluation.evaluator import DataEvaluator, _outcomes, outcomes
-from primesvt.evaluation.sequential_test import Race
-from primesvt.models.shared_prefix import Prefixes, Together
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.models.shared_prefix import ActivationCache, VariantBatch
 
 from ..played_processes import Played, play
 
@@ -55,11 +55,11 @@ def networks() -> list[Mixing]:
     ]
 
 
-def found(processes: Processes, total: int, batch: int, **options: Any) -> list[list[bool]]:
+def found(processes: ProcessGroup, total: int, batch: int, **options: Any) -> list[list[bool]]:
     data = Subset(world()[0], range(total))
     told: dict[str, Any] = {"workers": 0, "progress": None, "stage": "here"} | options
     right = _outcomes(
-        Together(networks=networks()), data, CPU, batch_size=batch, processes=processes, **told
+        VariantBatch(networks=networks()), data, CPU, batch_size=batch, processes=processes, **told
     )
     return [each.tolist() for each in right]
 
@@ -68,7 +68,7 @@ def found(processes: Processes, total: int, batch: int, **options: Any) -> list[
 @pytest.mark.parametrize(("total", "batch"), [(150, 7), (40, 8), (9, 4), (3, 2)])
 def test_outcomes_are_those_of_one_process(size: int, total: int, batch: int) -> None:
     """The last batch incomplete, on any process; some without a batch at all."""
-    alone = found(ALONE, total, batch)
+    alone = found(SINGLE_PROCESS, total, batch)
     assert [len(right) for right in alone] == [total] * 5
     for each in play(size, lambda processes: found(processes, total, batch)):
         assert each == alone
@@ -76,7 +76,7 @@ def test_outcomes_are_those_of_one_process(size: int, total: int, batch: int) ->
 
 def test_the_batches_matter() -> None:
     """So that the test above could fail."""
-    assert found(ALONE, 150, 7) != found(ALONE, 150, 8)
+    assert found(SINGLE_PROCESS, 150, 7) != found(SINGLE_PROCESS, 150, 8)
 
 
 def test_without_a_race_answers_come_together_once() -> None:
@@ -89,7 +89,7 @@ def test_without_a_race_answers_come_together_once() -> None:
 
 
 def test_in_a_race_all_hear_of_every_batch_in_order() -> None:
-    def raced(processes: Processes) -> tuple[list[Any], list[list[bool]]]:
+    def raced(processes: ProcessGroup) -> tuple[list[Any], list[list[bool]]]:
         calls: list[Any] = []
 
         def leaves(number: int, right: Any) -> bool:
@@ -98,13 +98,13 @@ def test_in_a_race_all_hear_of_every_batch_in_order() -> None:
 
         return calls, found(processes, 150, 7, leaves=leaves)
 
-    calls, alone = raced(ALONE)
+    calls, alone = raced(SINGLE_PROCESS)
     assert [len(right) for right in alone] == [7, 28, 35, 150, 140]
     for size in (2, 3, 4):
         assert play(size, raced) == [(calls, alone)] * size
 
 
-def evaluator(processes: Processes) -> DataEvaluator:
+def evaluator(processes: ProcessGroup) -> DataEvaluator:
     data, _ = world()
     splits = Splits(name="world", selection=data, test=data, calibration=data)
     return DataEvaluator(splits=splits, batch_size=7, device=CPU, processes=processes)
@@ -112,14 +112,17 @@ def evaluator(processes: Processes) -> DataEvaluator:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_networks_are_rejected_as_by_one_process(size: int) -> None:
-    def measured(processes: Processes) -> list[Any]:
-        evaluate, race = evaluator(processes), Race(limit=0.05, total=SAMPLES, gate="point")
+    def measured(processes: ProcessGroup) -> list[Any]:
+        evaluate, race = (
+            evaluator(processes),
+            SequentialTest(limit=0.05, total=SAMPLES, gate="point"),
+        )
         before = evaluate(networks()[0]).outcomes
-        several = evaluate.together(Together(networks=networks()), race, before)
+        several = evaluate.together(VariantBatch(networks=networks()), race, before)
         assert all(each.outcomes is not None for each in several)
         return [(each.value, each.outcomes.tolist(), each.rejected) for each in several]
 
-    alone = measured(ALONE)
+    alone = measured(SINGLE_PROCESS)
     seen = [len(right) for _, right, _ in alone]
     assert seen[0] == SAMPLES and len({*seen}) >= 3 and min(seen) < SAMPLES / 2
     assert [rejected for *_, rejected in alone] == [each < SAMPLES for each in seen]
@@ -135,14 +138,14 @@ def test_a_single_network_on_any_set() -> None:
 
 
 def test_progress_counts_the_samples_of_all() -> None:
-    def heard(processes: Processes, **options: Any) -> list[Any]:
+    def heard(processes: ProcessGroup, **options: Any) -> list[Any]:
         calls: list[Any] = []
         found(processes, 40, 8, progress=lambda *call: calls.append(call), **options)
         return calls
 
     steps = [("here", done, 40) for done in (16, 32, 40)]
     assert play(2, heard) == [steps, steps]
-    assert heard(ALONE, leaves=lambda *_: True) == [("here", 40, 40)]
+    assert heard(SINGLE_PROCESS, leaves=lambda *_: True) == [("here", 40, 40)]
     assert play(2, lambda p: heard(p, leaves=lambda *_: True)) == [[("here", 40, 40)]] * 2
 
 
@@ -152,25 +155,25 @@ def test_a_mistake_in_one_batch_is_raised_by_all(race: bool) -> None:
     labels = labels.clone()
     labels[11] = 7  # in the second batch, which falls to the second process
 
-    def refused(processes: Processes) -> str:
+    def refused(processes: ProcessGroup) -> str:
         with pytest.raises(ValueError, match="label 7") as caught:
             _outcomes(
-                Together(networks=networks()), TensorDataset(images, labels), CPU, batch_size=7,
+                VariantBatch(networks=networks()), TensorDataset(images, labels), CPU, batch_size=7,
                 processes=processes, workers=0, progress=None, stage="here",
                 leaves=(lambda *_: False) if race else None,
             )  # fmt: skip
         return str(caught.value)
 
-    assert play(3, refused) == [refused(ALONE)] * 3
+    assert play(3, refused) == [refused(SINGLE_PROCESS)] * 3
 
 
 def test_every_process_has_its_own_batches_in_front_of_blocks(model, digits) -> None:
     """What is kept of a batch is found under its own number, whoever runs it."""
 
-    def run(processes: Processes) -> tuple[list[list[bool]], list[int]]:
+    def run(processes: ProcessGroup) -> tuple[list[list[bool]], list[int]]:
         own = copy.deepcopy(model)
-        kept = Prefixes(ceiling=10**8)
-        pair = Together(networks=[own, own], common=own, starts=[0, 3], prefixes=kept)
+        kept = ActivationCache(ceiling=10**8)
+        pair = VariantBatch(networks=[own, own], common=own, starts=[0, 3], prefixes=kept)
         right = [
             [
                 each.tolist()
@@ -186,13 +189,13 @@ def test_every_process_has_its_own_batches_in_front_of_blocks(model, digits) -> 
         return right[0], sorted(numbers)
 
     (first, even), (second, odd) = play(2, run)
-    assert first == second == run(ALONE)[0]
+    assert first == second == run(SINGLE_PROCESS)[0]
     assert (even, odd) == ([0, 2], [1, 3])
 
 
 def test_a_race_needs_something_to_race_against() -> None:
     """Without outcomes of the unpruned network, all see all images."""
-    race = Race(limit=0.0, total=SAMPLES, gate="point")
-    several = evaluator(ALONE).together(Together(networks=networks()), race)
+    race = SequentialTest(limit=0.0, total=SAMPLES, gate="point")
+    several = evaluator(SINGLE_PROCESS).together(VariantBatch(networks=networks()), race)
     assert not any(each.rejected for each in several)
     assert [np.shape(each.outcomes) for each in several] == [(SAMPLES,)] * 5

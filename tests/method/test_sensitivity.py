@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from primesvt.channels import remove_channels
 from primesvt.channels.widths import check_rates, kept_count, widths
 from primesvt.evaluation.evaluator import Measurement, outcomes
-from primesvt.importance import Evidence, keep
+from primesvt.importance import CriterionContext, keep
 from primesvt.importance.magnitude import l2
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.policies import Gate
+from primesvt.pruning.policies import AccuracyGate
 from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 from primesvt.pruning.sensitivity import check_probed, find_edges, probe_layers
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
@@ -37,7 +37,7 @@ def bench_for(model, graph, evaluate, table=None):
                 parameter_bytes=parameter_bytes(model),
             )
         )
-    return Bench(model=model, graph=graph, evaluate=evaluate, table=table, importance=l2)
+    return Prober(model=model, graph=graph, evaluate=evaluate, table=table, importance=l2)
 
 
 def counting(dataset):
@@ -79,7 +79,7 @@ def test_probe_is_exactly_the_cut(model, graph, digits):
     probe = bench.probe(cuts)
 
     by_hand = copy.deepcopy(model)
-    evidence = Evidence(model=model, graph=graph)
+    evidence = CriterionContext(model=model, graph=graph)
     kept = {name: keep(l2(evidence, graph[name]), count) for name, count in cuts.items()}
     remove_channels(by_hand, graph, kept)
     before, after = (outcomes(m, digits.selection) for m in (model, by_hand))
@@ -196,7 +196,7 @@ def test_edges_are_found_by_halving(model, graph, digits):
     rates = [k / 10 for k in range(1, 10)]
     groups = [graph[FC1], graph[QK], graph["blocks.conv1b.conv1"]]
     bench = bench_for(model, graph, evaluate)
-    gate = Gate(kind="point", allowed=0.05, reference=bench.reference)
+    gate = AccuracyGate(kind="point", allowed=0.05, reference=bench.reference)
     calls.clear()
     told = []
     layers = find_edges(

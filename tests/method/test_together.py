@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from primesvt import prune
-from primesvt.evaluation.divergence import Distance
+from primesvt.evaluation.divergence import OutputDivergence
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.importance import find_importance
 from primesvt.models import SpikingViT
-from primesvt.models.shared_prefix import Together, block_of
+from primesvt.models.shared_prefix import VariantBatch, block_of
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench
-from primesvt.pruning.variants import NETWORKS, Cutter
+from primesvt.pruning.prober import Prober
+from primesvt.pruning.variants import NETWORKS, VariantBuilder
 from primesvt.pruning.workbench import memory_for_networks
 from primesvt.recovery import Recovery
 
@@ -26,14 +26,14 @@ from ..lively import FAMILIES, Lively, free, lively
 from .conftest import OwnNet
 
 
-def bench(one: Lively, kind: str) -> Bench:
+def bench(one: Lively, kind: str) -> Prober:
     table = ProbeTable()
     table.reference = Reference(
         context={},
         measurement=Measurement(value=1.0),
         parameter_bytes=parameter_bytes(one.model),
     )
-    return Bench(
+    return Prober(
         model=one.model,
         graph=one.graph,
         evaluate=lambda _: Measurement(value=1.0),
@@ -41,7 +41,7 @@ def bench(one: Lively, kind: str) -> Bench:
         importance=find_importance("activity"),
         evidence=one.evidence,
         recovery=Recovery(kind=kind, activity=one.activity),
-        distance=Distance(one.model, one.activity.calibration),
+        distance=OutputDivergence(one.model, one.activity.calibration),
     )
 
 
@@ -55,7 +55,7 @@ def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
     wanted += [{k: v for k, v in around.items() if k != g.name} for g in groups[1:4:2]]
     seen = last = 0
     for cuts, together in at.cutter.together(wanted, around):
-        with together.calibrating():
+        with together.evaluating():
             answers = together(one.x)
         for each, network, found in zip(cuts, together.networks, answers, strict=True):
             alone = at.cut(each)
@@ -78,12 +78,12 @@ def test_distances_are_those_measured_one_by_one() -> None:
 
 
 def test_probes_are_those_measured_one_by_one(model, graph, digits) -> None:
-    def fresh() -> Bench:
+    def fresh() -> Prober:
         evaluate = DataEvaluator(splits=digits, batch_size=32, device=torch.device("cpu"))
         table = ProbeTable()
         size = parameter_bytes(model)
         table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
-        return Bench(
+        return Prober(
             model=model,
             graph=graph,
             evaluate=evaluate,
@@ -115,8 +115,8 @@ def test_networks_without_blocks_run_alone() -> None:
     nets = [OwnNet().eval(), OwnNet().eval()]
     x = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
-        found = Together(networks=nets)(x)
-        again = Together(networks=nets)(x)  # neurons start afresh
+        found = VariantBatch(networks=nets)(x)
+        again = VariantBatch(networks=nets)(x)  # neurons start afresh
     assert all(map(torch.equal, found, again))
     assert not torch.equal(*found)
     assert block_of(nets[0])("conv") == 0
@@ -130,7 +130,7 @@ def test_only_differing_blocks_are_run() -> None:
         for name, block in one.model.blocks.named_children()
     ]
     names = [name for name, _ in one.model.blocks.named_children()]
-    pair = Together(networks=[one.model] * 3, common=one.model, starts=[2, 2, len(names)])
+    pair = VariantBatch(networks=[one.model] * 3, common=one.model, starts=[2, 2, len(names)])
     with torch.no_grad():
         answers = pair(one.x)
     for handle in handles:
@@ -141,8 +141,8 @@ def test_only_differing_blocks_are_run() -> None:
 
 def test_flags_come_back() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).train()
-    pair = Together(networks=[net])
-    with pair.calibrating():
+    pair = VariantBatch(networks=[net])
+    with pair.evaluating():
         assert not net.training and not torch.is_grad_enabled()
         pair(torch.ones(2, 2))
     assert net.training and net[1].training and torch.is_grad_enabled()
@@ -154,7 +154,7 @@ def test_a_memory_limit_says_how_many_networks_are_held(model, graph) -> None:
     groups = graph.prunable()
     wanted = [{g.name: g.size - 1} for g in groups]
     for spare in (1, 4):
-        cutter = Cutter(
+        cutter = VariantBuilder(
             model=model,
             graph=graph,
             importance=find_importance("l2"),
@@ -163,7 +163,9 @@ def test_a_memory_limit_says_how_many_networks_are_held(model, graph) -> None:
         parts = [len(part) for part, _ in cutter.together(wanted)]
         assert parts[0] == 1 and max(parts) == spare and sum(parts) == len(wanted)
     with pytest.raises(ValueError, match="raise the memory limit, or lower the batch size"):
-        Cutter(model=model, graph=graph, importance=find_importance("l2"), memory=5 * each - 1)
+        VariantBuilder(
+            model=model, graph=graph, importance=find_importance("l2"), memory=5 * each - 1
+        )
 
 
 def test_a_memory_limit_counts_one_batch(model, digits, tmp_path) -> None:
@@ -202,7 +204,7 @@ def test_no_more_networks_live_than_the_limit_says(model, graph, digits) -> None
     table = ProbeTable()
     size = parameter_bytes(model)
     table.start(Reference(context={}, measurement=Measurement(value=1.0), parameter_bytes=size))
-    bench = Bench(
+    bench = Prober(
         model=model,
         graph=graph,
         evaluate=evaluate,
@@ -224,6 +226,6 @@ def test_a_model_that_does_more_than_its_blocks_runs_alone(listening: str, model
     else:
         part = model if listening == "model" else model.blocks
         part.register_forward_pre_hook(lambda _m, args: (2 * args[0], *args[1:]))
-    cutter = Cutter(model=model, graph=graph, importance=find_importance("l2"))
+    cutter = VariantBuilder(model=model, graph=graph, importance=find_importance("l2"))
     wanted = [{g.name: g.size // 2} for g in graph.prunable()[:3]]
     assert all(pair.common is None for _, pair in cutter.together(wanted))

@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 
-from primesvt.channels.widths import Grid, widths
+from primesvt.channels.widths import WidthGrid, widths
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.pruning.policies import Allocate, Gate
+from primesvt.pruning.policies import AccuracyGate, Allocate
 from primesvt.pruning.probe_table import Probe, Reference
 
 SIZE, SAMPLES = 10, 10_000
@@ -30,7 +30,7 @@ class World:
             parameter_bytes=self.total,
         )
         self.grids = [
-            Grid(
+            WidthGrid(
                 group=name,
                 positions=1,
                 size=SIZE,
@@ -78,7 +78,7 @@ class World:
     def limits(self, allowed, *, save=None, gate="point", **options):
         """What every policy is told."""
         stop = None if save is None else self.total - save
-        gate = Gate(kind=gate, allowed=allowed, reference=self.reference)
+        gate = AccuracyGate(kind=gate, allowed=allowed, reference=self.reference)
         return {"gate": gate, "stop_at_bytes": stop, **options}
 
     def solve(self, allowed, **options):

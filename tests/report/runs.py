@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import remove_channels, trace
-from primesvt.channels.plan import Plan, Step, describe_inputs
+from primesvt.channels.plan import Plan, PlanStep, describe_inputs
 from primesvt.checkpoint.folder import save_model
 from primesvt.config import Limits, Method, PruneRecipe
 from primesvt.models import create_model
@@ -140,7 +140,7 @@ def _pruned(kept: tuple[tuple[str, int], ...]) -> tuple[nn.Module, Plan]:
     example = torch.rand(1, 1, 8, 8)
     config = model.config.to_dict()
     remove_channels(model, trace(model, example), {name: range(n) for name, n in kept})
-    steps = tuple(Step(**step_of(name, n, None, BYTES)) for name, n in kept)
+    steps = tuple(PlanStep(**step_of(name, n, None, BYTES)) for name, n in kept)
     plan = Plan(
         model_hash="",
         config=config,

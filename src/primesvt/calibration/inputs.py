@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from primesvt.models import reset
 
-__all__ = ["CALIBRATION_BATCH", "Calibration", "calibration_of"]
+__all__ = ["CALIBRATION_BATCH", "CalibrationSet", "calibration_of"]
 
 Batch = tuple[Any, ...]
 CALIBRATION_BATCH = 64  # at least: means and variances of small batches say little
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class CalibrationSet:
     """Batches of model inputs (no labels) that show what a network's neurons really do.
 
     ``source`` gives the batches anew each time, always the same, so a large set is never held in
@@ -30,7 +30,7 @@ class Calibration:
 
     Example:
         >>> batches = [(torch.zeros(4, 3),), (torch.ones(2, 3),)]
-        >>> Calibration(source=lambda: iter(batches)).samples
+        >>> CalibrationSet(source=lambda: iter(batches)).samples
         6
     """
 
@@ -80,7 +80,7 @@ def calibration_of(
     batch_size: int = 64,
     workers: int = 0,
     limit: int | None = None,
-) -> Calibration:
+) -> CalibrationSet:
     """Calibration batches from a tensor, a ``Dataset`` or batches of inputs.
 
     Of pairs ``(input, label)`` the label is left out. ``limit`` is the most samples taken;
@@ -105,7 +105,7 @@ def calibration_of(
         batches = inputs.split(batch_size)
     else:
         batches = inputs if isinstance(inputs, Sequence | DataLoader) else list(inputs)
-    found = Calibration(source=partial(_limited, batches, limit), device=device)
+    found = CalibrationSet(source=partial(_limited, batches, limit), device=device)
     if next(iter(found), None) is None:
         raise ValueError("calibration holds no inputs; give at least one batch")
     return found

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration.inputs import Calibration
-from primesvt.models.forward import NORMS, calibrating
+from primesvt.calibration.inputs import CalibrationSet
+from primesvt.models.forward import NORMS, evaluating
 
-__all__ = ["Norm", "Seen", "before_each", "norms_of", "see", "seen_by"]
+__all__ = ["Norm", "NormInput", "before_each", "norm_input", "norms_of", "seen_by"]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class NormInput:
     """Mean and variance ``[C]`` of one call's input over all but the channels, from ``count``."""
 
     mean: Tensor
@@ -27,11 +27,11 @@ class Seen:
     count: int
 
 
-def see(norm: Norm, x: Tensor) -> Seen:
+def norm_input(norm: Norm, x: Tensor) -> NormInput:
     """What one call shows a norm; SpikingJelly's multi-step layers have channels behind time.
 
     Example:
-        >>> found = see(nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0]]))
+        >>> found = norm_input(nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0]]))
         >>> found.mean.item(), found.variance.item(), found.count
         (2.0, 1.0, 2)
     """
@@ -43,7 +43,7 @@ def see(norm: Norm, x: Tensor) -> Seen:
     mean = rows.sum(2).sum(0) / count
     # Ten times as fast as torch.var_mean over several axes on a CPU.
     spread = torch.linalg.vector_norm(rows - mean[:, None], dim=2)
-    return Seen(mean=mean, variance=spread.square().sum(0) / count, count=count)
+    return NormInput(mean=mean, variance=spread.square().sum(0) / count, count=count)
 
 
 def norms_of(model: nn.Module) -> dict[str, Norm]:
@@ -55,7 +55,9 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
     }
 
 
-def seen_by(model: nn.Module, calibration: Calibration) -> tuple[Mapping[str, list[Seen]], ...]:
+def seen_by(
+    model: nn.Module, calibration: CalibrationSet
+) -> tuple[Mapping[str, list[NormInput]], ...]:
     """For every batch: norm -> what each of its calls saw.
 
     Example:
@@ -65,13 +67,13 @@ def seen_by(model: nn.Module, calibration: Calibration) -> tuple[Mapping[str, li
         >>> [len(batch["0"]) for batch in seen_by(net, inputs)]
         [1, 1, 1]
     """
-    batches: list[dict[str, list[Seen]]] = []
-    current: dict[str, list[Seen]] = {}
+    batches: list[dict[str, list[NormInput]]] = []
+    current: dict[str, list[NormInput]] = {}
 
     def note(name: str, norm: Norm, x: Tensor) -> None:
-        current.setdefault(name, []).append(see(norm, x))
+        current.setdefault(name, []).append(norm_input(norm, x))
 
-    with calibrating(model), before_each(norms_of(model), note):
+    with evaluating(model), before_each(norms_of(model), note):
         for _ in calibration.run(model):
             batches.append({name: list(calls) for name, calls in current.items()})
             current.clear()

@@ -15,7 +15,7 @@ from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids, Member
 from primesvt.models.forward import LAYERS, Layer
 
-__all__ = ["LARGEST", "Reader", "patches", "readers_of", "taps_of"]
+__all__ = ["LARGEST", "Consumer", "patches", "readers_of", "taps_of"]
 
 
 LARGEST = 4096  # inputs of one output: their covariance takes 8 bytes times the square of it
@@ -66,7 +66,7 @@ def _rows(layer: nn.Conv2d, image: Tensor, most: int, start: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class Consumer:
     """A convolution or linear layer, called as a module, that reads a group's channels.
 
     Attributes:
@@ -114,7 +114,7 @@ class Reader:
         return found.astype(np.float64).reshape(group.positions, group.size)
 
 
-def readers_of(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> tuple[Reader, ...]:
+def readers_of(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> tuple[Consumer, ...]:
     """The layers that contract a group's channels, in forward order.
 
     A depthwise convolution reads nothing, it follows. Weights used outside of a ``Conv`` or
@@ -134,7 +134,7 @@ def readers_of(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> tu
 
 def _reader(
     model: nn.Module, graph: ChannelGraph, group: ChannelGroup, member: Member
-) -> Reader | None:
+) -> Consumer | None:
     layer = model.get_submodule(member.module)
     if not isinstance(layer, LAYERS) or member.tensor != f"{member.module}.weight":
         return None
@@ -146,6 +146,6 @@ def _reader(
         if prod(group.fronts) != groups or len(ids) != group.size:
             return None  # channels of the convolution's groups stand in an order not known here
         ids = np.arange(group.positions * group.size, dtype=np.int64)
-    return Reader(
+    return Consumer(
         module=member.module, tensor=member.tensor, groups=groups, ids=ids, taps=taps_of(layer)
     )

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration.inputs import Calibration
+from primesvt.calibration.inputs import CalibrationSet
 from primesvt.calibration.moments import Moments
-from primesvt.calibration.norm_inputs import Seen, seen_by
-from primesvt.calibration.readers import Reader, patches, readers_of
-from primesvt.calibration.wiring import Wiring, channel_axis, wire
+from primesvt.calibration.norm_inputs import NormInput, seen_by
+from primesvt.calibration.readers import Consumer, patches, readers_of
+from primesvt.calibration.wiring import ModuleGraph, channel_axis, trace_modules
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.models.forward import calibrating
+from primesvt.models.forward import evaluating
 
-__all__ = ["Activity"]
+__all__ = ["ActivationStatistics"]
 
 
 @dataclass(kw_only=True)
-class Activity:
+class ActivationStatistics:
     """What calibration inputs show of an unpruned network.
 
     Args:
@@ -40,7 +40,8 @@ class Activity:
         >>> net, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(8, 2)
         >>> graph = trace(net, x)
         >>> inputs = calibration_of(x)
-        >>> seen = Activity(model=net, graph=graph, groups=graph.prunable(), calibration=inputs)
+        >>> groups = graph.prunable()
+        >>> seen = ActivationStatistics(model=net, graph=graph, groups=groups, calibration=inputs)
         >>> seen.moments("2").count
         8
     """
@@ -48,16 +49,16 @@ class Activity:
     model: nn.Module
     graph: ChannelGraph
     groups: tuple[ChannelGroup, ...]
-    calibration: Calibration
+    calibration: CalibrationSet
     _products: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
-    def wiring(self) -> Wiring:
+    def wiring(self) -> ModuleGraph:
         """How layers, norms and neurons hang together."""
-        return wire(self.model, next(iter(self.calibration)))
+        return trace_modules(self.model, next(iter(self.calibration)))
 
     @cached_property
-    def readers(self) -> dict[str, tuple[Reader, ...]]:
+    def readers(self) -> dict[str, tuple[Consumer, ...]]:
         """Group -> the layers that read it."""
         return {g.name: readers_of(self.model, self.graph, g) for g in self.groups}
 
@@ -77,11 +78,11 @@ class Activity:
             rows = _rows(args[0], channel_axis(layer))
             found.setdefault(name, Moments(channels=rows.shape[1])).add(rows)
 
-        with calibrating(self.model):
+        with evaluating(self.model):
             self._run({r.module for readers in self.readers.values() for r in readers}, take)
         return found
 
-    def inputs(self, reader: Reader) -> Moments:
+    def inputs(self, reader: Consumer) -> Moments:
         """Moments of what an output of a reader sees: its channels, at every tap."""
         return self._moments[reader.module] if reader.taps == 1 else self._patches[reader.module]
 
@@ -95,12 +96,12 @@ class Activity:
             found.setdefault(name, Moments(channels=rows.shape[1])).add(rows)
 
         readers = [reader for own in self.readers.values() for reader in own]
-        with calibrating(self.model):
+        with evaluating(self.model):
             self._run({reader.module for reader in readers if reader.taps > 1}, take)
         return found
 
     @cached_property
-    def norms(self) -> tuple[Mapping[str, list[Seen]], ...]:
+    def norms(self) -> tuple[Mapping[str, list[NormInput]], ...]:
         """For every batch: norm -> mean and variance of the input of each of its calls."""
         return seen_by(self.model, self.calibration)
 
@@ -130,7 +131,7 @@ class Activity:
             entry[2] = entry[2] + absolute.double().sum(0).cpu()
 
         names = {name for group in self.groups for name in self.neurons(group)}
-        with calibrating(self.model), _storing_potentials(self.model, names):
+        with evaluating(self.model), _storing_potentials(self.model, names):
             self._run(names, take)
         return {name: (fired / n, total / n) for name, (n, fired, total) in sums.items()}
 
@@ -157,7 +158,7 @@ class Activity:
                 total.add_(product.sum(0).cpu())
                 seen.clear()
 
-        with calibrating(self.model):
+        with evaluating(self.model):
             self._run(set(names), take)
         return total / self.calibration.samples
 
@@ -210,7 +211,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with calibrating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
         for parameter in frozen:

@@ -118,7 +118,7 @@ class TensorInfo:
     counted: bool = True  # False for the second name of a shared tensor
 
 
-Cuts = Mapping[str, npt.ArrayLike]
+KeptChannels = Mapping[str, npt.ArrayLike]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class ChannelGraph:
         rows = np.take_along_axis(self.originals[name], self.kept(name, kept), axis=1)
         return [[int(i) for i in row] for row in rows]
 
-    def after(self, cuts: Cuts) -> ChannelGraph:
+    def after(self, cuts: KeptChannels) -> ChannelGraph:
         """The graph of the model that these cuts leave."""
         rows = {name: self.kept(name, kept) for name, kept in cuts.items()}
         sizes = {**self.sizes, **{self[n].symbol: r.shape[1] for n, r in rows.items()}}
@@ -244,7 +244,7 @@ class ChannelGraph:
         groups = tuple(replace(g, size=sizes[g.symbol]) for g in self.groups)
         return replace(self, groups=groups, sizes=sizes, originals=originals)
 
-    def freed(self, cuts: Cuts) -> Freed:
+    def freed(self, cuts: KeptChannels) -> Freed:
         """Exactly what ``remove_channels`` would free."""
         small = self.after(cuts)
         parameters = parameter_bytes = buffer_bytes = 0

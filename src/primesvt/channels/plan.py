@@ -16,7 +16,7 @@ from primesvt.channels.graph import ChannelGraph
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.tracing import trace
 
-__all__ = ["FORMAT", "Kept", "Plan", "Step", "apply_plan", "describe_inputs", "example_inputs"]
+__all__ = ["FORMAT", "Kept", "Plan", "PlanStep", "apply_plan", "describe_inputs", "example_inputs"]
 
 FORMAT = 1
 NOTHING = "nothing"
@@ -24,7 +24,7 @@ Kept = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class PlanStep:
     """One cut, and the whole network after it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Plan:
     model_hash: str
     config: Mapping[str, Any] | None
     inputs: tuple[Mapping[str, Any], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     groups: Mapping[str, Kept]
 
     @property
@@ -188,9 +188,9 @@ def _input(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"shape": shape, "dtype": dtype}
 
 
-def _step(content: Mapping[str, Any]) -> Step:
+def _step(content: Mapping[str, Any]) -> PlanStep:
     before, after = tuple(content["before"]), tuple(content["after"])
-    return Step(**{**content, "before": before, "after": after})
+    return PlanStep(**{**content, "before": before, "after": after})
 
 
 def _size(positions: int, size: int) -> str:

@@ -81,7 +81,7 @@ def verify(
     )
     names = [n for n in names if graph[n].size > 1]
     check_widths(state_tensors(unwrap(model)), graph)
-    bench = _Bench(model=model, graph=graph)
+    bench = _TracedCopy(model=model, graph=graph)
     refusals: list[Refusal] = []
     inner = [n for n in names if graph[n].kind != "stream"]
     rounds = [*_rounds(inner), *((1 / 2, [n]) for n in names if graph[n].kind == "stream")]
@@ -108,7 +108,7 @@ def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
     yield 1.0, names
 
 
-def _search(bench: _Bench, names: list[str], refusals: list[Refusal]) -> None:
+def _search(bench: _TracedCopy, names: list[str], refusals: list[Refusal]) -> None:
     """Halve a failing set until every offender stands alone."""
     failure = bench.try_cut(names) if names else None
     if failure is None:
@@ -145,7 +145,7 @@ def trial_cut(group: ChannelGroup, share: float) -> Ids:
 
 
 @dataclass(kw_only=True)
-class _Bench:
+class _TracedCopy:
     """One traced double-precision copy, run silenced and run pruned."""
 
     model: nn.Module

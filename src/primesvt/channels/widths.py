@@ -11,8 +11,8 @@ __all__ = [
     "FAR_RATES",
     "PERCENTS",
     "RATES",
-    "Cuts",
-    "Grid",
+    "WidthGrid",
+    "Widths",
     "check_rates",
     "every_width",
     "kept_count",
@@ -30,7 +30,7 @@ FAR_RATES = (*RATES, 0.95, 0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class WidthGrid:
     """A channel group and the widths that it may take.
 
     ``widths`` maps channels kept at each position to the pruning rate, from wide to narrow.
@@ -93,7 +93,7 @@ def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(set(rates)))
 
 
-Cuts = Mapping[str, int]
+Widths = Mapping[str, int]
 
 
 PERCENTS = tuple(step / 100 for step in range(1, 99))
@@ -110,11 +110,11 @@ def usual_rates(policy: str) -> tuple[float, ...]:
     return PERCENTS if policy in FINE else rates_of(policy)
 
 
-def every_width(grid: Grid, rates: Sequence[float]) -> Grid:
+def every_width(grid: WidthGrid, rates: Sequence[float]) -> WidthGrid:
     """The same group with all widths down to that of the highest rate.
 
     Example:
-        >>> group = Grid(group="fc", positions=1, size=4, parameters=8, widths={2: 0.5})
+        >>> group = WidthGrid(group="fc", positions=1, size=4, parameters=8, widths={2: 0.5})
         >>> every_width(group, (0.5,)).widths
         {3: 0.25, 2: 0.5}
     """

@@ -20,8 +20,8 @@ from primesvt.checkpoint.folder import model_folder
 from primesvt.data import Splits, check_channels, check_classes, load_data
 from primesvt.data.config import DIGITS
 from primesvt.models import (
+    CheckpointReport,
     DataConfig,
-    Loaded,
     Provenance,
     SpikingViT,
     create_model,
@@ -143,7 +143,7 @@ class OpenedModel:
         return provenance_of(self.model).held_out
 
     @property
-    def loaded(self) -> Loaded | None:
+    def loaded(self) -> CheckpointReport | None:
         """Where the settings of an official checkpoint come from."""
         return self.model.loaded
 

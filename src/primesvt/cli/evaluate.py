@@ -94,7 +94,7 @@ class Evaluate:
         return 0
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
-        from primesvt.distributed import Processes, resolve_device
+        from primesvt.distributed import ProcessGroup, resolve_device
         from primesvt.evaluation.confidence import wilson_interval
         from primesvt.evaluation.evaluator import outcomes
         from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
@@ -104,8 +104,8 @@ class Evaluate:
                 f"--folded measures on the CPU, and --device is {self.device}; leave one of them"
                 " out"
             )
-        Processes.take_gpu()
-        processes = Processes.start(resolve_device(self.device))
+        ProcessGroup.take_gpu()
+        processes = ProcessGroup.start(resolve_device(self.device))
         model = _folded(opened.model, dataset, self.batch_size) if self.folded else opened.model
         with console.progress() as progress:
             correct = outcomes(

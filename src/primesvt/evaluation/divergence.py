@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration import Calibration
-from primesvt.models.shared_prefix import Together
+from primesvt.calibration import CalibrationSet
+from primesvt.models.shared_prefix import VariantBatch
 
-__all__ = ["FARTHEST", "Distance"]
+__all__ = ["NOT_FINITE", "OutputDivergence"]
 
-FARTHEST = 1e6
+NOT_FINITE = 1e6
 
 
-class Distance:
+class OutputDivergence:
     """Mean Kullback-Leibler divergence of a network's class probabilities from the unpruned one's.
 
     In nats per sample. It is smooth where accuracy counts whole samples, so a few hundred inputs
     tell small losses apart. Outputs that are not logits ``[batch, classes]`` are compared by their
     squared differences, as a share of the unpruned outputs' variance. A network whose answers are
-    not finite is ``FARTHEST`` away.
+    not finite is ``NOT_FINITE`` away.
 
     Args:
         model: the unpruned network.
@@ -33,15 +33,15 @@ class Distance:
     Example:
         >>> from primesvt.calibration import calibration_of
         >>> net = nn.Linear(2, 3)
-        >>> Distance(net, calibration_of(torch.eye(2)))(Together(networks=[net]))
+        >>> OutputDivergence(net, calibration_of(torch.eye(2)))(VariantBatch(networks=[net]))
         [0.0]
     """
 
-    def __init__(self, model: nn.Module, inputs: Calibration) -> None:
+    def __init__(self, model: nn.Module, inputs: CalibrationSet) -> None:
         self.inputs = inputs
-        self.expected = self._answers(Together(networks=[model]))[0]
+        self.expected = self._answers(VariantBatch(networks=[model]))[0]
 
-    def __call__(self, together: Together) -> list[float]:
+    def __call__(self, together: VariantBatch) -> list[float]:
         """The distances of other networks on the same inputs."""
         return [self._between(answers) for answers in self._answers(together)]
 
@@ -50,12 +50,12 @@ class Distance:
         divergence = _divergence if pairs[0][0].ndim == 2 else _squares
         total = sum(divergence(*pair) for pair in pairs)
         mean = total / sum(len(expected) for expected, _ in pairs)
-        return max(0.0, mean) if math.isfinite(mean) else FARTHEST
+        return max(0.0, mean) if math.isfinite(mean) else NOT_FINITE
 
-    def _answers(self, together: Together) -> list[list[Tensor]]:
+    def _answers(self, together: VariantBatch) -> list[list[Tensor]]:
         """For every network its answers, batch by batch."""
         found: list[list[Tensor]] = [[] for _ in together.networks]
-        with together.calibrating():
+        with together.evaluating():
             for number, batch in enumerate(self.inputs):
                 results = together(*batch, data="distance", batch=number)
                 for answers, result in zip(found, results, strict=True):

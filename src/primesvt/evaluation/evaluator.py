@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt._progress import Progress
-from primesvt.calibration import calibrating
+from primesvt.calibration import evaluating
 from primesvt.checkpoint.load import Data, splits_for
 from primesvt.data import Splits
 from primesvt.data.digest import data_digest
-from primesvt.distributed import ALONE, Processes, resolve_device
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note, score_note
 from primesvt.evaluation.confidence import Outcomes
-from primesvt.evaluation.sequential_test import Race
-from primesvt.evaluation.sharded import Leaves, Rounds
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.evaluation.sharded import ShardedEvaluation, StopEarly
 from primesvt.models import reset
 from primesvt.models.forward import first_samples
-from primesvt.models.shared_prefix import Together
+from primesvt.models.shared_prefix import VariantBatch
 
 __all__ = [
     "DataEvaluator",
@@ -94,13 +94,13 @@ class ScoreEvaluator:
     score: Score
     device: torch.device
     points: bool = False
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
     def __call__(self, model: nn.Module) -> Measurement:
         """Call the score on a network in evaluation mode with fresh neurons."""
         model.to(self.device)
         reset(model)
-        with calibrating(model):
+        with evaluating(model):
             return self.processes.everywhere(lambda: measured(self.score(model)))[0]
 
     def context(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def outcomes(
     workers: int = 0,
     progress: Progress | None = None,
     stage: str = "evaluating",
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> npt.NDArray[np.bool_]:
     """Which samples a classifier gets right, in the order of the data set.
 
@@ -157,7 +157,7 @@ def outcomes(
     place = resolve_device(device, model)
     model.to(place)
     return _outcomes(
-        Together(networks=[model]),
+        VariantBatch(networks=[model]),
         dataset,
         place,
         batch_size=batch_size,
@@ -169,7 +169,7 @@ def outcomes(
 
 
 def _outcomes(
-    together: Together,
+    together: VariantBatch,
     dataset: Dataset[Any],
     device: torch.device,
     *,
@@ -177,15 +177,15 @@ def _outcomes(
     workers: int,
     progress: Progress | None,
     stage: str,
-    leaves: Leaves | None = None,
+    leaves: StopEarly | None = None,
     data: Hashable = None,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> list[npt.NDArray[np.bool_]]:
-    """For every network which samples it gets right, as ``Rounds`` finds it."""
+    """For every network which samples it gets right, as ``ShardedEvaluation`` finds it."""
     total = len(cast(Sized, dataset))
     if total == 0:
         raise ValueError("the data set is empty; give at least one sample")
-    rounds = Rounds(
+    rounds = ShardedEvaluation(
         together=together,
         dataset=dataset,
         device=device,
@@ -210,7 +210,7 @@ class Evaluator(Protocol):
     def points(self) -> bool: ...
 
     @property
-    def processes(self) -> Processes: ...
+    def processes(self) -> ProcessGroup: ...
 
     def __call__(self, model: nn.Module) -> Measurement:
         """Measure one network."""
@@ -238,7 +238,7 @@ class DataEvaluator:
     device: torch.device
     workers: int = 0
     points: bool = True
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, model: nn.Module) -> Measurement:
@@ -247,7 +247,10 @@ class DataEvaluator:
         return self.on(self.splits.selection, model, progress=progress, stage="measuring")
 
     def together(
-        self, together: Together, race: Race | None = None, before: Outcomes | None = None
+        self,
+        together: VariantBatch,
+        race: SequentialTest | None = None,
+        before: Outcomes | None = None,
     ) -> list[Measurement]:
         """Outcomes of several networks on the selection set.
 
@@ -341,7 +344,7 @@ def evaluator_for(
     seed: int,
     batch_size: int,
     workers: int,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluator:
     if (data is None) == (score is None):
         raise ValueError("give either data= (a labelled set) or score= (a callable), not both")

@@ -9,40 +9,40 @@ from typing import Any
 
 from torch import nn
 
-from primesvt.calibration import Calibration
+from primesvt.calibration import CalibrationSet
 from primesvt.evaluation.evaluator import Measurement
 from primesvt.models.forward import batch_of, first_samples
 
-__all__ = ["Watched", "watch"]
+__all__ = ["RecordedInputs", "record_inputs"]
 
 SAMPLES = 256  # inputs kept of one call, for statistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class RecordedInputs:
     """What a measurement gave, and the batches of inputs that the network saw meanwhile."""
 
     measurement: Measurement
     batches: list[tuple[Any, ...]] = field(repr=False)
 
-    def calibration(self, model: nn.Module) -> Calibration | None:
+    def calibration(self, model: nn.Module) -> CalibrationSet | None:
         """The inputs as calibration inputs, where there were any."""
         if not self.batches:
             return None
         device = next((p.device for p in model.parameters()), None)
-        return Calibration(source=partial(iter, self.batches), device=device)
+        return CalibrationSet(source=partial(iter, self.batches), device=device)
 
 
-def watch(
+def record_inputs(
     model: nn.Module, measure: Callable[[nn.Module], Measurement], *, samples: int = SAMPLES
-) -> Watched:
+) -> RecordedInputs:
     """Measure a network, and keep the first inputs that it is given.
 
     Example:
         >>> import torch
         >>> def score(network):
         ...     return Measurement(value=float(network(torch.ones(3, 2)).sum()))
-        >>> seen = watch(nn.Identity(), score)
+        >>> seen = record_inputs(nn.Identity(), score)
         >>> seen.measurement.value, seen.batches[0][0].shape
         (6.0, torch.Size([3, 2]))
     """
@@ -57,6 +57,6 @@ def watch(
 
     handle = model.register_forward_pre_hook(note)
     try:
-        return Watched(measurement=measure(model), batches=seen)
+        return RecordedInputs(measurement=measure(model), batches=seen)
     finally:
         handle.remove()

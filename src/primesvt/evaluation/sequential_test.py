@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from primesvt.evaluation.confidence import paired_drop_bound
 
-__all__ = ["Race", "Runner"]
+__all__ = ["RunningTest", "SequentialTest"]
 
 GATES = ("point", "bound")
 # Three bets at once, chosen by benchmarks/racing.py; none may risk more than RISK of its capital.
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Race:
+class SequentialTest:
     """When a network has shown that the gate will not let it pass on all ``total`` images.
 
     A race only rejects: who is not rejected sees all images, and then the gate decides. With
@@ -53,7 +53,7 @@ class Race:
         ValueError: a value outside what is said here.
 
     Example:
-        >>> race = Race(limit=0.01, total=1000)
+        >>> race = SequentialTest(limit=0.01, total=1000)
         >>> good, bad = race.start(), race.start()
         >>> good.add(np.zeros(64)), bad.add(np.tile([1, 0, 0, 0], 16))
         (False, True)
@@ -84,9 +84,9 @@ class Race:
                 f"error is {self.error}, but must be above 0 and at most 0.5, such as 0.05"
             )
 
-    def start(self) -> Runner:
+    def start(self) -> RunningTest:
         """A network that has not seen any image yet."""
-        return Runner(self)
+        return RunningTest(self)
 
     def budget(self, gained: int = 0) -> float:
         """Largest sum of differences over all images with which the gate lets a network pass.
@@ -98,27 +98,28 @@ class Race:
             gained: images that only the pruned network gets right, at least; at most ``total``.
 
         Example:
-            >>> race = Race(limit=0.03, total=5000)
-            >>> race.budget(), race.budget(100), Race(limit=0.03, total=5000, gate="point").budget()
+            >>> race = SequentialTest(limit=0.03, total=5000)
+            >>> point = SequentialTest(limit=0.03, total=5000, gate="point")
+            >>> race.budget(), race.budget(100), point.budget()
             (130.0, 120.0, 150.0)
         """
         return _budget(self, gained)
 
 
-class Runner:
-    """One network in a race; ``Race.start`` makes it.
+class RunningTest:
+    """One network in a race; ``SequentialTest.start`` makes it.
 
     Attributes:
         images: how many it has seen.
         rejected: it is out. That does not change any more.
 
     Example:
-        >>> runner = Race(limit=0.01, total=10, gate="point").start()
+        >>> runner = SequentialTest(limit=0.01, total=10, gate="point").start()
         >>> runner.add(np.array([1, -1, 0, 1])), runner.mean
         (False, 0.25)
     """
 
-    def __init__(self, race: Race) -> None:
+    def __init__(self, race: SequentialTest) -> None:
         self.race = race
         self.images = 0
         self.rejected = race.budget() < -race.total
@@ -149,7 +150,7 @@ class Runner:
             ValueError: more images than ``total``, or differences that cannot be.
 
         Example:
-            >>> Race(limit=0.02, total=450).start().add([0, 0, 1, 0, -1])
+            >>> SequentialTest(limit=0.02, total=450).start().add([0, 0, 1, 0, -1])
             False
         """
         found = self._checked(differences)
@@ -198,7 +199,7 @@ class Runner:
 
 
 @lru_cache(maxsize=2**14)
-def _budget(race: Race, gained: int) -> float:
+def _budget(race: SequentialTest, gained: int) -> float:
     if race.graded:
         return race.total * (race.limit + 2 * ROUNDING)  # sums round, too
 

@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from primesvt.data import check_labels
-from primesvt.distributed import Processes, in_turn
-from primesvt.models.shared_prefix import Together
+from primesvt.distributed import ProcessGroup, in_turn
+from primesvt.models.shared_prefix import VariantBatch
 
-__all__ = ["Leaves", "Rounds"]
+__all__ = ["ShardedEvaluation", "StopEarly"]
 
 Right = npt.NDArray[np.bool_]
-Leaves = Callable[[int, Right], bool]
+StopEarly = Callable[[int, Right], bool]
 
 
 @dataclass(kw_only=True)
-class Rounds:
+class ShardedEvaluation:
     """Networks on their way through a data set, whose whole batches are dealt out in turn.
 
     Of ``n`` processes number ``r`` answers batches ``r``, ``r + n`` and so on, and every batch is
@@ -45,13 +45,13 @@ class Rounds:
         tell: hears how many samples are done.
     """
 
-    together: Together
+    together: VariantBatch
     dataset: Dataset[Any]
     device: torch.device
     batch_size: int
-    processes: Processes
+    processes: ProcessGroup
     workers: int = 0
-    leaves: Leaves | None = None
+    leaves: StopEarly | None = None
     data: Hashable = None
     tell: Callable[[int], None] = lambda _: None
     _found: list[list[Right]] = field(init=False, repr=False)
@@ -64,7 +64,7 @@ class Rounds:
         rounds = math.ceil(self._total / (self.batch_size * self.processes.size))
         step = rounds if self.leaves is None else 1
         batches = self._batches()
-        with self.together.calibrating():
+        with self.together.evaluating():
             for first in range(0, rounds, step):
                 numbers = range(first, min(first + step, rounds))
                 for right in in_turn(self._answered(batches, numbers)):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration.wiring import Wiring, wire
+from primesvt.calibration.wiring import ModuleGraph, trace_modules
 from primesvt.models.attention import PaddedBN, RepConv
 from primesvt.models.forward import LAYERS, NORMS, Layer
 
@@ -71,7 +71,7 @@ def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False
         >>> net[1]
         Identity()
     """
-    wiring = wire(model, example)
+    wiring = trace_modules(model, example)
     sources = {} if keep else _sources(model, wiring)
     norms = {name: m for name, m in model.named_modules() if isinstance(m, NORMS)}
     with torch.no_grad():
@@ -81,13 +81,13 @@ def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False
     return Folded(folded=folded, scaled=tuple(name for name in norms if name not in sources))
 
 
-def _place(wiring: Wiring) -> Any:
+def _place(wiring: ModuleGraph) -> Any:
     """Norms in the order in which they run; those that never do come last."""
     places = {name: place for place, name in enumerate(wiring.order)}
     return lambda name: places.get(name, len(places))
 
 
-def _sources(model: nn.Module, wiring: Wiring) -> dict[str, str]:
+def _sources(model: nn.Module, wiring: ModuleGraph) -> dict[str, str]:
     """Norm -> the layer that it can be folded into."""
     fed = [name for readers in wiring.feeds.values() for name in readers]
     found: dict[str, str] = {}

@@ -21,7 +21,7 @@ from primesvt.models.forward import working_copy
 from primesvt.models.neurons import neurons
 from primesvt.models.strip import merge_head, strip_unused
 
-__all__ = ["Deployed", "deploy", "quick", "simplify", "spiking_modules"]
+__all__ = ["DeployedNetwork", "deploy", "quick", "simplify", "spiking_modules"]
 
 
 def quick(model: nn.Module, example: Tensor) -> nn.Module:
@@ -111,7 +111,7 @@ _DROPOUTS = (layer.Dropout, layer.Dropout2d)  # modules with a memory; in evalua
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployed:
+class DeployedNetwork:
     """A network as it is exported, and what became of the original.
 
     Attributes:
@@ -151,7 +151,7 @@ class Deployed:
         return tuple(notes)
 
 
-def deploy(model: nn.Module, example: Tensor) -> Deployed:
+def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
     """Copy a network and make the copy ready; the original is left as it is.
 
     Whether folding changed anything but rounding is checked in double precision on ``example``;
@@ -181,12 +181,12 @@ def deploy(model: nn.Module, example: Tensor) -> Deployed:
     return made
 
 
-def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> Deployed:
+def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> DeployedNetwork:
     """In double precision, so that folding rounds once."""
     copy = working_copy(model, double=True)
     _answer(copy, example)  # some networks fix what depends on the image size now
     norms = simplify(copy, example, keep=keep)
-    return Deployed(
+    return DeployedNetwork(
         network=copy,
         neurons=dict(_written_out(copy)),
         norms=norms,

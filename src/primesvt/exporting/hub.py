@@ -16,7 +16,7 @@ from primesvt.exporting.agreement import Agreement, Comparison
 from primesvt.exporting.deploy import spiking_modules
 from primesvt.exporting.result import Size, prepared
 from primesvt.exporting.runtime import model_runner
-from primesvt.exporting.source import Origin
+from primesvt.exporting.source import ExportSource
 from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of
 from primesvt.models.families import FAMILIES
@@ -87,7 +87,7 @@ def _points(networks: list[Network], unit: float) -> tuple[list[float], list[flo
 
 
 def card(
-    origin: Origin,
+    origin: ExportSource,
     found: Agreement,
     *,
     notes: tuple[str, ...] = (),
@@ -130,12 +130,12 @@ def card(
     )
 
 
-def title_of(origin: Origin) -> str:
+def title_of(origin: ExportSource) -> str:
     """The network's name, and that it was pruned, where it is a run's result.
 
     Example:
         >>> from primesvt.models import create_model
-        >>> title_of(Origin(model=create_model("sdt_v2_digits"), source="sdt_v2_digits"))
+        >>> title_of(ExportSource(model=create_model("sdt_v2_digits"), source="sdt_v2_digits"))
         'sdt_v2_digits'
     """
     if origin.run is None or origin.recipe is None:
@@ -155,7 +155,7 @@ PICTURE = "accuracy.png"
 
 
 def write_hub(
-    origin: Origin,
+    origin: ExportSource,
     place: Path,
     staged: Path,
     comparison: Comparison,
@@ -202,7 +202,7 @@ def write_hub(
     return found, size, notes
 
 
-def _write_weights(origin: Origin, folder: Path) -> None:
+def _write_weights(origin: ExportSource, folder: Path) -> None:
     """The two files that ``primesvt.load`` reads: copies where there are some."""
     if origin.folder is None:
         save_model(origin.model, folder)
@@ -212,7 +212,11 @@ def _write_weights(origin: Origin, folder: Path) -> None:
 
 
 def _write_card(
-    origin: Origin, folder: Path, found: Agreement, notes: tuple[str, ...], repository: str | None
+    origin: ExportSource,
+    folder: Path,
+    found: Agreement,
+    notes: tuple[str, ...],
+    repository: str | None,
 ) -> None:
     shown = None
     if origin.run is not None and (drawn := picture(read_run(origin.run))) is not None:

@@ -64,10 +64,10 @@ def _file(model: nn.Module, x: Tensor, axis: int) -> Runner:
     from primesvt.exporting.onnx.channel_padding import aligned
     from primesvt.exporting.onnx.model import onnx_model
     from primesvt.exporting.runtime import onnx_runner
-    from primesvt.exporting.torch_export import draw
+    from primesvt.exporting.torch_export import export_program
 
     (two,) = batched((x.transpose(0, axis),), 2)
     example = two.transpose(0, axis).contiguous()
-    graph = draw(deploy(model, example), example, axis=axis)
+    graph = export_program(deploy(model, example), example, axis=axis)
     content = aligned(onnx_model(graph, input_name="input", about={}))
     return onnx_runner(content.SerializeToString())

@@ -14,7 +14,7 @@ from primesvt.exporting.deploy import deploy
 from primesvt.exporting.onnx import onnx_payload, program_payload
 from primesvt.exporting.onnx.model import check_onnx
 from primesvt.exporting.result import ExportResult, Size, about, input_name, input_shape
-from primesvt.exporting.source import Origin, open_origin, samples_of
+from primesvt.exporting.source import ExportSource, open_origin, samples_of
 from primesvt.profiling.memory import parameter_bytes
 
 __all__ = ["ExportSettings", "Format", "export"]
@@ -165,7 +165,7 @@ def export(
 class _Job:
     """One export: what, where to, and what it is compared with."""
 
-    origin: Origin
+    origin: ExportSource
     place: Path
     settings: ExportSettings
     comparison: Comparison
@@ -243,7 +243,7 @@ class _Job:
         ]
 
 
-def _place(origin: Origin, settings: ExportSettings, out: str | Path | None) -> Path:
+def _place(origin: ExportSource, settings: ExportSettings, out: str | Path | None) -> Path:
     """Where the result goes; checked before anything is computed."""
     if out is None:
         if isinstance(origin.source, nn.Module):

@@ -18,11 +18,11 @@ from primesvt.checkpoint.load import OwnData, open_model, own_data, splits_for
 from primesvt.config import PruneRecipe, read_recipe
 from primesvt.models import SpikingViT, list_models
 
-__all__ = ["Origin", "Samples", "open_origin", "samples_of"]
+__all__ = ["ExportSource", "Samples", "open_origin", "samples_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class ExportSource:
     """A network, and what is known of it.
 
     Attributes:
@@ -106,23 +106,23 @@ class Samples:
         return torch.cat([found[0], found[-1]], self.axis)  # contiguous, which strides decide on
 
 
-def open_origin(source: str | Path | nn.Module) -> Origin:
+def open_origin(source: str | Path | nn.Module) -> ExportSource:
     """Open what ``primesvt.export`` takes.
 
     Raises ``ValueError`` in one line for anything unusable.
     """
     if isinstance(source, nn.Module):
-        return Origin(model=source, source=source, own=own_data(source))
+        return ExportSource(model=source, source=source, own=own_data(source))
     path = Path(source)
     opened = open_model(path)
     named = str(source) in list_models()
     folder = model_folder(path) if path.exists() and not named else None
     own = own_data(source)
     if folder is None:
-        return Origin(model=opened.model, source=source, own=own)
+        return ExportSource(model=opened.model, source=source, own=own)
     run = folder.parent
     finished = folder.name == "model" and all((run / name).is_file() for name in (METRICS, PLAN))
-    return Origin(
+    return ExportSource(
         model=opened.model,
         source=source,
         folder=folder,
@@ -142,7 +142,7 @@ def _recipe(folder: Path) -> PruneRecipe | None:
 
 
 def samples_of(
-    origin: Origin,
+    origin: ExportSource,
     *,
     data: Any,
     example_input: Tensor | None,

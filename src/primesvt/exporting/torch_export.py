@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from primesvt.exporting.deploy import Deployed
+from primesvt.exporting.deploy import DeployedNetwork
 from primesvt.models.fast_paths import as_evaluated
 
-__all__ = ["Graph", "draw", "program_bytes"]
+__all__ = ["ExportedGraph", "export_program", "program_bytes"]
 
 BATCH = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
+class ExportedGraph:
     """An exported program, and the names of its outputs.
 
     Attributes:
@@ -39,7 +39,9 @@ class Graph:
     axis: int = 0
 
 
-def draw(made: Deployed, example: Tensor, *, axis: int = 0, watch: bool = False) -> Graph:
+def export_program(
+    made: DeployedNetwork, example: Tensor, *, axis: int = 0, watch: bool = False
+) -> ExportedGraph:
     """Write down what a network computes, for any number of samples.
 
     Args:
@@ -61,10 +63,10 @@ def draw(made: Deployed, example: Tensor, *, axis: int = 0, watch: bool = False)
         raise ValueError(_reason(error)) from error
     for node in program.graph.nodes:  # stack traces: larger than the graph, and full of local paths
         node.meta = {name: node.meta[name] for name in ("val", "tensor_meta") if name in node.meta}
-    return Graph(program=program, outputs=whole.outputs(), example=example, axis=axis)
+    return ExportedGraph(program=program, outputs=whole.outputs(), example=example, axis=axis)
 
 
-def program_bytes(graph: Graph) -> bytes:
+def program_bytes(graph: ExportedGraph) -> bytes:
     """The file that ``torch.export.load`` reads."""
     buffer = io.BytesIO()
     torch.export.save(graph.program, buffer)
@@ -74,7 +76,7 @@ def program_bytes(graph: Graph) -> bytes:
 class _Whole(nn.Module):
     """A network from rest, with the spikes of its neurons beside the logits where asked for."""
 
-    def __init__(self, made: Deployed, *, watch: bool) -> None:
+    def __init__(self, made: DeployedNetwork, *, watch: bool) -> None:
         super().__init__()
         self.model = made.network
         self._neurons = dict(made.neurons)  # a plain dict: no second path to the same modules

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from primesvt.calibration import Moments
 from primesvt.channels import ChannelGroup
-from primesvt.importance.base import Evidence, Scores
+from primesvt.importance.base import CriterionContext, Scores
 
 __all__ = ["activity", "firing_rate", "membrane", "taylor"]
 
 
-def firing_rate(evidence: Evidence, group: ChannelGroup) -> Scores:
+def firing_rate(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Mean output of each channel's neuron, ``[positions, size]``; the mean over tied neurons.
 
     Channels without a neuron of their own (inner channels of a linear chain, residual streams)
@@ -26,7 +26,7 @@ def firing_rate(evidence: Evidence, group: ChannelGroup) -> Scores:
     return _over_readers(evidence, group, lambda name: seen.moments(name).mean.abs())
 
 
-def membrane(evidence: Evidence, group: ChannelGroup) -> Scores:
+def membrane(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Mean absolute membrane potential of each channel's neuron.
 
     Channels without a neuron of their own count by the root mean square of what reads them.
@@ -40,7 +40,7 @@ def membrane(evidence: Evidence, group: ChannelGroup) -> Scores:
     return _over_readers(evidence, group, lambda name: _root_mean_square(seen.moments(name)))
 
 
-def activity(evidence: Evidence, group: ChannelGroup) -> Scores:
+def activity(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Variance of each channel's spikes times the squared norm of the weights that read it.
 
     This is the squared error in the readers' outputs when the channel is replaced by its mean.
@@ -57,7 +57,7 @@ def activity(evidence: Evidence, group: ChannelGroup) -> Scores:
     return total
 
 
-def taylor(evidence: Evidence, group: ChannelGroup) -> Scores:
+def taylor(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """First-order effect of silencing each channel on the loss, without labels.
 
     The mean over samples of ``|sum of value x gradient|`` where the channel is read, or behind its
@@ -77,7 +77,7 @@ def _root_mean_square(moments: Moments) -> Tensor:
 
 
 def _over_neurons(
-    evidence: Evidence, group: ChannelGroup, values: Callable[[str], Tensor]
+    evidence: CriterionContext, group: ChannelGroup, values: Callable[[str], Tensor]
 ) -> Scores:
     names = evidence.seen.neurons(group)
     if not names:
@@ -91,7 +91,7 @@ def _over_neurons(
 
 
 def _over_readers(
-    evidence: Evidence, group: ChannelGroup, values: Callable[[str], Tensor]
+    evidence: CriterionContext, group: ChannelGroup, values: Callable[[str], Tensor]
 ) -> Scores:
     readers = evidence.seen.readers[group.name]
     if not readers:

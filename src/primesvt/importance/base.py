@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from primesvt.calibration import Activity
+from primesvt.calibration import ActivationStatistics
 from primesvt.channels import ChannelGraph, ChannelGroup
 
-__all__ = ["Evidence", "Importance", "Scores"]
+__all__ = ["Criterion", "CriterionContext", "Scores"]
 
 Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class CriterionContext:
     """The unpruned network, its channel graph, and what calibration inputs showed of it.
 
     ``activity`` is ``None`` where there are no calibration inputs; ``seed`` is for draws.
@@ -26,11 +26,11 @@ class Evidence:
 
     model: nn.Module
     graph: ChannelGraph
-    activity: Activity | None = None
+    activity: ActivationStatistics | None = None
     seed: int = 0
 
     @property
-    def seen(self) -> Activity:
+    def seen(self) -> ActivationStatistics:
         """The activity; ``ValueError`` where nothing was calibrated."""
         if self.activity is None:
             raise ValueError(
@@ -40,4 +40,4 @@ class Evidence:
         return self.activity
 
 
-Importance = Callable[[Evidence, ChannelGroup], Scores]
+Criterion = Callable[[CriterionContext, ChannelGroup], Scores]

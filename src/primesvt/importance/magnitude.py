@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Member
-from primesvt.importance.base import Evidence, Scores
+from primesvt.importance.base import CriterionContext, Scores
 from primesvt.models.forward import NORMS
 
 __all__ = ["l1", "l2", "l2_folded", "random"]
 
 
-def l2(evidence: Evidence, group: ChannelGroup) -> Scores:
+def l2(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """L2 norm of the filters that make each channel, ``[positions, size]``.
 
     The weight alone: no bias, no batch norm folded in. Squared norms are summed over all layers
@@ -30,7 +30,7 @@ def l2(evidence: Evidence, group: ChannelGroup) -> Scores:
         >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]]))
-        >>> evidence = Evidence(model=net, graph=trace(net, torch.zeros(1, 2)))
+        >>> evidence = CriterionContext(model=net, graph=trace(net, torch.zeros(1, 2)))
         >>> l2(evidence, evidence.graph["0"]).tolist()
         [[5.0, 1.0, 10.0]]
     """
@@ -38,7 +38,7 @@ def l2(evidence: Evidence, group: ChannelGroup) -> Scores:
     return np.sqrt(squares)
 
 
-def l1(evidence: Evidence, group: ChannelGroup) -> Scores:
+def l1(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """L1 norm of the filters that make each channel, summed over tied layers.
 
     Source: Li et al., "Pruning filters for efficient ConvNets" (arXiv 1608.08710), section 3.1.
@@ -46,7 +46,7 @@ def l1(evidence: Evidence, group: ChannelGroup) -> Scores:
     return _over_producers(evidence, group, lambda rows, _: rows.abs().sum(1))
 
 
-def l2_folded(evidence: Evidence, group: ChannelGroup) -> Scores:
+def l2_folded(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """L2 norm of the filters after folding in the batch norm that follows each layer.
 
     A batch norm stands between a filter and its neuron: the same filter matters more where the norm
@@ -61,13 +61,13 @@ def l2_folded(evidence: Evidence, group: ChannelGroup) -> Scores:
     return np.sqrt(squares)
 
 
-def random(evidence: Evidence, group: ChannelGroup) -> Scores:
+def random(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Seeded uniform draws: the control for every other importance."""
     generator = np.random.default_rng([evidence.seed, crc32(group.name.encode())])
     return generator.random((group.positions, group.size))
 
 
-def _over_producers(evidence: Evidence, group: ChannelGroup, measure: object) -> Scores:
+def _over_producers(evidence: CriterionContext, group: ChannelGroup, measure: object) -> Scores:
     """Sum a measure of the filters ``[channels, ...]`` over all layers that make the channels."""
     assert callable(measure)
     total = np.zeros(group.positions * group.size)
@@ -87,7 +87,7 @@ def _over_producers(evidence: Evidence, group: ChannelGroup, measure: object) ->
     return total.reshape(group.positions, group.size)
 
 
-def _gain(evidence: Evidence, group: ChannelGroup, member: Member) -> Tensor:
+def _gain(evidence: CriterionContext, group: ChannelGroup, member: Member) -> Tensor:
     """What the batch norms right behind a layer multiply its channels by."""
     gain = torch.ones(evidence.graph.shape(member.tensor)[member.axis], dtype=torch.float64)
     for name in _norms_behind(evidence.model, evidence.graph, group, member):

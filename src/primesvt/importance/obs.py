@@ -9,15 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from primesvt.calibration import Reader
+from primesvt.calibration import Consumer
 from primesvt.calibration.least_squares import damped
 from primesvt.channels import ChannelGroup
-from primesvt.importance.base import Evidence, Importance, Scores
+from primesvt.importance.base import Criterion, CriterionContext, Scores
 
-__all__ = ["Elimination", "eliminate", "obs", "product", "removal_costs"]
+__all__ = ["EliminationOrder", "eliminate", "obs", "product", "removal_costs"]
 
 
-def removal_costs(importance: Importance, evidence: Evidence, group: ChannelGroup) -> Scores:
+def removal_costs(importance: Criterion, evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Costs of the channels in the order in which they go, ascending, ``[positions, size]``.
 
     They are the scores themselves. The scores of ``obs`` are but places in an order; there they are
@@ -30,7 +30,7 @@ def removal_costs(importance: Importance, evidence: Evidence, group: ChannelGrou
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 1))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]]))
-        >>> evidence = Evidence(model=net, graph=trace(net, torch.zeros(1, 2)))
+        >>> evidence = CriterionContext(model=net, graph=trace(net, torch.zeros(1, 2)))
         >>> removal_costs(find_importance("l2"), evidence, evidence.graph["0"]).tolist()
         [[1.0, 5.0, 10.0]]
     """
@@ -47,7 +47,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elimination:
+class EliminationOrder:
     """How the channels of a group go one after another, each array ``[positions, size]``.
 
     ``place`` is a channel's place in that order at its position, ``cost`` what its removal cost
@@ -58,7 +58,7 @@ class Elimination:
     cost: Scores
 
 
-def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
+def obs(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """The order in which channels go when the rest compensates, ``[positions, size]``.
 
     Greedy optimal brain surgeon: again and again those channels go whose removal, after a least-
@@ -75,7 +75,7 @@ def obs(evidence: Evidence, group: ChannelGroup) -> Scores:
     return eliminate(evidence, group).place
 
 
-def product(evidence: Evidence, group: ChannelGroup) -> Scores:
+def product(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """The order in which channels go when only a product of spikes reads them (q and k).
 
     Greedy: again and again the channel goes with which the removed part of the attention map
@@ -84,12 +84,12 @@ def product(evidence: Evidence, group: ChannelGroup) -> Scores:
     return _from_product(evidence, group).place
 
 
-def eliminate(evidence: Evidence, group: ChannelGroup) -> Elimination:
+def eliminate(evidence: CriterionContext, group: ChannelGroup) -> EliminationOrder:
     """The order of ``obs``, or of ``product`` without readers, with what every removal cost."""
     readers = evidence.seen.readers[group.name]
     if not readers:
         return _from_product(evidence, group)
-    fronts = [_Front.of(evidence, reader) for reader in readers]
+    fronts = [_ConsumerState.of(evidence, reader) for reader in readers]
     order = np.full((group.positions, group.size), np.inf)
     costs = np.zeros_like(order)
     blocks = BLOCKS if all(reader.taps == 1 for reader in readers) else PATCH_BLOCKS
@@ -105,10 +105,10 @@ def eliminate(evidence: Evidence, group: ChannelGroup) -> Elimination:
         starts = np.arange(group.positions)[:, None] * group.size
         for front in fronts:
             front.remove((starts + chosen).ravel())
-    return Elimination(place=order, cost=costs)
+    return EliminationOrder(place=order, cost=costs)
 
 
-def _from_product(evidence: Evidence, group: ChannelGroup) -> Elimination:
+def _from_product(evidence: CriterionContext, group: ChannelGroup) -> EliminationOrder:
     grams = evidence.seen.products(group).numpy()
     order = np.zeros((group.positions, group.size))
     costs = np.zeros_like(order)
@@ -120,11 +120,11 @@ def _from_product(evidence: Evidence, group: ChannelGroup) -> Elimination:
             order[position, channel] = step
             costs[position, channel] = cost[channel]
             cost += 2 * gram[:, channel]
-    return Elimination(place=order, cost=costs / max(float(grams.sum()), _TINY))
+    return EliminationOrder(place=order, cost=costs / max(float(grams.sum()), _TINY))
 
 
 @dataclass(kw_only=True)
-class _Front:
+class _ConsumerState:
     """One reader during the elimination: inputs left, their weights, their inverse covariance."""
 
     ids: Tensor
@@ -134,7 +134,7 @@ class _Front:
     taps: int = 1
 
     @classmethod
-    def of(cls, evidence: Evidence, reader: Reader) -> _Front:
+    def of(cls, evidence: CriterionContext, reader: Consumer) -> _ConsumerState:
         covariance = evidence.seen.inputs(reader).covariance
         weights = _compact(reader.inputs(evidence.model))
         scale = float((weights * (covariance @ weights)).sum())

@@ -20,9 +20,9 @@ __all__ = [
     "NORMS",
     "Layer",
     "batch_of",
-    "calibrating",
     "check_no_nan",
     "copy_of",
+    "evaluating",
     "first_samples",
 ]
 
@@ -56,7 +56,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextlib.contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
     training = [module for module in model.modules() if module.training]
     if training:

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt.models.forward import calibrating
+from primesvt.models.forward import evaluating
 from primesvt.models.neurons import reset
 from primesvt.models.spiking_vit import SpikingViT
 
-__all__ = ["Place", "Prefixes", "Together", "block_of"]
+__all__ = ["ActivationCache", "CacheKey", "VariantBatch", "block_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class CacheKey:
     """Where an activation was met: what entered a block of all networks that are equal before it.
 
     Args:
@@ -32,7 +32,7 @@ class Place:
 
 
 @dataclass(kw_only=True)
-class Prefixes:
+class ActivationCache:
     """Activations by place and batch, as far as a memory ceiling allows.
 
     What does not fit is computed again. Data are always read from their first batch on, so the
@@ -43,8 +43,8 @@ class Prefixes:
 
     Example:
         >>> import torch
-        >>> place = Place(inputs="selection", block=3, before=())
-        >>> prefixes = Prefixes(ceiling=100)
+        >>> place = CacheKey(inputs="selection", block=3, before=())
+        >>> prefixes = ActivationCache(ceiling=100)
         >>> for batch in range(2):
         ...     prefixes.keep(place, batch, torch.zeros(20))
         >>> [prefixes.find(place, batch) is not None for batch in range(2)]
@@ -53,16 +53,16 @@ class Prefixes:
 
     ceiling: int
     taken: int = field(default=0, init=False)
-    _kept: dict[Place, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[CacheKey, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    def find(self, place: Place, batch: int) -> Tensor | None:
+    def find(self, place: CacheKey, batch: int) -> Tensor | None:
         """What was kept of a batch; nobody may write into it."""
         known = self._kept.get(place, {}).get(batch)
         if known is not None:
             self._kept[place] = self._kept.pop(place)  # asked for last
         return known
 
-    def keep(self, place: Place, batch: int, activation: Tensor) -> None:
+    def keep(self, place: CacheKey, batch: int, activation: Tensor) -> None:
         """Keep an activation if there is room, or can be made."""
         size = activation.untyped_storage().nbytes()
         if size > self.ceiling:
@@ -77,7 +77,7 @@ class Prefixes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Together:
+class VariantBatch:
     """Networks that equal a common one up to a block each, run from there on.
 
     The common network runs block by block. In front of every block all networks that first differ
@@ -98,7 +98,7 @@ class Together:
         >>> import torch
         >>> from primesvt.models import create_model
         >>> net = create_model("sdt_v2_digits").eval()
-        >>> pair = Together(networks=[net, net], common=net, starts=[0, 3])
+        >>> pair = VariantBatch(networks=[net, net], common=net, starts=[0, 3])
         >>> [logits.shape for logits in pair(torch.zeros(2, 1, 8, 8))]
         [torch.Size([2, 10]), torch.Size([2, 10])]
     """
@@ -106,7 +106,7 @@ class Together:
     networks: Sequence[nn.Module]
     common: SpikingViT | None = None
     starts: Sequence[int] = ()
-    prefixes: Prefixes | None = None
+    prefixes: ActivationCache | None = None
     before: Callable[[int], Hashable] = lambda _: ()
 
     def __call__(self, *inputs: Any, data: Hashable = None, batch: int = 0) -> list[Any]:
@@ -155,10 +155,10 @@ class Together:
         if self.prefixes is not None and data is not None:
             self.prefixes.keep(self._place(block, data), batch, activation)
 
-    def _place(self, block: int, data: Hashable) -> Place:
-        return Place(inputs=data, block=block, before=self.before(block))
+    def _place(self, block: int, data: Hashable) -> CacheKey:
+        return CacheKey(inputs=data, block=block, before=self.before(block))
 
-    def only(self, numbers: Sequence[int]) -> Together:
+    def only(self, numbers: Sequence[int]) -> VariantBatch:
         """Some of the networks."""
         if len(numbers) == len(self.networks):
             return self
@@ -169,11 +169,11 @@ class Together:
         )
 
     @contextlib.contextmanager
-    def calibrating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Evaluation mode, without gradients, for all of them."""
         with contextlib.ExitStack() as stack:
             for network in (*self.networks, *([self.common] if self.common else [])):
-                stack.enter_context(calibrating(network))
+                stack.enter_context(evaluating(network))
             yield
 
 

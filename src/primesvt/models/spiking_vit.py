@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from primesvt.models.config import ModelConfig
 from primesvt.models.fast_paths import forgetting
 from primesvt.models.neurons import memories
-from primesvt.models.official.report import Loaded
+from primesvt.models.official.report import CheckpointReport
 from primesvt.models.provenance import Provenance
 
 __all__ = ["SpikingViT"]
@@ -42,7 +42,7 @@ class SpikingViT(nn.Module):
         self.config = config
         self.time_steps = config.time_steps
         self.provenance: Provenance | None = None
-        self.loaded: Loaded | None = None
+        self.loaded: CheckpointReport | None = None
         self.blocks = nn.Sequential(OrderedDict(blocks))
         self.head = head
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from primesvt.profiling.operations import Operations
 
-__all__ = ["PRICES", "Energy", "Prices", "energy_of", "formulas"]
+__all__ = ["PRICES", "Energy", "EnergyPerOperation", "energy_of", "formulas"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prices:
+class EnergyPerOperation:
     """What an operation and a byte cost, in picojoules; 45 nm, 0.9 V, 32-bit floating point.
 
     A multiplication takes 3.7 and an addition 0.9. A 64-bit access takes 100 in an on-chip memory
@@ -25,7 +25,7 @@ class Prices:
     dram_byte: float = 1300 / 8
 
 
-PRICES = Prices()
+PRICES = EnergyPerOperation()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ class Energy:
     with_memory: float
 
 
-def energy_of(operations: Operations, parameter_bytes: int, *, prices: Prices = PRICES) -> Energy:
+def energy_of(
+    operations: Operations, parameter_bytes: int, *, prices: EnergyPerOperation = PRICES
+) -> Energy:
     """Estimate the energy of one sample.
 
     Example:
@@ -57,7 +59,7 @@ def energy_of(operations: Operations, parameter_bytes: int, *, prices: Prices = 
     return Energy(operations=picojoules * 1e-12, with_memory=(picojoules + moved + loaded) * 1e-12)
 
 
-def formulas(prices: Prices = PRICES) -> tuple[str, str]:
+def formulas(prices: EnergyPerOperation = PRICES) -> tuple[str, str]:
     """How each estimate is made, and what it leaves out: one sentence each.
 
     Example:

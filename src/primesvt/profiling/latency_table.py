@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from primesvt.channels.widths import Cuts
+from primesvt.channels.widths import Widths
 
 __all__ = ["LatencyTable", "NetworkTime", "PartTime", "WidthTime"]
 
@@ -45,7 +45,7 @@ class NetworkTime:
     ``low`` and ``high`` are the quartiles of that share over rounds.
     """
 
-    cuts: Cuts
+    cuts: Widths
     share: float
     low: float
     high: float
@@ -89,7 +89,7 @@ class LatencyTable:
         """The time with one group narrower, if it was taken."""
         return self._widths.get((group, kept))
 
-    def network(self, cuts: Cuts) -> NetworkTime | None:
+    def network(self, cuts: Widths) -> NetworkTime | None:
         """The time of a cut network, if it was taken."""
         return self._networks.get(frozenset(cuts.items()))
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from primesvt._format import megabytes, scaled
 
-__all__ = ["Held"]
+__all__ = ["LimitOutcome"]
 
 _NEAR = 0.97
 _WORDS = {"latency": "time", "membrane": "membrane potentials"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class LimitOutcome:
     """A limit at the end of a run.
 
     Attributes:
@@ -26,7 +26,7 @@ class Held:
         batch: samples in the batch that is timed.
 
     Example:
-        >>> time = Held(name="latency", before=40.0, after=21.5, allowed=20.0, batch=32)
+        >>> time = LimitOutcome(name="latency", before=40.0, after=21.5, allowed=20.0, batch=32)
         >>> print(time)
         21.5 ms for a batch of 32, 0.54 of before (20.0 ms allowed)
         >>> time.held, time.what
@@ -67,6 +67,6 @@ class Held:
         return {**asdict(self), "held": self.held}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Held:
+    def from_dict(cls, content: Mapping[str, Any]) -> LimitOutcome:
         """Read what ``to_dict`` made."""
         return cls(**{name: value for name, value in content.items() if name != "held"})

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from primesvt.models import reset
-from primesvt.models.forward import batch_of, calibrating
+from primesvt.models.forward import batch_of, evaluating
 from primesvt.models.neurons import IntegerNeuron
 from primesvt.profiling.spikes import follow, given, marking, origin_of, spikes_in
 
@@ -196,7 +196,7 @@ def count_operations(
         [('0', 12.0, 12.0, 0.0), ('2', 6.0, 0.0, 6.0)]
     """
     counter, seen = _Counter(model), 0
-    with calibrating(model), marking(model, counter.neuron):
+    with evaluating(model), marking(model, counter.neuron):
         for batch in batches:
             if seen >= samples:
                 break

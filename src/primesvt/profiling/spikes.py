@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from primesvt.models.neurons import IntegerNeuron, neurons
 
-__all__ = ["Origin", "follow", "given", "marking", "origin_of", "spikes_in"]
+__all__ = ["ValueOrigin", "follow", "given", "marking", "origin_of", "spikes_in"]
 
 aten = torch.ops.aten
 _MARK = "_primesvt_origin"
@@ -25,7 +25,7 @@ _DECISIONS = {aten.ge, aten.gt, aten.le, aten.lt, aten.heaviside}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class ValueOrigin:
     """Where the values of a tensor come from.
 
     Attributes:
@@ -42,12 +42,12 @@ class Origin:
 def given(batch: Any) -> None:
     """Mark the tensors of a batch as the model's input."""
     for tensor in _tensors(batch):
-        setattr(tensor, _MARK, Origin(spikes=False))
+        setattr(tensor, _MARK, ValueOrigin(spikes=False))
 
 
-def origin_of(tensor: Tensor) -> Origin | None:
+def origin_of(tensor: Tensor) -> ValueOrigin | None:
     """What is known of a tensor; ``None`` for weights, and where a comparison decided."""
-    found: Origin | None = getattr(tensor, _MARK, None)
+    found: ValueOrigin | None = getattr(tensor, _MARK, None)
     return found
 
 
@@ -91,7 +91,7 @@ def marking(
 
             def mark(neuron: nn.Module, args: Any, kwargs: Any, out: Any, name: str = name) -> None:
                 for tensor in _tensors(out):
-                    setattr(tensor, _MARK, Origin(spikes=True, unit=_unit(neuron)))
+                    setattr(tensor, _MARK, ValueOrigin(spikes=True, unit=_unit(neuron)))
                 seen(name, neuron, _tensors((args, kwargs))[0], _tensors(out)[0])
 
             handles.append(module.register_forward_hook(mark, with_kwargs=True))
@@ -102,7 +102,7 @@ def marking(
             handle.remove()
 
 
-def _after(func: Any, inputs: list[Tensor], *, contracted: bool) -> Origin | None:
+def _after(func: Any, inputs: list[Tensor], *, contracted: bool) -> ValueOrigin | None:
     """The origin of a result, as far as its inputs tell."""
     origins = [origin_of(tensor) for tensor in inputs]
     known = [origin for origin in origins if origin is not None]
@@ -110,17 +110,17 @@ def _after(func: Any, inputs: list[Tensor], *, contracted: bool) -> Origin | Non
     if not known or overload in _DECISIONS:
         return None
     if overload in _SUMS:
-        return Origin(spikes=False)
+        return ValueOrigin(spikes=False)
     if contracted or not all(origin.spikes for origin in known):
-        return Origin(spikes=False, repeats=min(origin.repeats for origin in known))
+        return ValueOrigin(spikes=False, repeats=min(origin.repeats for origin in known))
     if len(known) < len(origins):
         return None
     if overload in (aten.mul, aten.mul_):
-        return Origin(spikes=True, unit=prod(train.unit for train in known))
+        return ValueOrigin(spikes=True, unit=prod(train.unit for train in known))
     return known[0] if len({train.unit for train in known}) == 1 else None
 
 
-def _repeated(origin: Origin | None, func: Any, args: Any, out: Tensor) -> Origin | None:
+def _repeated(origin: ValueOrigin | None, func: Any, args: Any, out: Tensor) -> ValueOrigin | None:
     """The origin after an image was shown at several time steps."""
     overload = getattr(func, "overloadpacket", func)
     if origin is None or origin.spikes or overload not in (aten.expand, aten.repeat):

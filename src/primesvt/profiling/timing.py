@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from primesvt.models import reset
-from primesvt.models.forward import calibrating
+from primesvt.models.forward import evaluating
 
 __all__ = [
     "BATCHES",
@@ -148,7 +148,7 @@ def race_networks(
     models = [model for model, _ in parts.values()]
     with contextlib.ExitStack() as stack:
         for model in models:
-            stack.enter_context(calibrating(model))
+            stack.enter_context(evaluating(model))
         times = race(forwards, pace, device)
     for model in models:
         reset(model)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
-from primesvt.channels.widths import Cuts
+from primesvt.channels.widths import Widths
 from primesvt.models import SpikingViT, reset
 from primesvt.models.digest import model_digest
-from primesvt.models.forward import calibrating
+from primesvt.models.forward import evaluating
 from primesvt.profiling.latency_table import LatencyTable, NetworkTime, PartTime, WidthTime
 from primesvt.profiling.timing import (
     Pace,
@@ -112,11 +112,11 @@ class Stopwatch:
         """Time of the unpruned network."""
         return self._part("")
 
-    def saved(self, cuts: Cuts) -> float:
+    def saved(self, cuts: Widths) -> float:
         """Milliseconds that cuts save, each group alone, added up."""
         return sum(self._saved(group, kept) for group, kept in cuts.items())
 
-    def network(self, cuts: Cuts) -> NetworkTime:
+    def network(self, cuts: Widths) -> NetworkTime:
         """Time of a cut network, timed now if it was not before."""
         if not cuts:
             return NetworkTime(cuts={}, share=1.0, low=1.0, high=1.0, runs=0)
@@ -199,7 +199,7 @@ class Stopwatch:
             for kept, seconds in times.items()
         ]
 
-    def _time_network(self, cuts: Cuts) -> NetworkTime:
+    def _time_network(self, cuts: Widths) -> NetworkTime:
         parts = {"whole": (self.model, self.inputs), "cut": (self._cut(cuts), self.inputs)}
         times = self._race(parts, self._paces[1])
         low, high = np.quantile(times["cut"] / times["whole"], (0.25, 0.75))
@@ -215,7 +215,7 @@ class Stopwatch:
         """Seconds of networks, or parts of one, in turn."""
         return race_networks(parts, pace) if self._files is None else self._files.race(parts, pace)
 
-    def _cut(self, cuts: Cuts) -> nn.Module:
+    def _cut(self, cuts: Widths) -> nn.Module:
         """A smaller copy; which channels it keeps changes no time."""
         smaller = copy.deepcopy(self.model)
         rows = {
@@ -236,7 +236,7 @@ class Stopwatch:
 
         handle = self.model.get_submodule(part).register_forward_pre_hook(note)
         try:
-            with calibrating(self.model):
+            with evaluating(self.model):
                 reset(self.model)
                 self.model(*placed(self.inputs, device_of(self.model)))
         finally:

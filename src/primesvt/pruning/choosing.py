@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from primesvt.channels import ChannelGroup
-from primesvt.channels.widths import Grid
+from primesvt.channels.widths import WidthGrid
 from primesvt.evaluation.evaluator import Progress
-from primesvt.importance import Evidence, find_importance, removal_costs
+from primesvt.importance import CriterionContext, find_importance, removal_costs
 from primesvt.pruning.policies import (
+    AccuracyGate,
     Allocate,
-    Gate,
     Global,
+    PolicyResult,
     Prime,
     Psvit,
     Random,
     Uniform,
-    Walk,
     every_width,
 )
 from primesvt.pruning.policies.base import Limit
 from primesvt.pruning.probe_table import Layer
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 from primesvt.pruning.sensitivity import find_edges, grids_of, probe_layers, unprobed
 from primesvt.pruning.settings import Settings
 
@@ -31,17 +31,17 @@ __all__ = ["choose"]
 
 
 def choose(
-    bench: Bench,
+    bench: Prober,
     groups: Sequence[ChannelGroup],
     *,
     settings: Settings,
-    gate: Gate,
+    gate: AccuracyGate,
     importance: str,
     seed: int = 0,
     stop_at_bytes: int | None = None,
     limits: Sequence[Limit] = (),
     progress: Progress | None = None,
-) -> Walk:
+) -> PolicyResult:
     """What the policy of the settings takes, measured on the bench.
 
     Args:
@@ -71,7 +71,7 @@ def choose(
 class _Question:
     """What a policy is asked; ``common`` are gate, limit on the saving and progress."""
 
-    bench: Bench
+    bench: Prober
     groups: Sequence[ChannelGroup]
     settings: Settings
     common: dict[str, Any]
@@ -80,12 +80,12 @@ class _Question:
     limits: Sequence[Limit]
 
     @property
-    def grids(self) -> tuple[Grid, ...]:
+    def grids(self) -> tuple[WidthGrid, ...]:
         """The widths of every group at the rates asked for."""
         return grids_of(self.bench, self.groups, **self.settings.grid)
 
     @property
-    def all_widths(self) -> tuple[Grid, ...]:
+    def all_widths(self) -> tuple[WidthGrid, ...]:
         """All widths of every group down to that of the highest rate."""
         return tuple(every_width(grid, self.settings.pruning_rates) for grid in self.grids)
 
@@ -102,7 +102,7 @@ class _Question:
     def costs(self) -> dict[str, Any]:
         """What removing the channels of every group costs, one after another."""
         bench, rank = self.bench, find_importance(self.importance)
-        evidence = Evidence(
+        evidence = CriterionContext(
             model=bench.model, graph=bench.graph, activity=bench.recovery.activity, seed=self.seed
         )
         found = bench.processes.each(
@@ -111,7 +111,7 @@ class _Question:
         return {group.name: costs for group, costs in zip(self.groups, found, strict=True)}
 
 
-def _prime(asked: _Question) -> Walk:
+def _prime(asked: _Question) -> PolicyResult:
     chosen, bench = asked.settings, asked.bench
     layers = asked.layers(halving=False) if chosen.whole_curves else unprobed(asked.grids)
     threshold = chosen.target_threshold
@@ -119,31 +119,31 @@ def _prime(asked: _Question) -> Walk:
     return prime.walk(layers, lambda cuts, around: bench.probe(cuts, around=around))
 
 
-def _allocate(asked: _Question) -> Walk:
+def _allocate(asked: _Question) -> PolicyResult:
     return Allocate(**asked.common, limits=asked.limits).solve(asked.grids, asked.bench)
 
 
-def _uniform(asked: _Question) -> Walk:
+def _uniform(asked: _Question) -> PolicyResult:
     return Uniform(**asked.common).solve(asked.grids, asked.bench)
 
 
-def _random(asked: _Question) -> Walk:
+def _random(asked: _Question) -> PolicyResult:
     return Random(**asked.common, seed=asked.seed).solve(asked.grids, asked.bench)
 
 
-def _global(asked: _Question) -> Walk:
+def _global(asked: _Question) -> PolicyResult:
     shares = asked.settings.pruning_rates
     ranking = Global(**asked.common, costs=asked.costs(), shares=shares)
     return ranking.solve(asked.all_widths, asked.bench)
 
 
-def _psvit(asked: _Question) -> Walk:
+def _psvit(asked: _Question) -> PolicyResult:
     psvit = Psvit(**asked.common, highest=max(asked.settings.pruning_rates))
     halving = not asked.settings.exact
     return psvit.solve(asked.all_widths, asked.bench, lambda: asked.layers(halving=halving))
 
 
-_POLICIES: dict[str, Callable[[_Question], Walk]] = {
+_POLICIES: dict[str, Callable[[_Question], PolicyResult]] = {
     "allocate": _allocate,
     "prime": _prime,
     "psvit": _psvit,

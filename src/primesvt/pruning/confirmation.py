@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from primesvt.channels.widths import Cuts
+from primesvt.channels.widths import Widths
 from primesvt.evaluation.confidence import Outcomes, paired_drop_bound
-from primesvt.pruning.policies import Gate, Walk, cuts_of
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.policies import AccuracyGate, PolicyResult, cuts_of
+from primesvt.pruning.prober import Prober
 
 __all__ = ["Confirmation", "confirm", "confirmed", "sequence"]
 
@@ -33,7 +33,7 @@ class Confirmation:
     tried: int
 
 
-def sequence(alternatives: Sequence[Cuts], saved: Callable[[Cuts], int]) -> list[Cuts]:
+def sequence(alternatives: Sequence[Widths], saved: Callable[[Widths], int]) -> list[Widths]:
     """From a mild network to the one found, in the order in which they are tested.
 
     Those of the networks whose saving is next to 50, 70, 80, 90, 95 and 100 % of the
@@ -48,13 +48,13 @@ def sequence(alternatives: Sequence[Cuts], saved: Callable[[Cuts], int]) -> list
 
 
 def confirmed(
-    walk: Walk,
-    bench: Bench,
-    gate: Gate,
+    walk: PolicyResult,
+    bench: Prober,
+    gate: AccuracyGate,
     *,
     outcomes: Callable[[nn.Module], Outcomes],
     before: Outcomes,
-) -> tuple[Walk, Confirmation | None]:
+) -> tuple[PolicyResult, Confirmation | None]:
     """A walk as far as images that it has not seen confirm it.
 
     Args:
@@ -88,7 +88,7 @@ def confirmed(
     return milder, confirmation
 
 
-def _unconfirmed(bench: Bench, order: Sequence[Cuts], gate: Gate) -> str:
+def _unconfirmed(bench: Prober, order: Sequence[Widths], gate: AccuracyGate) -> str:
     """Why there is no plan, as a part of a sentence."""
     whole = bench.reference.parameter_bytes
     least, most = (bench.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
@@ -100,13 +100,13 @@ def _unconfirmed(bench: Bench, order: Sequence[Cuts], gate: Gate) -> str:
 
 
 def confirm(
-    candidates: Sequence[Cuts],
+    candidates: Sequence[Widths],
     *,
-    outcomes: Callable[[Cuts], Outcomes],
+    outcomes: Callable[[Widths], Outcomes],
     before: Outcomes,
     limit: float,
     level: float,
-) -> tuple[Cuts, Confirmation | None]:
+) -> tuple[Widths, Confirmation | None]:
     """The last network of a fixed sequence whose bound stays within the limit; no cuts if none is.
 
     Networks are tested from the mildest on, and the first that fails ends it. Testing in a fixed
@@ -116,7 +116,7 @@ def confirm(
     Source: fixed-sequence testing, Maurer, Hothorn and Lehmacher (1995); used for limits on risk as
     in Angelopoulos et al., "Learn then test" (arXiv 2110.01052).
     """
-    chosen: tuple[Cuts, Confirmation | None] = ({}, None)
+    chosen: tuple[Widths, Confirmation | None] = ({}, None)
     before = before.astype(np.bool_)
     for tried, cuts in enumerate(candidates, start=1):
         after = outcomes(cuts).astype(np.bool_)

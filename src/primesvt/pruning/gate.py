@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from primesvt.evaluation.confidence import mean_drop_bound, paired_drop_bound
 from primesvt.pruning.probe_table import Probe, Reference
 
-__all__ = ["GATES", "Gate", "Verdict"]
+__all__ = ["GATES", "AccuracyGate", "GateDecision"]
 
 GATES = ("point", "bound")
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class GateDecision:
     """What the gate says of one network; drops are differences of mean outcomes.
 
     ``bound`` is the one-sided confidence bound of the paired drop, ``None`` without outcomes.
@@ -26,7 +26,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class AccuracyGate:
     """Lets a network pass whose drop, or the bound of its drop, is at most ``allowed``.
 
     Args:
@@ -55,7 +55,7 @@ class Gate:
                 "return a vector of per-sample outcomes, or take gate='point'"
             )
 
-    def judge(self, probe: Probe) -> Verdict:
+    def judge(self, probe: Probe) -> GateDecision:
         """Compare one network with the unpruned one; what was rejected early does not pass."""
         bound = self.bound(probe)
         drop = self.reference.accuracy - probe.accuracy
@@ -63,7 +63,7 @@ class Gate:
             drop = (probe.lost - probe.gained) / probe.samples
         decisive = drop if self.kind == "point" or bound is None else bound
         passed = probe.rejected is None and decisive <= self.allowed + _ROUNDING
-        return Verdict(passed=passed, drop=drop, bound=bound)
+        return GateDecision(passed=passed, drop=drop, bound=bound)
 
     def bound(self, probe: Probe) -> float | None:
         """One-sided upper confidence bound of the paired drop."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from primesvt.calibration import CALIBRATION_BATCH, Calibration, calibration_of
+from primesvt.calibration import CALIBRATION_BATCH, CalibrationSet, calibration_of
 from primesvt.checkpoint.load import Data
 from primesvt.config import Constraints, parse_bytes
 from primesvt.data import Splits
@@ -129,7 +129,7 @@ def calibration_for(
     evaluate: Evaluator,
     device: torch.device,
     batch_size: int,
-) -> Calibration | None:
+) -> CalibrationSet | None:
     """Inputs without labels, where any were given or come with the data."""
     source: Any = given
     if source is None and isinstance(evaluate, DataEvaluator):

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from primesvt.calibration import Calibration
+from primesvt.calibration import CalibrationSet
 from primesvt.channels import trace
 from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.config import Constraints
-from primesvt.distributed import Processes
+from primesvt.distributed import ProcessGroup
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Measurement, Progress, telling
-from primesvt.evaluation.recording import watch
+from primesvt.evaluation.recording import record_inputs
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import first_samples
 from primesvt.profiling.latency_table import LatencyTable
@@ -25,11 +25,11 @@ from primesvt.pruning.candidates import Candidates, find_candidates
 from primesvt.pruning.choosing import choose
 from primesvt.pruning.confirmation import Confirmation, confirmed
 from primesvt.pruning.limits import limits_of
-from primesvt.pruning.lossless import Lean, make_lean, strip
+from primesvt.pruning.lossless import StartNetwork, remove_constant_channels, remove_unused
 from primesvt.pruning.metrics import Conclusion, Metrics, Solved
-from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.policies import AccuracyGate, PolicyResult
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.prober import Bench, counting
+from primesvt.pruning.prober import Prober, counting
 from primesvt.pruning.result import steps_of
 from primesvt.pruning.sensitivity import check_probed
 from primesvt.pruning.settings import Settings
@@ -68,7 +68,7 @@ class Job:
     table: ProbeTable
     earlier: ProbeTable | None = None
     example: tuple[Any, ...] = ()
-    calibration: Calibration | None = None
+    calibration: CalibrationSet | None = None
     aside: Dataset[Any] | None = None
     seed: int = 0
     memory_limit: int | None = None
@@ -85,7 +85,7 @@ class Job:
         return Method.of(self.settings, self.calibration)
 
     @property
-    def processes(self) -> Processes:
+    def processes(self) -> ProcessGroup:
         """Those at work on this run."""
         return self.evaluate.processes
 
@@ -136,11 +136,11 @@ class Job:
         self._stop_at(reference)  # both say what is wrong with a limit before anything is written
         return reference
 
-    def find(self) -> tuple[Lean, Candidates]:
+    def find(self) -> tuple[StartNetwork, Candidates]:
         """Choose the groups that may be cut, and take out what changes no prediction."""
         chosen = self.settings
         sources = inputs_of(self.evaluate, self.calibration)
-        start = strip(self.model, sources[-1:], self.processes) if chosen.lossless else None
+        start = remove_unused(self.model, sources[-1:], self.processes) if chosen.lossless else None
         model = self.model if start is None else start.model
         self._tell("tracing")
         graph = trace(model, self.example)
@@ -154,11 +154,11 @@ class Job:
             progress=self.progress,
         )
         if start is None:
-            lean = Lean.whole(model, graph, candidates.groups)
+            lean = StartNetwork.whole(model, graph, candidates.groups)
         else:
             self._tell("looking for silent channels")
             multiple = chosen.channel_multiple
-            lean = make_lean(
+            lean = remove_constant_channels(
                 self.model, start, graph, candidates.groups, sources, multiple, self.processes
             )
         self._check(lean)
@@ -167,7 +167,7 @@ class Job:
         )
         return lean, candidates
 
-    def _check(self, lean: Lean) -> None:
+    def _check(self, lean: StartNetwork) -> None:
         """Probes made before must be of the same lossless step: they are of what it leaves."""
         self._context["lossless_cuts"] = lean.removed
         groups = [group.name for group in lean.groups]
@@ -180,7 +180,7 @@ class Job:
             multiple = chosen.channel_multiple
             check_probed(self.earlier, lean.groups, chosen.pruning_rates, multiple)
 
-    def begin(self, reference: Reference, lean: Lean) -> None:
+    def begin(self, reference: Reference, lean: StartNetwork) -> None:
         """Write down what is known before the first probe; savings count from the lean network."""
         if self.table.reference is None:
             size = parameter_bytes(lean.model)
@@ -195,7 +195,7 @@ class Job:
             self._watch()
         self.table.check(self.context())
 
-    def solve(self, lean: Lean, candidates: Candidates) -> Solved:
+    def solve(self, lean: StartNetwork, candidates: Candidates) -> Solved:
         """Measure groups, choose widths, confirm them, and cut a copy as the plan says."""
         self._tell("calibrating")
         assert self.table.reference is not None
@@ -245,7 +245,9 @@ class Job:
             held=tuple(limit.at(walk.cuts) for limit in limits),
         )
 
-    def _confirmed(self, walk: Walk, bench: Bench) -> tuple[Walk, Confirmation | None]:
+    def _confirmed(
+        self, walk: PolicyResult, bench: Prober
+    ) -> tuple[PolicyResult, Confirmation | None]:
         """The walk as far as images that it has not seen confirm it."""
         if self.aside is None or not walk.choices:
             return walk, None
@@ -282,7 +284,7 @@ class Job:
 
     def _watch(self) -> Measurement:
         """Measure the unpruned network, and note the inputs that it is given."""
-        watched = watch(self.model, telling(self.evaluate, self.progress))
+        watched = record_inputs(self.model, telling(self.evaluate, self.progress))
         if not self.example and not watched.batches:
             raise ValueError(
                 "score never called the model with an input, so nothing can be traced; "
@@ -292,17 +294,19 @@ class Job:
         self.calibration = self.calibration or watched.calibration(self.model)
         return watched.measurement
 
-    def _gate(self, reference: Reference) -> Gate:
+    def _gate(self, reference: Reference) -> AccuracyGate:
         chosen, points = self.settings, self.evaluate.points
         allowed = self.constraints.allowed_drop(reference.accuracy, points=points)
-        return Gate(kind=chosen.gate, allowed=allowed, reference=reference, level=chosen.level)
+        return AccuracyGate(
+            kind=chosen.gate, allowed=allowed, reference=reference, level=chosen.level
+        )
 
     def _stop_at(self, reference: Reference) -> int | None:
         before = reference.parameter_bytes
         smallest = before - self.constraints.required_bytes(before)
         return smallest if self.constraints.stop_at_saving else None
 
-    def _plan(self, walk: Walk, bench: Bench, lean: Lean) -> Plan:
+    def _plan(self, walk: PolicyResult, bench: Prober, lean: StartNetwork) -> Plan:
         steps, groups = steps_of(walk, bench, lean)
         return Plan(
             model_hash=str(self.context()["model"]),

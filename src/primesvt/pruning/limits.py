@@ -11,20 +11,27 @@ import numpy as np
 from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
-from primesvt.channels.widths import Cuts, widths
+from primesvt.channels.widths import Widths, widths
 from primesvt.config import Constraints
-from primesvt.distributed import ALONE, Processes
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.evaluation.evaluator import Progress
 from primesvt.exporting.onnx_timing import Files
 from primesvt.profiling.latency_table import LatencyTable
-from primesvt.profiling.limits import Held
+from primesvt.profiling.limits import LimitOutcome
 from primesvt.profiling.memory import membrane_bytes
 from primesvt.profiling.timing import batched, device_of, placed
 from primesvt.profiling.width_latency import Stopwatch
-from primesvt.pruning.lossless import Lean
+from primesvt.pruning.lossless import StartNetwork
 from primesvt.pruning.settings import Settings
 
-__all__ = ["Held", "LatencyLimit", "MembraneLimit", "check_limits", "limit_notes", "limits_of"]
+__all__ = [
+    "LatencyLimit",
+    "LimitOutcome",
+    "MembraneLimit",
+    "check_limits",
+    "limit_notes",
+    "limits_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +50,18 @@ class LatencyLimit:
         """Milliseconds to save."""
         return self._before - self._allowed
 
-    def saved(self, cuts: Cuts) -> float:
+    def saved(self, cuts: Widths) -> float:
         """Groups alone, added up, by the latency table."""
         return self.stopwatch.saved(cuts)
 
-    def proved(self, cuts: Cuts) -> float:
+    def proved(self, cuts: Widths) -> float:
         """The cut network timed against the whole one."""
         return self._before * (1 - self.stopwatch.network(cuts).share)
 
-    def at(self, cuts: Cuts) -> Held:
+    def at(self, cuts: Widths) -> LimitOutcome:
         """The limit at a plan."""
         after = self._before - self.proved(cuts)
-        return Held(
+        return LimitOutcome(
             name=self.name,
             before=self._before,
             after=after,
@@ -102,17 +109,17 @@ class MembraneLimit:
         """Bytes to save."""
         return self._bytes({}) - self.allowed
 
-    def saved(self, cuts: Cuts) -> float:
+    def saved(self, cuts: Widths) -> float:
         """Every group by its channels, added up."""
         return sum(self._each(group) * (self._size(group) - kept) for group, kept in cuts.items())
 
-    def proved(self, cuts: Cuts) -> float:
+    def proved(self, cuts: Widths) -> float:
         """The cut network run once."""
         return self._bytes({}) - self._bytes(cuts)
 
-    def at(self, cuts: Cuts) -> Held:
+    def at(self, cuts: Widths) -> LimitOutcome:
         """The limit at a plan."""
-        return Held(
+        return LimitOutcome(
             name=self.name,
             before=self._bytes({}),
             after=self._bytes(cuts),
@@ -129,7 +136,7 @@ class MembraneLimit:
     def _size(self, group: str) -> int:
         return self.graph[group].size
 
-    def _bytes(self, cuts: Cuts) -> int:
+    def _bytes(self, cuts: Widths) -> int:
         key = frozenset(cuts.items())
         if key not in self._known:
             smaller = copy.deepcopy(self.model)
@@ -144,12 +151,12 @@ class MembraneLimit:
 
 def limits_of(
     constraints: Constraints,
-    lean: Lean,
+    lean: StartNetwork,
     *,
     settings: Settings,
     inputs: tuple[Any, ...],
     table: LatencyTable,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> tuple[LatencyLimit | MembraneLimit, ...]:
     """The limits beside accuracy and parameter memory that were asked for.

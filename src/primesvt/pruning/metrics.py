@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 
 from primesvt._format import above
-from primesvt.calibration import Calibration
+from primesvt.calibration import CalibrationSet
 from primesvt.channels.plan import Plan
 from primesvt.config import Constraints
 from primesvt.evaluation.confidence import Accuracy, accuracy_of
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress
 from primesvt.models.forward import batch_of
 from primesvt.profiling.energy import Energy, energy_of
+from primesvt.profiling.limits import LimitOutcome
 from primesvt.profiling.memory import (
     buffer_bytes,
     file_bytes,
@@ -32,9 +33,8 @@ from primesvt.profiling.operations import Operations, count_operations
 from primesvt.profiling.timing import Latency, measure
 from primesvt.pruning.candidates import Candidates
 from primesvt.pruning.confirmation import Confirmation
-from primesvt.pruning.limits import Held
-from primesvt.pruning.lossless import Lean, Lossless
-from primesvt.pruning.policies import Gate, Walk
+from primesvt.pruning.lossless import LosslessRecord, StartNetwork
+from primesvt.pruning.policies import AccuracyGate, PolicyResult
 from primesvt.pruning.probe_table import Reference
 
 __all__ = [
@@ -161,13 +161,13 @@ class Solved:
     parameter memory.
     """
 
-    walk: Walk
+    walk: PolicyResult
     plan: Plan
     model: nn.Module
-    lean: Lean
+    lean: StartNetwork
     candidates: Candidates
     confirmation: Confirmation | None = None
-    held: tuple[Held, ...] = ()
+    held: tuple[LimitOutcome, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +186,9 @@ class Conclusion:
 
     evaluate: Evaluator
     constraints: Constraints
-    gate: Gate
+    gate: AccuracyGate
     example: tuple[Any, ...] = field(repr=False)
-    calibration: Calibration | None = field(default=None, repr=False)
+    calibration: CalibrationSet | None = field(default=None, repr=False)
     latency: bool = False
     progress: Progress | None = field(default=None, repr=False)
 
@@ -304,8 +304,8 @@ class Metrics:
     selection_from_train: bool
     notes: tuple[str, ...]
     confirmation: Mapping[str, Any] | None = None
-    lossless: Lossless | None = None
-    others: tuple[Held, ...] = ()
+    lossless: LosslessRecord | None = None
+    others: tuple[LimitOutcome, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -318,20 +318,20 @@ class Metrics:
         for name in ("before", "after"):
             values[name] = Costs.from_dict(values[name])
         if values.get("lossless") is not None:
-            values["lossless"] = Lossless.from_dict(values["lossless"])
-        values["others"] = tuple(map(Held.from_dict, values.get("others", ())))
+            values["lossless"] = LosslessRecord.from_dict(values["lossless"])
+        values["others"] = tuple(map(LimitOutcome.from_dict, values.get("others", ())))
         return cls(**{**values, "notes": tuple(values["notes"])})
 
 
 def conclude(
-    walk: Walk,
+    walk: PolicyResult,
     reference: Reference,
     constraints: Constraints,
     *,
-    gate: Gate,
+    gate: AccuracyGate,
     points: bool,
-    lossless: Lossless | None = None,
-    others: Sequence[Held] = (),
+    lossless: LosslessRecord | None = None,
+    others: Sequence[LimitOutcome] = (),
 ) -> dict[str, Any]:
     """Whether the limits are met, how far the walk came, and which limit bound.
 
@@ -364,7 +364,7 @@ def conclude(
     return {**facts, "verdict": verdict}
 
 
-def _cost(drop: float, bound: float | None, gate: Gate, *, points: bool) -> str:
+def _cost(drop: float, bound: float | None, gate: AccuracyGate, *, points: bool) -> str:
     """The drop in words, such as ``a drop of 0.67 points (2 allowed)``; a bound is rounded up."""
     if points:
         lost, most = f"{100 * drop + 0.0:.2f} points", None if bound is None else above(100 * bound)
@@ -397,7 +397,7 @@ def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
     )
 
 
-def notes_of(walk: Walk, extra: Sequence[str] = ()) -> tuple[str, ...]:
+def notes_of(walk: PolicyResult, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """What a reader must know beside the figures: layers that are no targets, and refusals."""
     if not walk.targets:
         return tuple(extra)

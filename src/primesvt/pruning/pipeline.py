@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from primesvt.checkpoint.folder import load
 from primesvt.config import Constraints
-from primesvt.distributed import Processes, resolve_device
+from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.evaluator import Progress, Score, evaluator_for, example_for
 from primesvt.models.forward import check_no_nan, unwrap
 from primesvt.profiling.latency_table import LatencyTable
@@ -170,8 +170,8 @@ def prune(
     check_limits(constraints, settings)
     original = unwrap(model)
     check_no_nan(original)
-    Processes.take_gpu()
-    processes = Processes.start(resolve_device(device, original))
+    ProcessGroup.take_gpu()
+    processes = ProcessGroup.start(resolve_device(device, original))
     place, progress = processes.device, progress if processes.main else None
     asked = asdict(settings) | {"rates": settings.pruning_rates}
     named = str(data) if isinstance(data, str | Path) else None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from primesvt._files import write_text
-from primesvt.channels.widths import Cuts
+from primesvt.channels.widths import Widths
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.evaluator import Measurement
 
@@ -63,7 +63,7 @@ class Probe:
     """
 
     kind: Kind
-    cuts: Cuts
+    cuts: Widths
     accuracy: float
     saving: float
     parameter_bytes: int
@@ -86,7 +86,7 @@ class DistanceProbe:
         seconds: what it took.
     """
 
-    cuts: Cuts
+    cuts: Widths
     distance: float
     seconds: float = 0.0
 
@@ -127,7 +127,7 @@ class ProbeTable:
     def __len__(self) -> int:
         return len(self._probes)
 
-    def find(self, cuts: Cuts) -> Probe | None:
+    def find(self, cuts: Widths) -> Probe | None:
         """The probe of exactly these cuts, if it was made."""
         return self._probes.get(frozenset(cuts.items()))
 
@@ -136,7 +136,7 @@ class ProbeTable:
         self._probes.update({frozenset(probe.cuts.items()): probe for probe in probes})
         self._append(*map(_probe_line, probes))
 
-    def find_distance(self, cuts: Cuts) -> DistanceProbe | None:
+    def find_distance(self, cuts: Widths) -> DistanceProbe | None:
         """The distance of exactly these cuts, if it was measured."""
         return self._distances.get(frozenset(cuts.items()))
 

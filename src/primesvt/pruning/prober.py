@@ -12,18 +12,18 @@ from torch import nn
 from primesvt._progress import Progress, Stage
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
-from primesvt.channels.widths import Cuts
-from primesvt.distributed import ALONE, Processes, in_turn
+from primesvt.channels.widths import Widths
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, in_turn
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
-from primesvt.evaluation.sequential_test import Race
-from primesvt.importance import Evidence, Importance
-from primesvt.models.shared_prefix import Together
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.importance import Criterion, CriterionContext
+from primesvt.models.shared_prefix import VariantBatch
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.probe_table import DistanceProbe, Kind, Probe, ProbeTable, Reference
-from primesvt.pruning.variants import NETWORKS, Cutter
+from primesvt.pruning.variants import NETWORKS, VariantBuilder
 from primesvt.recovery import Recovery
 
-__all__ = ["Bench", "counting"]
+__all__ = ["Prober", "counting"]
 
 
 def counting(progress: Progress | None, table: ProbeTable) -> Progress | None:
@@ -50,7 +50,7 @@ Evaluate = Callable[[nn.Module], Measurement]
 Tell = Callable[[int, int], None]
 
 
-class Bench:
+class Prober:
     """Measures cuts of the unpruned network, each once, and writes down what it measured.
 
     Args:
@@ -75,19 +75,19 @@ class Bench:
         graph: ChannelGraph,
         evaluate: Evaluate,
         table: ProbeTable,
-        importance: Importance,
-        evidence: Evidence | None = None,
+        importance: Criterion,
+        evidence: CriterionContext | None = None,
         recovery: Recovery | None = None,
-        distance: Callable[[Together], list[float]] | None = None,
-        race: Race | None = None,
+        distance: Callable[[VariantBatch], list[float]] | None = None,
+        race: SequentialTest | None = None,
         memory: int = NETWORKS,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         assert table.reference is not None
         self.reference: Reference = table.reference
         self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
         self.recovery, self.processes = recovery or Recovery(kind="none"), processes
-        self.cutter = Cutter(
+        self.cutter = VariantBuilder(
             model=model,
             graph=graph,
             importance=importance,
@@ -102,19 +102,19 @@ class Bench:
         """The channels that a group keeps, ``[positions, count]``."""
         return self.cutter.kept(group, count)
 
-    def cut(self, cuts: Cuts) -> nn.Module:
+    def cut(self, cuts: Widths) -> nn.Module:
         """A smaller copy of the network, recovered."""
         return self.cutter.cut(cuts)
 
-    def probe(self, cuts: Cuts, *, around: Cuts | None = None, full: bool = False) -> Probe:
+    def probe(self, cuts: Widths, *, around: Widths | None = None, full: bool = False) -> Probe:
         """The stored probe of these cuts, or else a new one, stored before it is returned."""
         return self.probes([cuts], around=around, full=full)[0]
 
     def probes(
         self,
-        wanted: Sequence[Cuts],
+        wanted: Sequence[Widths],
         *,
-        around: Cuts | None = None,
+        around: Widths | None = None,
         full: bool = False,
         tell: Tell = lambda *_: None,
     ) -> list[Probe]:
@@ -146,7 +146,7 @@ class Bench:
         probes = [self.table.find(cuts) for cuts in wanted]
         return [probe for probe in probes if probe is not None]
 
-    def distance(self, cuts: Cuts) -> float:
+    def distance(self, cuts: Widths) -> float:
         """Distance of the cut network from the unpruned one, stored before it is returned.
 
         Where no distance can be had, the drop of the score stands for it.
@@ -155,9 +155,9 @@ class Bench:
 
     def distances(
         self,
-        wanted: Sequence[Cuts],
+        wanted: Sequence[Widths],
         *,
-        around: Cuts | None = None,
+        around: Widths | None = None,
         tell: Tell = lambda *_: None,
     ) -> list[float]:
         """Distances of several cuts, as ``probes`` measures them."""
@@ -185,25 +185,25 @@ class Bench:
         found = [self.table.find_distance(cuts) for cuts in wanted]
         return [0.0 if probe is None else probe.distance for probe in found]
 
-    def bytes_saved(self, cuts: Cuts) -> int:
+    def bytes_saved(self, cuts: Widths) -> int:
         """Parameter bytes that the cuts free, exactly."""
         first = {group: _first(self.graph[group], count) for group, count in cuts.items()}
         return self.graph.freed(first).parameter_bytes
 
-    def _distances_of(self, together: Together) -> list[float]:
+    def _distances_of(self, together: VariantBatch) -> list[float]:
         """Distances of the networks that were dealt out, in the order of their cuts."""
         measure = self._distance
         assert measure is not None
         own = self.processes.everywhere(lambda: measure(together) if together.networks else [])
         return in_turn(own)
 
-    def _measure(self, together: Together, race: Race | None) -> list[Measurement]:
+    def _measure(self, together: VariantBatch, race: SequentialTest | None) -> list[Measurement]:
         if isinstance(self.evaluate, DataEvaluator):
             return self.evaluate.together(together, race, self.reference.measurement.outcomes)
         return [self.evaluate(network) for network in together.networks]
 
 
-def _answers(probe: Probe | None, race: Race | None) -> bool:
+def _answers(probe: Probe | None, race: SequentialTest | None) -> bool:
     """A stored probe says what is asked: measured in full, or rejected where no more is allowed."""
     if probe is None or probe.rejected is None:
         return probe is not None
@@ -217,13 +217,13 @@ def _first(group: ChannelGroup, count: int) -> Ids:
     return np.tile(np.arange(count, dtype=np.int64), (group.positions, 1))
 
 
-def _different(wanted: Sequence[Cuts]) -> list[Cuts]:
+def _different(wanted: Sequence[Widths]) -> list[Widths]:
     """Each once, in their order."""
     return list({frozenset(cuts.items()): cuts for cuts in wanted}.values())
 
 
 def _compared(
-    reference: Reference, after: Measurement, cuts: Cuts, left: int, seconds: float
+    reference: Reference, after: Measurement, cuts: Widths, left: int, seconds: float
 ) -> Probe:
     """Pair the outcomes with those of the unpruned network."""
     kind: Kind = "layer" if len(cuts) == 1 else "walk"

@@ -10,19 +10,21 @@ from typing import Any
 from torch import nn
 
 from primesvt.channels import Refusal
-from primesvt.channels.plan import Kept, Plan, Step
+from primesvt.channels.plan import Kept, Plan, PlanStep
 from primesvt.checkpoint.folder import save_model
-from primesvt.pruning.lossless import Lean
+from primesvt.pruning.lossless import StartNetwork
 from primesvt.pruning.metrics import Metrics
-from primesvt.pruning.policies import Walk
+from primesvt.pruning.policies import PolicyResult
 from primesvt.pruning.probe_table import ProbeTable
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 from primesvt.pruning.run_folder import RunFolder
 
 __all__ = ["PruneResult", "steps_of"]
 
 
-def steps_of(walk: Walk, bench: Bench, lean: Lean) -> tuple[tuple[Step, ...], dict[str, Kept]]:
+def steps_of(
+    walk: PolicyResult, bench: Prober, lean: StartNetwork
+) -> tuple[tuple[PlanStep, ...], dict[str, Kept]]:
     """Steps of a plan, those of the lossless step first, and the channels that each group keeps."""
     groups: dict[str, Kept] = {
         name: tuple(tuple(row) for row in bench.graph.to_original(name, bench.kept(name, count)))
@@ -32,7 +34,7 @@ def steps_of(walk: Walk, bench: Bench, lean: Lean) -> tuple[tuple[Step, ...], di
     return steps, {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
 
 
-def _steps(walk: Walk, bench: Bench) -> tuple[Step, ...]:
+def _steps(walk: PolicyResult, bench: Prober) -> tuple[PlanStep, ...]:
     """The cuts of a walk, with the bytes that each leaves."""
     before = bench.reference.parameter_bytes
     steps, cuts = [], dict[str, int]()
@@ -43,7 +45,7 @@ def _steps(walk: Walk, bench: Bench) -> tuple[Step, ...]:
         verdict = choice.verdict or (walk.verdict if last else None)
         left = before - bench.bytes_saved(cuts)
         steps.append(
-            Step(
+            PlanStep(
                 group=choice.group,
                 rate=choice.rate,
                 before=(choice.positions, choice.size),

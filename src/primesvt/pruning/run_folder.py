@@ -25,7 +25,7 @@ from primesvt._files import (
     write_text,
 )
 from primesvt.channels.plan import Plan
-from primesvt.distributed import ALONE, Processes
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.probe_table import ProbeTable
@@ -51,7 +51,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, recipe: Mapping[str, Any], processes: Processes = ALONE
+        self, path: str | Path, recipe: Mapping[str, Any], processes: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         self.path, self.processes = Path(path), processes
         self.recipe = _plain(recipe)

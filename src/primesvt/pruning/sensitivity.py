@@ -6,27 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from primesvt.channels import ChannelGroup
-from primesvt.channels.widths import RATES, Grid, widths
+from primesvt.channels.widths import RATES, WidthGrid, widths
 from primesvt.evaluation.evaluator import Progress
 from primesvt.profiling.layers import group_parameters
 from primesvt.pruning.probe_table import Layer, Point, Probe, ProbeTable
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 
 __all__ = ["check_probed", "find_edges", "grids_of", "probe_layers", "unprobed"]
 
 
 def grids_of(
-    bench: Bench,
+    bench: Prober,
     groups: Sequence[ChannelGroup],
     *,
     rates: Sequence[float] = RATES,
     order: str = "producer",
     multiple: int = 1,
-) -> tuple[Grid, ...]:
+) -> tuple[WidthGrid, ...]:
     """The widths of every group, multiples of ``multiple``, in forward order; none is measured."""
     members = order == "group"
     return tuple(
-        Grid(
+        WidthGrid(
             group=group.name,
             positions=group.positions,
             size=group.size,
@@ -38,7 +38,7 @@ def grids_of(
 
 
 def probe_layers(
-    bench: Bench,
+    bench: Prober,
     groups: Sequence[ChannelGroup],
     *,
     rates: Sequence[float] = RATES,
@@ -71,7 +71,7 @@ def probe_layers(
 
 
 def find_edges(
-    bench: Bench,
+    bench: Prober,
     groups: Sequence[ChannelGroup],
     *,
     passes: Callable[[Probe], bool],
@@ -108,7 +108,7 @@ def find_edges(
     return tuple(_up_to(grid, between[grid.group][0], seen) for grid in grids)
 
 
-def unprobed(grids: Sequence[Grid]) -> tuple[Layer, ...]:
+def unprobed(grids: Sequence[WidthGrid]) -> tuple[Layer, ...]:
     """Layers of which nothing is known but their rates: no group is probed alone."""
     return tuple(_up_to(grid, len(grid.widths), {}) for grid in grids)
 
@@ -118,7 +118,7 @@ def _between(low: int, high: int, *, first: bool) -> int:
     return high - 1 if first else (low + high) // 2
 
 
-def _up_to(grid: Grid, edge: int, seen: Mapping[tuple[str, int], Probe]) -> Layer:
+def _up_to(grid: WidthGrid, edge: int, seen: Mapping[tuple[str, int], Probe]) -> Layer:
     """A layer with all rates up to an edge, and those beyond it that were measured."""
     points = [
         Point(rate=rate, kept=kept, probe=seen.get((grid.group, kept)))

@@ -11,16 +11,16 @@ from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.graph import Ids
-from primesvt.channels.widths import Cuts
-from primesvt.distributed import ALONE, Processes
-from primesvt.importance import Evidence, Importance, Scores, keep
+from primesvt.channels.widths import Widths
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.importance import Criterion, CriterionContext, Scores, keep
 from primesvt.models import SpikingViT
 from primesvt.models.forward import copy_of
-from primesvt.models.shared_prefix import Prefixes, Together, block_of
+from primesvt.models.shared_prefix import ActivationCache, VariantBatch, block_of
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes
 from primesvt.recovery import Recovery
 
-__all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "Cutter", "room_for"]
+__all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "VariantBuilder", "room_for"]
 
 NETWORKS = 2 * 10**9  # bytes for networks made together and what they share, without a limit
 
@@ -33,16 +33,16 @@ OTHERS = 4  # networks beside them: the unpruned one, the common one twice, and 
 class _Common:
     """A network that others are made around, and the same before its batch norms followed."""
 
-    cuts: Cuts
+    cuts: Widths
     network: SpikingViT
     raw: SpikingViT
     kept: dict[str, Ids]
 
 
-Made = tuple[Cuts, nn.Module]
+Made = tuple[Widths, nn.Module]
 
 
-class Cutter:
+class VariantBuilder:
     """Cuts the unpruned network in exactly the way that is later applied.
 
     Channels are ranked once, on the unpruned network, so a cut is known by how many channels each
@@ -67,7 +67,8 @@ class Cutter:
         >>> from primesvt.importance import find_importance
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> graph = trace(net, torch.zeros(1, 4))
-        >>> Cutter(model=net, graph=graph, importance=find_importance("l2")).cut({"0": 2})[2]
+        >>> builder = VariantBuilder(model=net, graph=graph, importance=find_importance("l2"))
+        >>> builder.cut({"0": 2})[2]
         Linear(in_features=2, out_features=2, bias=True)
     """
 
@@ -76,21 +77,21 @@ class Cutter:
         *,
         model: nn.Module,
         graph: ChannelGraph,
-        importance: Importance,
-        evidence: Evidence | None = None,
+        importance: Criterion,
+        evidence: CriterionContext | None = None,
         recovery: Recovery | None = None,
         memory: int = NETWORKS,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.model, self.graph, self.processes = model, graph, processes
         self._fitting = min(TOGETHER, room_for(model, memory))
         self.recovery = recovery or Recovery(kind="none")
         self._importance = importance
-        self._evidence = evidence or Evidence(model=model, graph=graph)
+        self._evidence = evidence or CriterionContext(model=model, graph=graph)
         self._scores: dict[str, Scores] = {}
         self._find_block = block_of(model)
         self._known_places: dict[str, tuple[int, int]] = {}
-        self._prefixes = Prefixes(ceiling=memory - (OTHERS + self._fitting) * _bytes(model))
+        self._prefixes = ActivationCache(ceiling=memory - (OTHERS + self._fitting) * _bytes(model))
         self._last: _Common | None = None
         self._made_last: Made | None = None
         self._pace: dict[str, float] = {}  # seconds per network, by what is measured
@@ -109,21 +110,21 @@ class Cutter:
             )
             self._scores.update(zip(missing, found, strict=True))
 
-    def cut(self, cuts: Cuts) -> nn.Module:
+    def cut(self, cuts: Widths) -> nn.Module:
         """A smaller copy of the network, recovered."""
         smaller = self._raw(cuts)
         if cuts:
-            self.recovery.after(Together(networks=[smaller]), [self._kept(cuts)])
+            self.recovery.after(VariantBatch(networks=[smaller]), [self._kept(cuts)])
         return smaller
 
     def together(
         self,
-        wanted: Sequence[Cuts],
-        around: Cuts | None = None,
+        wanted: Sequence[Widths],
+        around: Widths | None = None,
         purpose: str = "",
         *,
         deal: bool = False,
-    ) -> Iterator[tuple[list[Cuts], Together]]:
+    ) -> Iterator[tuple[list[Widths], VariantBatch]]:
         """The networks of several cuts, some at a time, to be run before the next are asked for.
 
         ``around`` are cuts from which all of them differ in few groups: they share the blocks in
@@ -146,13 +147,13 @@ class Cutter:
             self._made_last = (dict(mine[0]), together.networks[0]) if len(mine) == 1 else None
             self._pace[purpose] = (time.monotonic() - begin) / max(1, len(mine))
 
-    def _made(self, part: Sequence[Cuts], common: _Common | None) -> Together:
+    def _made(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
         """Recovered networks."""
         if common is None or not part:
-            return Together(networks=[self.cut(cuts) for cuts in part])
+            return VariantBatch(networks=[self.cut(cuts) for cuts in part])
         starts = [self._start(cuts, common.cuts) for cuts in part]
         networks = [self._later(c, common.network, s) for c, s in zip(part, starts, strict=True)]
-        together = Together(
+        together = VariantBatch(
             networks=networks,
             common=common.raw,
             starts=starts,
@@ -162,11 +163,11 @@ class Cutter:
         self.recovery.after(together, [self._kept(cuts) for cuts in part], common.kept)
         return replace(together, common=common.network)
 
-    def _raw(self, cuts: Cuts) -> nn.Module:
+    def _raw(self, cuts: Widths) -> nn.Module:
         """A smaller copy, its batch norms as they were."""
         return self._smaller(copy_of(self.model), self._kept(cuts))
 
-    def _later(self, cuts: Cuts, common: SpikingViT, start: int) -> nn.Module:
+    def _later(self, cuts: Widths, common: SpikingViT, start: int) -> nn.Module:
         """The same with the first blocks of another network, which it equals up to there."""
         assert isinstance(self.model, SpikingViT)
         places = {group: self._places(group) for group in cuts}
@@ -187,10 +188,10 @@ class Cutter:
         remove_channels(model, self.graph, kept)
         return model
 
-    def _kept(self, cuts: Cuts) -> dict[str, Ids]:
+    def _kept(self, cuts: Widths) -> dict[str, Ids]:
         return {group: self.kept(group, count) for group, count in cuts.items()}
 
-    def _common(self, cuts: Cuts) -> _Common:
+    def _common(self, cuts: Widths) -> _Common:
         """The network that others are made around; the last one is remembered."""
         if self._last is None or self._last.cuts != cuts:
             raw, network = self._raw_and_recovered(cuts) if cuts else (self.model, self.model)
@@ -199,7 +200,7 @@ class Cutter:
             self._last = _Common(cuts=dict(cuts), network=network, raw=raw, kept=kept)
         return self._last
 
-    def _raw_and_recovered(self, cuts: Cuts) -> tuple[nn.Module, nn.Module]:
+    def _raw_and_recovered(self, cuts: Widths) -> tuple[nn.Module, nn.Module]:
         """A cut network before its norms followed, and after; the last one is not made again."""
         if self._made_last is not None and self._made_last[0] == cuts:
             network = self._made_last[1]
@@ -207,11 +208,11 @@ class Cutter:
             network = self.cut(cuts)
         return (network if self.recovery.kind == "none" else self._raw(cuts)), network
 
-    def _before(self, cuts: Cuts, block: int) -> frozenset[tuple[str, int]]:
+    def _before(self, cuts: Widths, block: int) -> frozenset[tuple[str, int]]:
         """The cuts that change something in front of a block."""
         return frozenset(cut for cut in cuts.items() if self._places(cut[0])[0] < block)
 
-    def _start(self, cuts: Cuts, around: Cuts) -> int:
+    def _start(self, cuts: Widths, around: Widths) -> int:
         """The first block in which two cut networks differ."""
         differing = {group for group, _ in set(cuts.items()) ^ set(around.items())}
         return min((self._places(group)[0] for group in differing), default=0)

@@ -10,17 +10,22 @@ import numpy as np
 from torch import nn
 from torch.utils.data import Subset
 
-from primesvt.calibration import CALIBRATION_BATCH, Activity, Calibration, calibration_of
+from primesvt.calibration import (
+    CALIBRATION_BATCH,
+    ActivationStatistics,
+    CalibrationSet,
+    calibration_of,
+)
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.evaluation.divergence import Distance
+from primesvt.evaluation.divergence import OutputDivergence
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
-from primesvt.evaluation.sequential_test import Race
-from primesvt.importance import WITHOUT_INPUTS, Evidence, find_importance
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.importance import WITHOUT_INPUTS, CriterionContext, find_importance
 from primesvt.models.forward import batch_of
 from primesvt.profiling.memory import peak_activation_bytes
-from primesvt.pruning.policies import Gate
+from primesvt.pruning.policies import AccuracyGate
 from primesvt.pruning.probe_table import ProbeTable
-from primesvt.pruning.prober import Bench
+from primesvt.pruning.prober import Prober
 from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS, room_for
 from primesvt.recovery import Recovery
@@ -45,7 +50,7 @@ class Method:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, settings: Settings, calibration: Calibration | None) -> Method:
+    def of(cls, settings: Settings, calibration: CalibrationSet | None) -> Method:
         """What the settings ask for, as far as there are inputs for it."""
         importance, recovery, notes = settings.importance, settings.recovery, []
         if calibration is None and recovery != "none":
@@ -78,25 +83,27 @@ def bench_of(
     method: Method,
     evaluate: Evaluator,
     table: ProbeTable,
-    calibration: Calibration | None,
+    calibration: CalibrationSet | None,
     seed: int,
-    race: Race | None = None,
+    race: SequentialTest | None = None,
     memory: int = NETWORKS,
-) -> Bench:
+) -> Prober:
     """The bench of a run; statistics are gathered when first asked for."""
     activity = None
     if calibration is not None and method.looks:
-        activity = Activity(model=model, graph=graph, groups=groups, calibration=calibration)
+        activity = ActivationStatistics(
+            model=model, graph=graph, groups=groups, calibration=calibration
+        )
     inputs = _distance_inputs(evaluate, calibration) if method.policy == "allocate" else None
-    return Bench(
+    return Prober(
         model=model,
         graph=graph,
         evaluate=evaluate,
         table=table,
         importance=find_importance(method.importance),
-        evidence=Evidence(model=model, graph=graph, activity=activity, seed=seed),
+        evidence=CriterionContext(model=model, graph=graph, activity=activity, seed=seed),
         recovery=Recovery(kind=method.recovery, activity=activity),
-        distance=None if inputs is None else Distance(model, inputs),
+        distance=None if inputs is None else OutputDivergence(model, inputs),
         race=race,
         memory=memory,
         processes=evaluate.processes,
@@ -126,12 +133,12 @@ def memory_for_networks(
     return limit - batch
 
 
-def race_of(settings: Settings, gate: Gate, evaluate: Evaluator) -> Race | None:
+def race_of(settings: Settings, gate: AccuracyGate, evaluate: Evaluator) -> SequentialTest | None:
     """When probes may be rejected early; ``None`` where all are to see all images."""
     found = gate.reference.measurement.outcomes
     if settings.exact or not isinstance(evaluate, DataEvaluator) or found is None:
         return None
-    return Race(
+    return SequentialTest(
         limit=gate.allowed,
         total=len(found),
         gate=gate.kind,
@@ -140,7 +147,9 @@ def race_of(settings: Settings, gate: Gate, evaluate: Evaluator) -> Race | None:
     )
 
 
-def inputs_of(evaluate: Evaluator, calibration: Calibration | None) -> tuple[Calibration, ...]:
+def inputs_of(
+    evaluate: Evaluator, calibration: CalibrationSet | None
+) -> tuple[CalibrationSet, ...]:
     """All inputs without labels: those for statistics, then those that choices are made on.
 
     A score shows only the first.
@@ -157,7 +166,9 @@ def inputs_of(evaluate: Evaluator, calibration: Calibration | None) -> tuple[Cal
     return (*known, selection)
 
 
-def _distance_inputs(evaluate: Evaluator, calibration: Calibration | None) -> Calibration | None:
+def _distance_inputs(
+    evaluate: Evaluator, calibration: CalibrationSet | None
+) -> CalibrationSet | None:
     """Inputs that recovery has not seen, where there are any: spread over the selection set."""
     if not isinstance(evaluate, DataEvaluator):
         return calibration

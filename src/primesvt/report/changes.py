@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from primesvt._format import megabytes, percent_points, scaled
 from primesvt.profiling.energy import formulas
-from primesvt.profiling.limits import Held
+from primesvt.profiling.limits import LimitOutcome
 from primesvt.report.names import block_of, inside
 
 __all__ = ["Change", "Firing", "changes", "cost_notes", "cost_rows", "firing_rates", "headline"]
@@ -178,7 +178,7 @@ def changes(metrics: Mapping[str, Any]) -> list[Change]:
 def headline(metrics: Mapping[str, Any]) -> str:
     """The trade in one line; what went losslessly before is named beside the saving."""
     saved = f"{metrics['saving']:.1%} less parameter memory{_beside(metrics.get('lossless'))}"
-    for limit in map(Held.from_dict, metrics.get("others") or ()):
+    for limit in map(LimitOutcome.from_dict, metrics.get("others") or ()):
         saved += f", {1 - limit.after / limit.before:.1%} less {limit.what}"
     if metrics["after"].get("selection") is None:
         drop = metrics["before"]["score"] - metrics["after"]["score"]

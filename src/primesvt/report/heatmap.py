@@ -12,7 +12,7 @@ from primesvt.report.run_files import RunFiles
 from primesvt.report.sizes import sizes_of
 from primesvt.report.tradeoff_plot import text_of
 
-__all__ = ["Cell", "Heat", "Robustness", "Row", "robustness", "tone"]
+__all__ = ["Cell", "Heatmap", "Robustness", "Row", "robustness", "tone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heat:
+class Heatmap:
     """Columns, rows, and in words what the tints stand for."""
 
     label: str
@@ -70,7 +70,7 @@ def tone(value: float, values: Sequence[float]) -> float:
     return round(max(0.0, value / largest) ** 0.5, 3) if largest > 0 else 0.0
 
 
-FARTHEST = 1e6  # how primesvt.evaluation.divergence writes that answers are not finite
+NOT_FINITE = 1e6  # how primesvt.evaluation.divergence writes that answers are not finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Robustness:
     limit.
     """
 
-    heat: Heat
+    heat: Heatmap
     kind: str
     unknown: tuple[str, ...]
 
@@ -130,7 +130,7 @@ def _map(run: RunFiles, kind: str, found: list[_Alone]) -> Robustness:
             Row(name=inside(n), cells=tuple(cells.get((n, rate), Cell()) for rate in columns))
             for n in names
         ]
-    heat = Heat(
+    heat = Heatmap(
         label=_label(run, kind, len(sizes), len(columns)),
         corner="Channel group",
         columns=tuple(f"{rate:.0%}" for rate in columns),
@@ -143,7 +143,7 @@ def _cells(
     found: list[_Alone], rates: Mapping[tuple[str, int], float], chosen: Mapping[str, int]
 ) -> dict[tuple[str, float], Cell]:
     """Cells by group and rate."""
-    far = [each.far for each in found if each.far < FARTHEST]
+    far = [each.far for each in found if each.far < NOT_FINITE]
     cells = {}
     for (name, kept), rate in rates.items():
         if chosen.get(name) == kept:
@@ -153,7 +153,7 @@ def _cells(
             continue
         cells[each.group, rates[each.group, each.kept]] = Cell(
             value=each.value,
-            tone=tone(each.far, far) if each.far < FARTHEST else 1.0,
+            tone=tone(each.far, far) if each.far < NOT_FINITE else 1.0,
             strong=each.strong,
             chosen=chosen.get(each.group) == each.kept,
             text=f"keeps {each.kept}",
@@ -189,7 +189,7 @@ def _distances(run: RunFiles) -> list[_Alone]:
             group=name,
             kept=kept,
             far=row["distance"],
-            value=f"{1000 * row['distance']:.1f}" if row["distance"] < FARTHEST else "not finite",
+            value=f"{1000 * row['distance']:.1f}" if row["distance"] < NOT_FINITE else "not finite",
             strong=False,
         )
         for row in run.probes

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from primesvt._format import above, megabytes, percent_points
-from primesvt.profiling.limits import Held
+from primesvt.profiling.limits import LimitOutcome
 from primesvt.report.run_files import RunFiles
 
-__all__ = ["Summary", "Tuned", "TunedRow", "limits_asked", "summary", "tuning"]
+__all__ = ["FinetuneSummary", "Summary", "TunedRow", "limits_asked", "summary", "tuning"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class TunedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
+class FinetuneSummary:
     """A row for each set that all three networks were measured on, and how it was done.
 
     ``epochs`` holds number, loss and accuracy on the selection set; epoch 0 is before fine-tuning.
@@ -36,7 +36,7 @@ class Tuned:
     epochs: tuple[tuple[int, str, str], ...] = ()
 
 
-def tuning(run: RunFiles) -> Tuned | None:
+def tuning(run: RunFiles) -> FinetuneSummary | None:
     """What ``finetuned/record.json`` tells; ``None`` without it, or without an accuracy in it."""
     record = run.tuned or {}
     unpruned = record.get("unpruned") or run.metrics["before"]
@@ -48,7 +48,7 @@ def tuning(run: RunFiles) -> Tuned | None:
     )
     if not rows:
         return None
-    return Tuned(rows=rows, notes=tuple(_notes(record)), epochs=tuple(_epochs(record)))
+    return FinetuneSummary(rows=rows, notes=tuple(_notes(record)), epochs=tuple(_epochs(record)))
 
 
 def _row(name: str, found: Mapping[str, Any], before: float, pruned: float) -> TunedRow:
@@ -142,13 +142,13 @@ def _bound(run: RunFiles) -> tuple[str, str]:
     return bound, " ".join(filter(None, [why, *missed, *used]))
 
 
-def _used(limit: Held) -> str:
+def _used(limit: LimitOutcome) -> str:
     return f"{limit.after / limit.allowed:.0%}"
 
 
-def _others(run: RunFiles) -> tuple[Held, ...]:
+def _others(run: RunFiles) -> tuple[LimitOutcome, ...]:
     """Limits beside accuracy and parameter memory, as they stood at the end."""
-    return tuple(map(Held.from_dict, run.metrics.get("others") or ()))
+    return tuple(map(LimitOutcome.from_dict, run.metrics.get("others") or ()))
 
 
 def _verdict(run: RunFiles) -> str:

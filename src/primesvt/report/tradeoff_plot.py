@@ -13,7 +13,7 @@ from primesvt.report.run_files import RunFiles
 __all__ = [
     "COLOURS",
     "Network",
-    "WalkPlot",
+    "TradeoffPlot",
     "comparison_plot",
     "networks",
     "score_axis",
@@ -113,7 +113,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WalkPlot:
+class TradeoffPlot:
     """The plot, a row for each of its networks, and how many lie below its lower edge."""
 
     plot: Plot
@@ -134,7 +134,7 @@ def networks(run: RunFiles) -> list[Network]:
     return sorted(found, key=lambda each: (each.saving, -each.value))
 
 
-def walk_plot(run: RunFiles) -> WalkPlot | None:
+def walk_plot(run: RunFiles) -> TradeoffPlot | None:
     """The plot of a run; ``None`` where no network but the unpruned one was measured."""
     found = networks(run)
     if len(found) < 2:
@@ -162,7 +162,7 @@ def walk_plot(run: RunFiles) -> WalkPlot | None:
         rules=() if limit is None else (_rule(run, limit, y),),
     )
     measured = any(each.role == "step" for each in found) or len(run.steps) == 1
-    return WalkPlot(plot=plot, rows=tuple(found), below=below, measured_steps=measured)
+    return TradeoffPlot(plot=plot, rows=tuple(found), below=below, measured_steps=measured)
 
 
 def score_axis(run: RunFiles, values: list[float]) -> Axis:

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from primesvt.config import describe
 from primesvt.training.augmentation import Augmentation
 
-__all__ = ["FinetuneRecipe", "Learning", "TrainRecipe", "read_content", "read_train_recipe"]
+__all__ = ["FinetuneRecipe", "TrainRecipe", "TrainingConfig", "read_content", "read_train_recipe"]
 
 
-class Learning(BaseModel):
+class TrainingConfig(BaseModel):
     """What every training decides: how long, how fast, on what changes of the images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -66,7 +66,7 @@ class Learning(BaseModel):
         return self.model_validate(self.model_dump() | given)
 
 
-class TrainRecipe(Learning):
+class TrainRecipe(TrainingConfig):
     """All that decides what a training run learns.
 
     Example:
@@ -129,7 +129,7 @@ def _yaml(path: str | Path) -> Any:
 EPOCHS, RATE, WARMUP = 10, 10, 10
 
 
-class FinetuneRecipe(Learning):
+class FinetuneRecipe(TrainingConfig):
     """All that decides what a fine-tuning learns; of a pruned model with a training record, what is
     not asked for follows the training (``after``).
 

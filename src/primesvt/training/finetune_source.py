@@ -22,13 +22,13 @@ from primesvt.models.forward import unwrap
 from primesvt.training.config import TrainRecipe
 from primesvt.training.record import recorded_recipe
 
-__all__ = ["Source", "source_of_model", "source_of_run"]
+__all__ = ["FinetuneSource", "source_of_model", "source_of_run"]
 
 Model = nn.Module | str | Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class FinetuneSource:
     """All that a fine-tuning starts from.
 
     Attributes:
@@ -94,11 +94,11 @@ def source_of_model(
     plan: Plan | None,
     batch_size: int | None,
     seed: int | None,
-) -> Source:
+) -> FinetuneSource:
     """A pruned network given in Python."""
     if data is None:
         raise ValueError("no data given; give data= with a training part, as primesvt.prune takes")
-    return Source(
+    return FinetuneSource(
         student=own_copy(model),
         teacher=teacher,
         data=data,
@@ -115,7 +115,7 @@ def source_of_run(
     data: Data | None,
     batch_size: int | None,
     seed: int | None,
-) -> Source:
+) -> FinetuneSource:
     """A finished run; ``teacher`` and ``data`` stand in place of the run's."""
     path = Path(folder)
     recipe, plan = _recipe_of(path), Plan.load(path)
@@ -129,7 +129,7 @@ def source_of_run(
         )
     student = _student(path, plan, teacher)
     run = None if asked is None else asked.run
-    return Source(
+    return FinetuneSource(
         student=student,
         teacher=teacher if teacher is not None or asked is None else asked.model,
         data=_data(student, own, data, seed=seed if asked is None else None),

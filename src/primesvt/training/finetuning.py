@@ -17,7 +17,7 @@ from primesvt.channels.plan import Plan
 from primesvt.checkpoint.load import Data
 from primesvt.data import Splits
 from primesvt.data.digest import data_digest
-from primesvt.distributed import Processes, resolve_device
+from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
 from primesvt.evaluation.confidence import Accuracy, accuracy_of
 from primesvt.evaluation.evaluator import DataEvaluator, Progress, evaluator_for
@@ -28,17 +28,23 @@ from primesvt.models.registry import provenance_of
 from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
-from primesvt.training.finetune_source import Source, source_of_model, source_of_run
+from primesvt.training.finetune_source import FinetuneSource, source_of_model, source_of_run
 from primesvt.training.folder import Saver, TunedFolder
-from primesvt.training.loop import Best, Loop, computes_in_bf16
-from primesvt.training.record import FinetuneRecord, FinetuneResult, Scores, shared_note, versions
+from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16
+from primesvt.training.record import (
+    FinetuneRecord,
+    FinetuneResult,
+    SetAccuracies,
+    shared_note,
+    versions,
+)
 from primesvt.training.run import black
 from primesvt.training.snapshot import Snapshot, repeatable
 
-__all__ = ["Tuning", "finetune"]
+__all__ = ["FinetuneLoop", "finetune"]
 
 
-class Tuning:
+class FinetuneLoop:
     """Trains the pruned network in place; the weights that it came with are candidate zero.
 
     Args:
@@ -60,7 +66,7 @@ class Tuning:
         teacher: nn.Module | None,
         evaluate: DataEvaluator,
         recipe: FinetuneRecipe,
-        processes: Processes,
+        processes: ProcessGroup,
         progress: Progress,
     ) -> None:
         self.student, self.evaluate, self.recipe = student, evaluate, recipe
@@ -77,7 +83,7 @@ class Tuning:
         self.start = {name: value.clone() for name, value in student.state_dict().items()}
         self.loss = Distillation(student, teacher, recipe)
         classes = self.loss.check(student, *self._few(images))
-        self.loop = Loop(
+        self.loop = TrainingLoop(
             student,
             images,
             recipe,
@@ -89,7 +95,7 @@ class Tuning:
             bf16=self.bf16,
             stage="fine-tuning",
         )
-        self.best = Best(first=0)
+        self.best = BestWeights(first=0)
 
     @property
     def seconds(self) -> float:
@@ -120,13 +126,13 @@ class Tuning:
         assert found is not None
         return found
 
-    def conclude(self) -> dict[str, Scores | None]:
+    def conclude(self) -> dict[str, SetAccuracies | None]:
         """Figures of the three networks; the test set is read here, this once.
 
         The student has the best weights then.
         """
         accuracies, images = self.best.accuracies, _size(self.evaluate.splits.selection)
-        found: dict[str, Scores | None] = {"unpruned": None}
+        found: dict[str, SetAccuracies | None] = {"unpruned": None}
         if self.loss.teacher is not None:
             found["unpruned"] = self._scores("unpruned", self.loss.teacher, None)
         before = accuracy_of(accuracies[0], images)
@@ -140,9 +146,9 @@ class Tuning:
         )
         return found
 
-    def _scores(self, name: str, model: nn.Module, selection: Accuracy | None) -> Scores:
+    def _scores(self, name: str, model: nn.Module, selection: Accuracy | None) -> SetAccuracies:
         stage, tested = f"measuring {name}", self.evaluate.splits.test is not None
-        return Scores(
+        return SetAccuracies(
             selection=selection or self.score(model, "selection", f"{stage}, selection"),
             test=self.score(model, "test", f"{stage}, test") if tested else None,
         )
@@ -276,8 +282,8 @@ def finetune(
         out = Path(model) / "finetuned" if out is None else out
     if not isinstance(recipe, FinetuneRecipe):
         recipe = FinetuneRecipe.after(source.training, recipe or {})
-    Processes.take_gpu()
-    processes = Processes.start(resolve_device(device, source.student))
+    ProcessGroup.take_gpu()
+    processes = ProcessGroup.start(resolve_device(device, source.student))
     with repeatable(recipe.seed, recipe.threads, processes.device):
         tuning = _prepared(source, recipe, processes, workers, progress)
         if out is None:
@@ -287,7 +293,7 @@ def finetune(
 
 
 def _in_folder(
-    tuning: Tuning, source: Source, out: Path, save_every: float, command: str
+    tuning: FinetuneLoop, source: FinetuneSource, out: Path, save_every: float, command: str
 ) -> FinetuneResult:
     """Begin, go on, or give what is finished; the main process alone reads and writes there."""
     on_main = tuning.processes.on_main
@@ -306,7 +312,12 @@ def _in_folder(
 
 
 def _tuned(
-    tuning: Tuning, source: Source, folder: TunedFolder, plan: Plan, save_every: float, command: str
+    tuning: FinetuneLoop,
+    source: FinetuneSource,
+    folder: TunedFolder,
+    plan: Plan,
+    save_every: float,
+    command: str,
 ) -> FinetuneResult:
     """What lies in the folder is compared with what is asked before anything is written there."""
     on_main = tuning.processes.on_main
@@ -327,12 +338,12 @@ def _tuned(
     return result
 
 
-def _save(tuning: Tuning, folder: TunedFolder) -> None:
+def _save(tuning: FinetuneLoop, folder: TunedFolder) -> None:
     snapshot = tuning.snapshot()
     tuning.processes.on_main(lambda: folder.save(snapshot))
 
 
-def _result(tuning: Tuning, source: Source, command: str) -> FinetuneResult:
+def _result(tuning: FinetuneLoop, source: FinetuneSource, command: str) -> FinetuneResult:
     """The best weights and all figures; the test set is read here."""
     scores = tuning.conclude()
     before, after = scores["before"], scores["after"]
@@ -361,12 +372,12 @@ def _result(tuning: Tuning, source: Source, command: str) -> FinetuneResult:
 
 
 def _prepared(
-    source: Source,
+    source: FinetuneSource,
     recipe: FinetuneRecipe,
-    processes: Processes,
+    processes: ProcessGroup,
     workers: int,
     progress: Progress | None,
-) -> Tuning:
+) -> FinetuneLoop:
     """Networks on their device, the sets, and all that can be wrong with them found out."""
     device = processes.device
     distils = recipe.distillation > 0 or recipe.feature_weight > 0
@@ -383,7 +394,7 @@ def _prepared(
     )
     assert isinstance(evaluate, DataEvaluator)
     told = progress if processes.main else None
-    return Tuning(
+    return FinetuneLoop(
         source.student.to(device),
         None if teacher is None else teacher.to(device),
         evaluate,

@@ -16,8 +16,8 @@ from primesvt._files import check_writable, contents, write_json, write_text
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.folder import save_model
 from primesvt.config import describe
-from primesvt.distributed import Processes
-from primesvt.training.config import FinetuneRecipe, Learning
+from primesvt.distributed import ProcessGroup
+from primesvt.training.config import FinetuneRecipe, TrainingConfig
 from primesvt.training.record import FinetuneRecord
 from primesvt.training.snapshot import Snapshot
 
@@ -50,7 +50,7 @@ class TrainingFolder:
         self,
         path: Path,
         *,
-        recipe: Learning,
+        recipe: TrainingConfig,
         context: Mapping[str, Any],
         task: str = "a training",
     ) -> None:
@@ -139,13 +139,13 @@ class Saver:
     Example:
         >>> import torch
         >>> saved = []
-        >>> saver = Saver(lambda: saved.append(1), 0.0, Processes(device=torch.device("cpu")))
+        >>> saver = Saver(lambda: saved.append(1), 0.0, ProcessGroup(device=torch.device("cpu")))
         >>> saver.if_due()
         >>> saved
         [1]
     """
 
-    def __init__(self, save: Callable[[], None], every: float, processes: Processes) -> None:
+    def __init__(self, save: Callable[[], None], every: float, processes: ProcessGroup) -> None:
         if not every >= 0:
             raise ValueError(f"save_every is {every}, but must be at least 0 seconds")
         self._save, self._every, self._processes = save, every, processes

@@ -12,16 +12,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from primesvt.data import ImageSet
-from primesvt.distributed import Processes
+from primesvt.distributed import ProcessGroup
 from primesvt.evaluation.evaluator import Progress
 from primesvt.models import reset
-from primesvt.training.config import Learning
+from primesvt.training.config import TrainingConfig
 from primesvt.training.snapshot import Snapshot, named, random_states, restore_random_states
 
-__all__ = ["Best", "Loop", "Loss", "Order", "computes_in_bf16", "learning_rate_factor"]
+__all__ = [
+    "BestWeights",
+    "Loss",
+    "ResumableBatchSampler",
+    "TrainingLoop",
+    "computes_in_bf16",
+    "learning_rate_factor",
+]
 
 
-class Order(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     """The batches of an epoch, or what is left of them; incomplete ones are left out.
 
     Args:
@@ -32,7 +39,7 @@ class Order(Sampler[list[int]]):
         size: how many processes there are.
 
     Example:
-        >>> order = Order(5, 2, torch.Generator().manual_seed(0))
+        >>> order = ResumableBatchSampler(5, 2, torch.Generator().manual_seed(0))
         >>> _ = order.begin()
         >>> first = list(order)
         >>> order.skip(1)
@@ -82,14 +89,14 @@ class Order(Sampler[list[int]]):
         return self.steps - self._first
 
 
-class Best:
+class BestWeights:
     """Accuracies as they come, and the weights of the best; of equals, the later.
 
     Args:
         first: the number of the first candidate: 0 where weights are judged before any training.
 
     Example:
-        >>> best = Best()
+        >>> best = BestWeights()
         >>> for accuracy in (0.5, 0.7, 0.6):
         ...     best.offer(torch.nn.Linear(1, 1), accuracy)
         >>> best.epoch
@@ -133,7 +140,7 @@ Loss = Callable[[Any, Tensor, Tensor], Tensor]
 Targets are labels ``[B]``, or shares of all classes ``[B, classes]`` where images are mixed."""
 
 
-class Loop:
+class TrainingLoop:
     """Weights, optimizer, schedule, order of images and random states of one training.
 
     Args:
@@ -153,10 +160,10 @@ class Loop:
         self,
         model: nn.Module,
         images: Dataset[Any],
-        learning: Learning,
+        learning: TrainingConfig,
         *,
         loss: Loss,
-        processes: Processes,
+        processes: ProcessGroup,
         fill: Tensor,
         classes: int,
         workers: int = 0,
@@ -166,7 +173,7 @@ class Loop:
         self.model, self.learning, self.loss, self.processes = model, learning, loss, processes
         self.fill, self.classes, self.bf16, self.stage = fill, classes, bf16, stage
         self.generator = torch.Generator().manual_seed(learning.seed)
-        self.order = Order(
+        self.order = ResumableBatchSampler(
             len(cast(Sized, images)),
             learning.batch_size,
             self.generator,
@@ -347,7 +354,7 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
 
 
 def _loader(
-    images: Dataset[Any], order: Order, generator: torch.Generator, workers: int
+    images: Dataset[Any], order: ResumableBatchSampler, generator: torch.Generator, workers: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches of an epoch, out of one tensor where all images are ours and fit into memory."""
     if isinstance(images, ImageSet) and len(images):
@@ -366,7 +373,7 @@ def _loader(
 class _Prepared:
     """Batches of images that are decoded once, when the first epoch begins."""
 
-    def __init__(self, images: ImageSet, order: Order) -> None:
+    def __init__(self, images: ImageSet, order: ResumableBatchSampler) -> None:
         self._images, self._order = images, order
         self._labels = torch.from_numpy(images.labels)
         self._all: Tensor | None = None
@@ -395,7 +402,7 @@ def _compiled(network: nn.Module) -> Callable[..., Any]:
     return torch.compile(network)
 
 
-def _optimizer(model: nn.Module, learning: Learning) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, learning: TrainingConfig) -> torch.optim.AdamW:
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [

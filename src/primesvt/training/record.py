@@ -22,7 +22,7 @@ __all__ = [
     "FinetuneRecord",
     "FinetuneResult",
     "Score",
-    "Scores",
+    "SetAccuracies",
     "TrainProgress",
     "TrainRecord",
     "recorded_recipe",
@@ -33,14 +33,14 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
+class SetAccuracies:
     """Top-1 of one network on both sets."""
 
     selection: Accuracy
     test: Accuracy | None = None
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Scores:
+    def from_dict(cls, content: Mapping[str, Any]) -> SetAccuracies:
         """Read what ``dataclasses.asdict`` made."""
         return cls(**{name: _accuracy(content[name]) for name in ("selection", "test")})
 
@@ -83,16 +83,16 @@ class FinetuneRecord:
     kept_epoch: int
     loss: tuple[float, ...]
     selection_accuracy: tuple[float, ...]
-    unpruned: Scores | None
-    before: Scores
+    unpruned: SetAccuracies | None
+    before: SetAccuracies
     selection: Accuracy
     test: Accuracy | None
     notes: tuple[str, ...] = ()
 
     @property
-    def after(self) -> Scores:
+    def after(self) -> SetAccuracies:
         """The weights kept."""
-        return Scores(selection=self.selection, test=self.test)
+        return SetAccuracies(selection=self.selection, test=self.test)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -103,7 +103,7 @@ class FinetuneRecord:
         """Read what ``to_dict`` made."""
         values = dict(content)
         for name in ("unpruned", "before"):
-            values[name] = None if values[name] is None else Scores.from_dict(values[name])
+            values[name] = None if values[name] is None else SetAccuracies.from_dict(values[name])
         for name in ("selection", "test"):
             values[name] = _accuracy(values[name])
         for name in ("loss", "selection_accuracy", "notes"):

@@ -17,13 +17,13 @@ from primesvt.checkpoint.folder import save_model
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.data.digest import data_digest
 from primesvt.data.splits import HELD_OUT_SEED
-from primesvt.distributed import Processes, resolve_device
+from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note
 from primesvt.evaluation.evaluator import Progress, outcomes
 from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, model_entry
 from primesvt.training.config import TrainRecipe
 from primesvt.training.folder import Saver, TrainingFolder, check_free
-from primesvt.training.loop import Best, Loop, computes_in_bf16, learning_rate_factor
+from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16, learning_rate_factor
 from primesvt.training.record import (
     Score,
     TrainProgress,
@@ -46,7 +46,7 @@ class Fit:
         splits: Splits,
         recipe: TrainRecipe,
         config: DataConfig,
-        processes: Processes,
+        processes: ProcessGroup,
         workers: int,
     ) -> None:
         assert splits.train is not None
@@ -55,7 +55,7 @@ class Fit:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 nn.init.constant_(module.weight, recipe.norm_weight)
-        self.loop = Loop(
+        self.loop = TrainingLoop(
             model,
             splits.train,
             recipe,
@@ -66,7 +66,7 @@ class Fit:
             workers=workers,
             bf16=computes_in_bf16(recipe.precision, processes.device),
         )
-        self.best = Best()
+        self.best = BestWeights()
         self.scored_at_once = max(recipe.batch_size, 128)
         self._begin, self._pace = time.monotonic(), 0.0
         self._began_with: list[int] = [processes.size]
@@ -253,8 +253,8 @@ def train(
         ValueError: folder not writable or used, unknown model or option, data that do not fit,
             a loss that is not finite, a batch that the processes cannot share evenly.
     """
-    Processes.take_gpu()
-    processes = Processes.start(resolve_device(device))
+    ProcessGroup.take_gpu()
+    processes = ProcessGroup.start(resolve_device(device))
     out = Path(out_dir)
     processes.on_main(lambda: check_free(out, task="a training"))
     with repeatable(recipe.seed, recipe.threads, processes.device):
@@ -294,7 +294,7 @@ def _save(fit: Fit, folder: TrainingFolder) -> None:
     fit.processes.on_main(lambda: folder.save(snapshot, progress))
 
 
-def _prepared(recipe: TrainRecipe, processes: Processes, workers: int) -> Fit:
+def _prepared(recipe: TrainRecipe, processes: ProcessGroup, workers: int) -> Fit:
     """Model, data and all that can be wrong with them found out."""
     model = _fresh_model(recipe).to(processes.device)
     config = model_entry(recipe.model).data

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from primesvt._files import save_safetensors
-from primesvt.distributed import Processes
+from primesvt.distributed import ProcessGroup
 
 __all__ = ["Snapshot", "named", "random_states", "repeatable", "restore_random_states"]
 
@@ -38,7 +38,7 @@ def repeatable(seed: int, threads: int | None, device: torch.device) -> Iterator
             torch.set_num_threads(before)
 
 
-def random_states(processes: Processes) -> dict[str, Tensor]:
+def random_states(processes: ProcessGroup) -> dict[str, Tensor]:
     """The states of torch's own generators, ``cpu.RANK`` and ``cuda.RANK``, of all processes."""
     here = {"cpu": torch.get_rng_state()}
     if processes.device.type == "cuda":
@@ -49,7 +49,7 @@ def random_states(processes: Processes) -> dict[str, Tensor]:
     }
 
 
-def restore_random_states(states: Mapping[str, Tensor], processes: Processes) -> None:
+def restore_random_states(states: Mapping[str, Tensor], processes: ProcessGroup) -> None:
     """Put back this process's states; one that was not there then keeps what it has."""
     if f"cpu.{processes.rank}" in states:
         torch.set_rng_state(states[f"cpu.{processes.rank}"])

@@ -62,7 +62,9 @@ def test_a_run_is_tuned_in_its_folder(run, short, pruned) -> None:
 
 def test_what_is_not_asked_for_follows_the_training(run, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(tuning.Tuning, "run", lambda self, *_: seen.append(self.recipe) or stop())
+    monkeypatch.setattr(
+        tuning.FinetuneLoop, "run", lambda self, *_: seen.append(self.recipe) or stop()
+    )
 
     def stop():
         raise ValueError("enough")
@@ -90,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights(pruned, teacher, splits, short) ->
 
 def test_never_worse_than_before(pruned, teacher, splits, short, monkeypatch) -> None:
     scores = iter([0.5, 0.25, 0.375])
-    judged = tuning.Tuning.score
+    judged = tuning.FinetuneLoop.score
 
     def scripted(self, model, part, stage=""):
         real = judged(self, model, part, stage)
@@ -98,7 +100,7 @@ def test_never_worse_than_before(pruned, teacher, splits, short, monkeypatch) ->
             return dataclasses.replace(real, accuracy=next(scores))
         return real
 
-    monkeypatch.setattr(tuning.Tuning, "score", scripted)
+    monkeypatch.setattr(tuning.FinetuneLoop, "score", scripted)
     result = finetune(pruned, teacher=teacher, data=splits, recipe=short)
     assert result.record.selection_accuracy == (0.5, 0.25, 0.375)
     assert result.record.kept_epoch == 0
@@ -108,13 +110,13 @@ def test_never_worse_than_before(pruned, teacher, splits, short, monkeypatch) ->
 
 def test_the_test_set_is_read_at_the_end_only(pruned, teacher, splits, short, monkeypatch) -> None:
     read = []
-    judged = tuning.Tuning.score
+    judged = tuning.FinetuneLoop.score
 
     def watched(self, model, part, stage=""):
         read.append((part, len(self.loop.losses)))
         return judged(self, model, part, stage)
 
-    monkeypatch.setattr(tuning.Tuning, "score", watched)
+    monkeypatch.setattr(tuning.FinetuneLoop, "score", watched)
     finetune(pruned, teacher=teacher, data=splits, recipe=short)
     assert [epochs for part, epochs in read if part == "test"] == [2, 2, 2]
 

@@ -107,7 +107,7 @@ def test_the_state_goes_when_the_record_is_there(whole: Path) -> None:
 
 def test_a_finished_one_is_returned(_run: Path, whole: Path, monkeypatch) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    monkeypatch.setattr("primesvt.training.finetuning.Tuning.run", None)
+    monkeypatch.setattr("primesvt.training.finetuning.FinetuneLoop.run", None)
     found = finetune(_run, out=whole, recipe=RECIPE)
     assert found.record.to_dict() == finetune(_run, out=whole, recipe=RECIPE).record.to_dict()
     assert json.loads((whole / "record.json").read_text())["loss"] == list(found.record.loss)

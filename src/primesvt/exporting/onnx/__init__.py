@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from primesvt.exporting.deploy import Deployed
+from primesvt.exporting.deploy import DeployedNetwork
 from primesvt.exporting.onnx.channel_padding import aligned
 from primesvt.exporting.onnx.int8_weights import (
     fewest,
@@ -19,7 +19,7 @@ from primesvt.exporting.onnx.int8_weights import (
 from primesvt.exporting.onnx.model import OPSET, only_logits, onnx_model, weight_bytes
 from primesvt.exporting.result import Rounded, Size
 from primesvt.exporting.runtime import Runner, module_runner, onnx_runner, program_runner
-from primesvt.exporting.torch_export import Graph, draw, program_bytes
+from primesvt.exporting.torch_export import ExportedGraph, export_program, program_bytes
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -52,10 +52,10 @@ class Payload:
     rounded: Rounded | None = None
 
 
-def program_payload(made: Deployed, example: Tensor, *, axis: int = 0) -> Payload:
+def program_payload(made: DeployedNetwork, example: Tensor, *, axis: int = 0) -> Payload:
     """A program of PyTorch's exporter, which ``torch.export.load`` reads."""
-    content = program_bytes(draw(made, example, axis=axis))
-    watched = draw(made, example, axis=axis, watch=True)
+    content = program_bytes(export_program(made, example, axis=axis))
+    watched = export_program(made, example, axis=axis, watch=True)
     weights = sum(t.numel() * t.element_size() for t in made.network.state_dict().values())
     return Payload(
         content=content,
@@ -67,7 +67,7 @@ def program_payload(made: Deployed, example: Tensor, *, axis: int = 0) -> Payloa
 
 
 def onnx_payload(
-    made: Deployed,
+    made: DeployedNetwork,
     example: Tensor,
     *,
     axis: int = 0,
@@ -89,7 +89,7 @@ def onnx_payload(
     Raises:
         ValueError: no weight can be rounded, or the file would not be smaller.
     """
-    graph = draw(made, example, axis=axis, watch=True)
+    graph = export_program(made, example, axis=axis, watch=True)
     watched = aligned(onnx_model(graph, input_name=input_name, about=about or {}))
     shipped = only_logits(watched)
     if holds is None:
@@ -123,7 +123,9 @@ def _front(model: ModelProto, holds: Callable[[Runner], bool]) -> int:
     return front
 
 
-def _payload(graph: Graph, watched: ModelProto, shipped: ModelProto, *before: Size) -> Payload:
+def _payload(
+    graph: ExportedGraph, watched: ModelProto, shipped: ModelProto, *before: Size
+) -> Payload:
     step = ROUNDED if before else FLOAT
     return Payload(
         content=shipped.SerializeToString(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from primesvt.exporting.torch_export import BATCH, Graph
+from primesvt.exporting.torch_export import BATCH, ExportedGraph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -32,7 +32,7 @@ def check_onnx() -> None:
         ) from error
 
 
-def onnx_model(graph: Graph, *, input_name: str, about: Mapping[str, str]) -> ModelProto:
+def onnx_model(graph: ExportedGraph, *, input_name: str, about: Mapping[str, str]) -> ModelProto:
     """The graph in ONNX's operators, opset 18, all weights inside.
 
     Args:
@@ -98,7 +98,7 @@ def _output(name: str) -> str:
     return name if name == "logits" else f"{name}:spikes"
 
 
-def _tidy(model: ModelProto, graph: Graph) -> None:
+def _tidy(model: ModelProto, graph: ExportedGraph) -> None:
     """Leave out traces of the exporter, which can be larger than the weights, and name the axis."""
     content = model.graph
     symbol = content.input[0].type.tensor_type.shape.dim[graph.axis].dim_param

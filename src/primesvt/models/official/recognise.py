@@ -14,7 +14,7 @@ from primesvt.models.entry import ModelEntry
 from primesvt.models.families import FAMILIES, Family, family_of
 from primesvt.models.nearest import agrees, nearest_entry
 from primesvt.models.official.names import official_shapes
-from primesvt.models.official.report import Loaded
+from primesvt.models.official.report import CheckpointReport
 from primesvt.models.state_dict import Differences, differences
 
 __all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "interpret", "recognise"]
@@ -197,7 +197,7 @@ class Interpretation:
     config: ModelConfig
     state: State
     entry: ModelEntry
-    loaded: Loaded
+    loaded: CheckpointReport
 
     @cached_property
     def misfit(self) -> Differences:
@@ -226,7 +226,7 @@ def interpret(family: Family, state: State, overrides: Mapping[str, Any]) -> Int
     given = checked(family, overrides, inferred=inferred, defaults=defaults)
     assumed = {k: v for k, v in defaults.items() if k not in inferred and k not in given}
     config, notes = _config(family, inferred | given, assumed, entry)
-    loaded = Loaded(
+    loaded = CheckpointReport(
         source="a state dict",
         family=config.family,
         title=family.title,

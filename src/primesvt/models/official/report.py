@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Loaded"]
+__all__ = ["CheckpointReport"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class CheckpointReport:
     """Where a model's settings come from; kept as ``model.loaded``.
 
     Attributes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration import Calibration, Reader, Wiring, calibrating, readers_of
+from primesvt.calibration import CalibrationSet, Consumer, ModuleGraph, evaluating, readers_of
 from primesvt.calibration.wiring import channel_axis
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
@@ -21,10 +21,10 @@ from primesvt.models.attention import PaddedBN
 from primesvt.models.forward import NORMS, batch_of
 
 __all__ = [
-    "Levels",
-    "Steady",
+    "ConstantChannels",
+    "ValueRange",
     "all_readers",
-    "find_steady",
+    "find_constant_channels",
     "fold_constants",
     "levels_of",
     "norms_behind",
@@ -34,11 +34,11 @@ __all__ = [
 def fold_constants(
     model: nn.Module,
     graph: ChannelGraph,
-    cuts: Iterable[Steady],
+    cuts: Iterable[ConstantChannels],
     *,
-    readers: Mapping[str, tuple[Reader, ...]],
-    levels: Levels,
-    wiring: Wiring,
+    readers: Mapping[str, tuple[Consumer, ...]],
+    levels: ValueRange,
+    wiring: ModuleGraph,
 ) -> None:
     """Let readers do without channels of one value, in place; the channels are cut afterwards.
 
@@ -55,7 +55,7 @@ def fold_constants(
                     _take_up(model, reader, gone, values, wiring)
 
 
-def _gone(graph: ChannelGraph, cut: Steady, reader: Reader) -> Tensor:
+def _gone(graph: ChannelGraph, cut: ConstantChannels, reader: Consumer) -> Tensor:
     """Indices of a reader's inputs that go."""
     group = graph[cut.group]
     kept = np.zeros((group.positions, group.size), dtype=bool)
@@ -65,7 +65,7 @@ def _gone(graph: ChannelGraph, cut: Steady, reader: Reader) -> Tensor:
 
 
 def _take_up(
-    model: nn.Module, reader: Reader, gone: Tensor, values: Tensor, wiring: Wiring
+    model: nn.Module, reader: Consumer, gone: Tensor, values: Tensor, wiring: ModuleGraph
 ) -> None:
     layer = reader.layer(model)
     weight = layer.weight.double().flatten(1)
@@ -83,7 +83,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Levels:
+class ValueRange:
     """Smallest and largest value of every input channel, ``[in]``, of each reader by name."""
 
     low: Mapping[str, Tensor]
@@ -100,7 +100,7 @@ class Levels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steady:
+class ConstantChannels:
     """Channels of a group that can go, the same number at every front position.
 
     Attributes:
@@ -118,7 +118,7 @@ class Steady:
 
 def all_readers(
     model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
-) -> dict[str, tuple[Reader, ...]]:
+) -> dict[str, tuple[Consumer, ...]]:
     """Group -> its readers, where layers are all that reads it; groups in a product are left out.
 
     Example:
@@ -136,7 +136,9 @@ def all_readers(
     }
 
 
-def levels_of(model: nn.Module, names: Iterable[str], sources: Iterable[Calibration]) -> Levels:
+def levels_of(
+    model: nn.Module, names: Iterable[str], sources: Iterable[CalibrationSet]
+) -> ValueRange:
     """Run all inputs, batch by batch, and note the extremes in front of some layers.
 
     Example:
@@ -165,10 +167,10 @@ def levels_of(model: nn.Module, names: Iterable[str], sources: Iterable[Calibrat
     finally:
         for handle in handles:
             handle.remove()
-    return Levels(low=low, high=high, inputs=inputs)
+    return ValueRange(low=low, high=high, inputs=inputs)
 
 
-def _run(model: nn.Module, source: Calibration) -> int:
+def _run(model: nn.Module, source: CalibrationSet) -> int:
     """Forward all batches; returns how many samples they hold."""
     seen = 0
 
@@ -178,7 +180,7 @@ def _run(model: nn.Module, source: Calibration) -> int:
 
     handle = model.register_forward_pre_hook(count)
     try:
-        with calibrating(model):
+        with evaluating(model):
             for _ in source.run(model):
                 pass
     finally:
@@ -186,13 +188,13 @@ def _run(model: nn.Module, source: Calibration) -> int:
     return seen
 
 
-def find_steady(
+def find_constant_channels(
     model: nn.Module,
     group: ChannelGroup,
-    readers: Iterable[Reader],
-    levels: Levels,
-    wiring: Wiring,
-) -> Steady | None:
+    readers: Iterable[Consumer],
+    levels: ValueRange,
+    wiring: ModuleGraph,
+) -> ConstantChannels | None:
     """The channels of a group that can go, or ``None``.
 
     Silent ones can go wherever they are read; those of another value only where every reader can
@@ -214,7 +216,7 @@ def find_steady(
         return None
     order = np.argsort(ranks, axis=1, kind="stable")
     gone = np.take_along_axis(ranks, order[:, :count], axis=1)
-    return Steady(
+    return ConstantChannels(
         group=group.name,
         kept=np.sort(order[:, count:], axis=1).astype(np.int64),
         silent=int((gone == 0).sum()),
@@ -222,7 +224,7 @@ def find_steady(
     )
 
 
-def _takes_up(model: nn.Module, reader: Reader, wiring: Wiring) -> bool:
+def _takes_up(model: nn.Module, reader: Consumer, wiring: ModuleGraph) -> bool:
     """A constant that enters the reader can be given by a bias: its own, or that of norms.
 
     Never in front of a spatial kernel or of padding: there the border sees zeros instead.
@@ -236,7 +238,7 @@ def _takes_up(model: nn.Module, reader: Reader, wiring: Wiring) -> bool:
     return layer.bias is not None or bool(norms_behind(model, reader.module, wiring))
 
 
-def norms_behind(model: nn.Module, layer: str, wiring: Wiring) -> tuple[str, ...]:
+def norms_behind(model: nn.Module, layer: str, wiring: ModuleGraph) -> tuple[str, ...]:
     """Norms that are all that reads a layer, read nothing else, and can take up a constant.
 
     A norm whose statistics also make a padding cannot.

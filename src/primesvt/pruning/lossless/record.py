@@ -8,7 +8,7 @@ from typing import Any
 
 from primesvt._format import megabytes
 
-__all__ = ["Lossless", "Removed"]
+__all__ = ["LosslessRecord", "Removed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Removed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lossless:
+class LosslessRecord:
     """The lossless step in figures, all relative to the unpruned network.
 
     No figure of a policy holds any of it: savings and memory limits of a policy count from the
@@ -69,7 +69,7 @@ class Lossless:
     returned: tuple[str, ...] = ()
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Lossless:
+    def from_dict(cls, content: Mapping[str, Any]) -> LosslessRecord:
         """Read what ``dataclasses.asdict`` made, from JSON too."""
         channels = tuple(Removed(**each) for each in content["channels"])
         return cls(**{**content, "channels": channels, "returned": tuple(content["returned"])})

@@ -10,30 +10,36 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration import Calibration, Reader, Wiring, calibrating, wire
+from primesvt.calibration import CalibrationSet, Consumer, ModuleGraph, evaluating, trace_modules
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
-from primesvt.channels.plan import Step
-from primesvt.distributed import ALONE, Processes
+from primesvt.channels.plan import PlanStep
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.models.forward import batch_of, copy_of
 from primesvt.models.strip import merge_head, strip_unused
 from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.pruning.lossless.constant_channels import (
-    Levels,
-    Steady,
+    ConstantChannels,
+    ValueRange,
     all_readers,
-    find_steady,
+    find_constant_channels,
     fold_constants,
     levels_of,
 )
-from primesvt.pruning.lossless.record import Lossless, Removed
+from primesvt.pruning.lossless.record import LosslessRecord, Removed
 
-__all__ = ["Answers", "Lean", "Stripped", "make_lean", "strip"]
+__all__ = [
+    "PredictionCheck",
+    "StartNetwork",
+    "Stripped",
+    "remove_constant_channels",
+    "remove_unused",
+]
 
 
 TOLERANCE = 1e-5  # relative, of outputs that are no logits
 
 
-class Answers:
+class PredictionCheck:
     """What a network answers to some inputs.
 
     Of logits ``[batch, classes]`` it is the class; other outputs are the answer themselves, and the
@@ -45,20 +51,20 @@ class Answers:
 
     Example:
         >>> from primesvt.calibration import calibration_of
-        >>> answers = Answers(nn.Identity(), calibration_of(torch.eye(3)))
+        >>> answers = PredictionCheck(nn.Identity(), calibration_of(torch.eye(3)))
         >>> answers.inputs, answers.same(nn.ReLU()), answers.same(nn.Flatten(0))
         (3, True, False)
     """
 
-    def __init__(self, model: nn.Module, inputs: Calibration) -> None:
+    def __init__(self, model: nn.Module, inputs: CalibrationSet) -> None:
         self._source = inputs
-        with calibrating(model):
+        with evaluating(model):
             self._expected = [_answer(result) for result in inputs.run(model)]
         self.inputs = sum(batch_of(tuple(expected)) for expected in self._expected)
 
     def same(self, model: nn.Module) -> bool:
         """Whether another network answers the same to every input."""
-        with calibrating(model):
+        with evaluating(model):
             pairs = zip(self._expected, self._source.run(model), strict=True)
             return all(_alike(expected, _answer(result)) for expected, result in pairs)
 
@@ -82,7 +88,7 @@ def _close(expected: Tensor, found: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=0.0, atol=TOLERANCE * scale)
 
 
-Same = Callable[[Sequence[Steady]], bool]
+Same = Callable[[Sequence[ConstantChannels]], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +101,11 @@ class Stripped:
     model: nn.Module
     dead_parameters: int
     merged_head: bool
-    answers: Answers | None = field(default=None, repr=False)
+    answers: PredictionCheck | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lean:
+class StartNetwork:
     """What pruning starts from.
 
     Attributes:
@@ -114,10 +120,12 @@ class Lean:
     graph: ChannelGraph
     groups: tuple[ChannelGroup, ...]
     sizes: dict[str, int]
-    account: Lossless | None = None
+    account: LosslessRecord | None = None
 
     @classmethod
-    def whole(cls, model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Lean:
+    def whole(
+        cls, model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]
+    ) -> StartNetwork:
         """The network as it was given, where the step was not asked for."""
         sizes = {group.name: group.size for group in groups}
         return cls(model=model, graph=graph, groups=tuple(groups), sizes=sizes)
@@ -133,22 +141,22 @@ class Lean:
             return None
         return {each.group: each.channels for each in self.account.channels}
 
-    def steps(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+    def steps(self, steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
         """The steps of a plan, counted from the network given, those of this step first.
 
         A group that a policy has narrowed too has one step, from its original width on. Rates and
         savings stay those of the policy: a step of this one alone has the share of the channels
         that went as its rate, and a saving of 0.
         """
-        account = self.account or Lossless()
+        account = self.account or LosslessRecord()
         policy = {step.group for step in steps}
         own = [each for each in account.channels if each.group not in policy]
         return (*map(self._step, own), *map(self._widened, steps))
 
-    def _step(self, removed: Removed) -> Step:
+    def _step(self, removed: Removed) -> PlanStep:
         assert self.account is not None
         size = self.sizes[removed.group]
-        return Step(
+        return PlanStep(
             group=removed.group,
             rate=removed.channels / size,
             before=(removed.positions, size),
@@ -161,7 +169,7 @@ class Lean:
             recovery=f"lossless: {removed.seen(self.account.inputs)}",
         )
 
-    def _widened(self, step: Step) -> Step:
+    def _widened(self, step: PlanStep) -> PlanStep:
         removed = self.account.of(step.group) if self.account else None
         if removed is None or self.account is None:
             return step
@@ -170,8 +178,8 @@ class Lean:
         return replace(step, before=before, recovery=f"{step.recovery}; {told}")
 
 
-def strip(
-    model: nn.Module, check: Sequence[Calibration] = (), processes: Processes = ALONE
+def remove_unused(
+    model: nn.Module, check: Sequence[CalibrationSet] = (), processes: ProcessGroup = SINGLE_PROCESS
 ) -> Stripped:
     """A copy of a network without leftovers.
 
@@ -183,12 +191,12 @@ def strip(
 
     Example:
         >>> from primesvt.models import create_model
-        >>> strip(create_model("sdt_v2_digits", distillation=True)).merged_head
+        >>> remove_unused(create_model("sdt_v2_digits", distillation=True)).merged_head
         True
     """
     bare = copy_of(model)
     dead = strip_unused(bare)
-    answers = Answers(model, check[0]) if check else None
+    answers = PredictionCheck(model, check[0]) if check else None
     merged = copy_of(bare)
     one_head = processes.agree(merge_head(merged) and (answers is None or answers.same(merged)))
     return Stripped(
@@ -199,15 +207,15 @@ def strip(
     )
 
 
-def make_lean(
+def remove_constant_channels(
     original: nn.Module,
     stripped: Stripped,
     graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
-    sources: Sequence[Calibration],
+    sources: Sequence[CalibrationSet],
     multiple: int = 1,
-    processes: Processes = ALONE,
-) -> Lean:
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> StartNetwork:
     """Remove channels that are silent or constant on all inputs, as long as predictions stay.
 
     Groups without which a prediction changes stay whole; they are found by halves.
@@ -222,7 +230,7 @@ def make_lean(
         processes: those that do the same; what the main one finds counts.
     """
     answers = stripped.answers
-    lean = Lean.whole(stripped.model, graph, groups)
+    lean = StartNetwork.whole(stripped.model, graph, groups)
     account = _leftovers(original, stripped)
     if not sources or answers is None:
         return replace(lean, account=account)
@@ -249,9 +257,9 @@ class _Watch:
 
     model: nn.Module
     graph: ChannelGraph
-    readers: dict[str, tuple[Reader, ...]]
-    levels: Levels
-    wiring: Wiring
+    readers: dict[str, tuple[Consumer, ...]]
+    levels: ValueRange
+    wiring: ModuleGraph
 
     @classmethod
     def of(
@@ -259,7 +267,7 @@ class _Watch:
         model: nn.Module,
         graph: ChannelGraph,
         groups: Sequence[ChannelGroup],
-        sources: Sequence[Calibration],
+        sources: Sequence[CalibrationSet],
     ) -> _Watch:
         readers = all_readers(model, graph, groups)
         names = [reader.module for own in readers.values() for reader in own]
@@ -268,19 +276,21 @@ class _Watch:
             graph=graph,
             readers=readers,
             levels=levels_of(model, names, sources),
-            wiring=wire(model, next(iter(sources[0]))),
+            wiring=trace_modules(model, next(iter(sources[0]))),
         )
 
-    def steady(self, groups: Sequence[ChannelGroup]) -> list[Steady]:
+    def steady(self, groups: Sequence[ChannelGroup]) -> list[ConstantChannels]:
         """The cuts that seem to be free."""
         watched = [group for group in groups if group.name in self.readers]
         cuts = [
-            find_steady(self.model, group, self.readers[group.name], self.levels, self.wiring)
+            find_constant_channels(
+                self.model, group, self.readers[group.name], self.levels, self.wiring
+            )
             for group in watched
         ]
         return [cut for cut in cuts if cut is not None]
 
-    def cut(self, cuts: Sequence[Steady]) -> tuple[nn.Module, ChannelGraph]:
+    def cut(self, cuts: Sequence[ConstantChannels]) -> tuple[nn.Module, ChannelGraph]:
         """A copy without these channels, and its graph."""
         smaller = copy_of(self.model)
         fold_constants(
@@ -295,7 +305,9 @@ class _Watch:
         return smaller, remove_channels(smaller, self.graph, kept)
 
 
-def _agreeing(cuts: Sequence[Steady], known: list[Steady], same: Same) -> list[Steady]:
+def _agreeing(
+    cuts: Sequence[ConstantChannels], known: list[ConstantChannels], same: Same
+) -> list[ConstantChannels]:
     """``known``, and as many of the cuts as can be made beside it."""
     together = [*known, *cuts]
     if not cuts or same(together):
@@ -306,9 +318,9 @@ def _agreeing(cuts: Sequence[Steady], known: list[Steady], same: Same) -> list[S
     return _agreeing(cuts[middle:], _agreeing(cuts[:middle], known, same), same)
 
 
-def _leftovers(original: nn.Module, stripped: Stripped) -> Lossless:
+def _leftovers(original: nn.Module, stripped: Stripped) -> LosslessRecord:
     """The account without channels."""
-    account = Lossless(
+    account = LosslessRecord(
         checked=stripped.answers.inputs if stripped.answers else 0,
         dead_parameters=stripped.dead_parameters,
         merged_head=stripped.merged_head,
@@ -316,7 +328,7 @@ def _leftovers(original: nn.Module, stripped: Stripped) -> Lossless:
     return _smaller(account, original, stripped.model)
 
 
-def _smaller(account: Lossless, original: nn.Module, model: nn.Module) -> Lossless:
+def _smaller(account: LosslessRecord, original: nn.Module, model: nn.Module) -> LosslessRecord:
     """An account with what all parts of the step saved together."""
     before, after = parameter_bytes(original), parameter_bytes(model)
     return replace(
@@ -327,7 +339,7 @@ def _smaller(account: Lossless, original: nn.Module, model: nn.Module) -> Lossle
     )
 
 
-def _removed(cut: Steady, graph: ChannelGraph) -> Removed:
+def _removed(cut: ConstantChannels, graph: ChannelGraph) -> Removed:
     positions = graph[cut.group].positions
     return Removed(
         group=cut.group,

@@ -1,9 +1,9 @@
 """Policies: from measured groups and limits to the cuts that are taken."""
 
 from primesvt.channels.widths import every_width, usual_rates
-from primesvt.pruning.gate import Gate, Verdict
+from primesvt.pruning.gate import AccuracyGate, GateDecision
 from primesvt.pruning.policies.allocate import Allocate
-from primesvt.pruning.policies.base import Choice, Target, Walk, cuts_of
+from primesvt.pruning.policies.base import LayerCut, PolicyResult, TargetLayer, cuts_of
 from primesvt.pruning.policies.global_ranking import Global
 from primesvt.pruning.policies.prime import ORDERS, READINGS, Prime
 from primesvt.pruning.policies.psvit import Psvit
@@ -14,17 +14,17 @@ __all__ = [
     "ORDERS",
     "POLICIES",
     "READINGS",
+    "AccuracyGate",
     "Allocate",
-    "Choice",
-    "Gate",
+    "GateDecision",
     "Global",
+    "LayerCut",
+    "PolicyResult",
     "Prime",
     "Psvit",
     "Random",
-    "Target",
+    "TargetLayer",
     "Uniform",
-    "Verdict",
-    "Walk",
     "cuts_of",
     "every_width",
     "usual_rates",

@@ -8,10 +8,17 @@ from functools import partial
 
 import numpy as np
 
-from primesvt.channels.widths import Grid
+from primesvt.channels.widths import WidthGrid
 from primesvt.evaluation.evaluator import Progress
-from primesvt.pruning.gate import Gate
-from primesvt.pruning.policies.base import MILDER, Candidate, Limit, Plans, Tools, Walk
+from primesvt.pruning.gate import AccuracyGate
+from primesvt.pruning.policies.base import (
+    MILDER,
+    Limit,
+    NetworkProbe,
+    PolicyResult,
+    ProbedNetwork,
+    ProbedNetworks,
+)
 from primesvt.pruning.policies.knapsack import Knapsack, Option, counted_from, falling
 
 __all__ = ["Allocate", "Search", "near", "spread"]
@@ -43,13 +50,13 @@ class Allocate:
     (arXiv 2201.13096); here of distances measured with recovery, around a plan.
     """
 
-    gate: Gate
+    gate: AccuracyGate
     rounds: int = 8
     stop_at_bytes: int | None = None
     limits: Sequence[Limit] = ()
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
-    def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
+    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
         """Choose a width of every grid.
 
         Raises:
@@ -79,8 +86,8 @@ class Allocate:
 
     @staticmethod
     def _round(
-        search: Search, options: dict[str, list[Option]], best: Candidate | None
-    ) -> Candidate | None:
+        search: Search, options: dict[str, list[Option]], best: ProbedNetwork | None
+    ) -> ProbedNetwork | None:
         """A better plan: less distance where enough is saved, nearer limits, or a larger saving."""
         if best is not None and search.enough(best):
             return search.trade(options, best)
@@ -89,7 +96,7 @@ class Allocate:
             return search.approach(options, best)
         return better
 
-    def _gained(self, search: Search, before: Candidate | None, after: Candidate) -> bool:
+    def _gained(self, search: Search, before: ProbedNetwork | None, after: ProbedNetwork) -> bool:
         """Another round is worth it."""
         if before is not None and search.enough(before):
             return True
@@ -118,7 +125,7 @@ Options = Mapping[str, list[Option]]
 
 
 @dataclass(kw_only=True)
-class Search(Plans):
+class Search(ProbedNetworks):
     """How to find better plans than those looked at; ``Allocate`` says in what order.
 
     ``trust`` is what the last plan that passed proved of each limit's estimate, as a share.
@@ -144,7 +151,7 @@ class Search(Plans):
                     " more be cut (higher rates, include, include_streams)"
                 )
 
-    def alike(self) -> Candidate | None:
+    def alike(self) -> ProbedNetwork | None:
         """A network that passes with all groups at one rate.
 
         The one of the largest saving; of those that save what was asked for, the mildest.
@@ -165,7 +172,7 @@ class Search(Plans):
         return sorted({rate for grid in self.grids for rate in grid.widths.values()})
 
     def around(
-        self, base: Mapping[str, int], stage: str, widths: Callable[[Grid, int], list[int]]
+        self, base: Mapping[str, int], stage: str, widths: Callable[[WidthGrid, int], list[int]]
     ) -> dict[str, list[Option]]:
         """Other widths of every group, all others as in the plan ``base``.
 
@@ -187,7 +194,7 @@ class Search(Plans):
             found[grid.group] = falling([counted_from(options[0], option) for option in options])
         return found
 
-    def _option(self, base: Mapping[str, int], grid: Grid, kept: int, cost: float) -> Option:
+    def _option(self, base: Mapping[str, int], grid: WidthGrid, kept: int, cost: float) -> Option:
         """Another width of one group: all that the plan saves then."""
         cuts = _narrowed(base, grid, kept)
         return Option(
@@ -197,7 +204,7 @@ class Search(Plans):
             others=tuple(limit.saved(cuts) for limit in self.limits),
         )
 
-    def climb(self, options: Options, best: Candidate | None) -> Candidate | None:
+    def climb(self, options: Options, best: ProbedNetwork | None) -> ProbedNetwork | None:
         """The plan of the largest saving that passes: widths of least distance for every saving.
 
         All limits hold there, and it saves more than ``best``, if they hold there too.
@@ -209,31 +216,31 @@ class Search(Plans):
         if self.needed is not None:
             high = min(high, float(self.needed - floor))
 
-        def look(asked: float) -> Candidate | None:
+        def look(asked: float) -> ProbedNetwork | None:
             plan = self._held(options, base, asked)
             return plan if plan is not None and plan.saved > least else None
 
         return self.highest(look, low=low, high=high)
 
-    def nearest(self, options: Options) -> Candidate | None:
+    def nearest(self, options: Options) -> ProbedNetwork | None:
         """Where no plan holds the limits: the one of the largest saving, or one nearer to them."""
         if not self.limits:
             return None
         knapsack = Knapsack(list(options.values()))
 
-        def look(asked: float) -> Candidate | None:
+        def look(asked: float) -> ProbedNetwork | None:
             plan = self.look(dict(zip(options, knapsack.solve(asked), strict=True)))
             return plan if plan.verdict.passed and plan.saved > 0 else None
 
         largest = self.highest(look, low=0.0, high=knapsack.most)
         return self.approach(options, largest) or largest
 
-    def approach(self, options: Options, best: Candidate | None) -> Candidate | None:
+    def approach(self, options: Options, best: ProbedNetwork | None) -> ProbedNetwork | None:
         """A plan that passes and is nearer to the limits than ``best``, where they do not hold."""
         base = best.cuts if best is not None else {}
         short = self.shortfall(best) if best is not None else 1.0
 
-        def look(share: float) -> Candidate | None:
+        def look(share: float) -> ProbedNetwork | None:
             plan = self.look(self._widths(options, base, 0.0, share=share))
             if not plan.verdict.passed or self.shortfall(plan) >= short:
                 return None
@@ -242,7 +249,9 @@ class Search(Plans):
 
         return self.highest(look, low=1 - short, high=1.0, key=lambda plan: -self.shortfall(plan))
 
-    def _held(self, options: Options, base: Mapping[str, int], asked: float) -> Candidate | None:
+    def _held(
+        self, options: Options, base: Mapping[str, int], asked: float
+    ) -> ProbedNetwork | None:
         """A plan that passes and holds the limits, for a saving beside that of ``base``.
 
         Estimates of what is saved are corrected by what the plan proves; where that is too little,
@@ -259,7 +268,7 @@ class Search(Plans):
                 return None
         return None
 
-    def _learn(self, plan: Candidate) -> bool:
+    def _learn(self, plan: ProbedNetwork) -> bool:
         """Trust estimates as far as a plan proves them; whether one was trusted too much."""
         lowered = False
         for limit in self.limits if plan.cuts else ():
@@ -279,7 +288,7 @@ class Search(Plans):
         knapsack, _ = self._knapsack(options, base, share=share)
         return {**base, **dict(zip(options, knapsack.solve(asked), strict=True))}
 
-    def trade(self, options: Options, best: Candidate) -> Candidate | None:
+    def trade(self, options: Options, best: ProbedNetwork) -> ProbedNetwork | None:
         """A plan of less distance that still saves what was asked for."""
         base = best.cuts
         knapsack, floor = self._knapsack(options, base)
@@ -312,11 +321,11 @@ class Search(Plans):
             self._last = options, needs, Knapsack(list(options.values()), needs=needs)
         return self._last[2], self.tools.bytes_saved(floor)
 
-    def walk(self, best: Candidate | None, curves: Options) -> Walk:
+    def walk(self, best: ProbedNetwork | None, curves: Options) -> PolicyResult:
         """The plan as cuts, with milder ones."""
         return self.taken(best, () if best is None else self._milder(best, curves))
 
-    def _milder(self, best: Candidate, curves: Options) -> list[Mapping[str, int]]:
+    def _milder(self, best: ProbedNetwork, curves: Options) -> list[Mapping[str, int]]:
         """From mild plans to the best one, which in every group removes at least what they do.
 
         They save less of everything: limits that the best one holds are no floor for them.
@@ -337,14 +346,14 @@ class Search(Plans):
         return [*sorted(milder, key=self.tools.bytes_saved), best.cuts]
 
 
-def near(grid: Grid, kept: int) -> list[int]:
+def near(grid: WidthGrid, kept: int) -> list[int]:
     """Widths of a group a few places away from one of them, from wide to narrow."""
     widths = [grid.size, *grid.widths]
     place = widths.index(kept)
     return widths[max(0, place - REACH) : place + REACH + 1]
 
 
-def spread(grid: Grid, _: int) -> list[int]:
+def spread(grid: WidthGrid, _: int) -> list[int]:
     """Every third width of a group from the narrowest on, and the full one."""
     widths = [grid.size, *grid.widths]
     return [k for n, k in enumerate(widths) if n == 0 or (len(widths) - 1 - n) % APART == 0]
@@ -356,7 +365,7 @@ def _between(known: Mapping[int, float], kept: int) -> float:
     return float(np.interp(kept, places, [known[place] for place in places]))
 
 
-def _narrowed(base: Mapping[str, int], grid: Grid, kept: int) -> dict[str, int]:
+def _narrowed(base: Mapping[str, int], grid: WidthGrid, kept: int) -> dict[str, int]:
     """The cuts of a plan with another width of one group."""
     cuts = {**base, grid.group: kept}
     if kept == grid.size:

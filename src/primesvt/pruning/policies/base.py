@@ -8,27 +8,27 @@ from typing import Protocol
 
 import numpy as np
 
-from primesvt.channels.widths import Cuts, Grid
-from primesvt.profiling.limits import Held
-from primesvt.pruning.gate import Gate, Verdict
+from primesvt.channels.widths import WidthGrid, Widths
+from primesvt.profiling.limits import LimitOutcome
+from primesvt.pruning.gate import AccuracyGate, GateDecision
 from primesvt.pruning.probe_table import Layer, Point, Probe
 
 __all__ = [
     "MILDER",
-    "Candidate",
-    "Choice",
+    "LayerCut",
     "Limit",
     "Look",
-    "Plans",
-    "Target",
-    "Tools",
-    "Walk",
+    "NetworkProbe",
+    "PolicyResult",
+    "ProbedNetwork",
+    "ProbedNetworks",
+    "TargetLayer",
     "cuts_of",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TargetLayer:
     """A layer as the selection of target layers saw it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class LayerCut:
     """One cut: the group, its front positions and channels before, and what it keeps of them.
 
     ``probe`` and ``verdict`` are those of the whole network after this cut and all before it, where
@@ -62,11 +62,11 @@ class Choice:
     rate: float
     kept: int
     probe: Probe | None = None
-    verdict: Verdict | None = None
+    verdict: GateDecision | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk:
+class PolicyResult:
     """What a policy took.
 
     Attributes:
@@ -81,14 +81,14 @@ class Walk:
         unconfirmed: why nothing is taken, where images set aside refused even the mildest of them.
     """
 
-    choices: tuple[Choice, ...]
+    choices: tuple[LayerCut, ...]
     refused: int
     accuracy_bound: bool
     stopped: bool
     probe: Probe | None = None
-    verdict: Verdict | None = None
-    targets: tuple[Target, ...] = ()
-    alternatives: tuple[tuple[Choice, ...], ...] = ()
+    verdict: GateDecision | None = None
+    targets: tuple[TargetLayer, ...] = ()
+    alternatives: tuple[tuple[LayerCut, ...], ...] = ()
     unconfirmed: str = ""
 
     @property
@@ -97,11 +97,11 @@ class Walk:
         return cuts_of(self.choices)
 
 
-def cuts_of(choices: Iterable[Choice]) -> dict[str, int]:
+def cuts_of(choices: Iterable[LayerCut]) -> dict[str, int]:
     """Group -> channels kept at each position.
 
     Example:
-        >>> cuts_of([Choice(group="fc", positions=1, size=8, rate=0.5, kept=4)])
+        >>> cuts_of([LayerCut(group="fc", positions=1, size=8, rate=0.5, kept=4)])
         {'fc': 4}
     """
     return {choice.group: choice.kept for choice in choices}
@@ -120,15 +120,15 @@ class Limit(Protocol):
         """How much must be saved; nothing where it is not above zero."""
         ...
 
-    def saved(self, cuts: Cuts) -> float:
+    def saved(self, cuts: Widths) -> float:
         """Estimate what cuts save, group by group; quick, as a search asks for it often."""
         ...
 
-    def proved(self, cuts: Cuts) -> float:
+    def proved(self, cuts: Widths) -> float:
         """What the network with these cuts really saves, measured once."""
         ...
 
-    def at(self, cuts: Cuts) -> Held:
+    def at(self, cuts: Widths) -> LimitOutcome:
         """How it stands with these cuts."""
         ...
 
@@ -138,14 +138,14 @@ REFINEMENTS = 3  # halvings between the first of them that passes and the one ab
 MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the best one's
 
 
-class Tools(Protocol):
+class NetworkProbe(Protocol):
     """What a policy can have measured; cuts are channels kept per group."""
 
     def distances(
         self,
-        wanted: Sequence[Cuts],
+        wanted: Sequence[Widths],
         *,
-        around: Cuts | None = None,
+        around: Widths | None = None,
         tell: Callable[[int, int], None] = lambda *_: None,
     ) -> list[float]:
         """Distance of each cut network's answers from the unpruned one's.
@@ -154,34 +154,34 @@ class Tools(Protocol):
         """
         ...
 
-    def probe(self, cuts: Cuts) -> Probe:
+    def probe(self, cuts: Widths) -> Probe:
         """The cut network on the selection set."""
         ...
 
-    def bytes_saved(self, cuts: Cuts) -> int:
+    def bytes_saved(self, cuts: Widths) -> int:
         """Parameter bytes that the cuts free."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class ProbedNetwork:
     """A network that was looked at: its cuts, what they save, and what the gate says."""
 
     cuts: dict[str, int]
     saved: int
     probe: Probe
-    verdict: Verdict
+    verdict: GateDecision
 
 
-Look = Callable[[float], "Candidate | None"]
+Look = Callable[[float], "ProbedNetwork | None"]
 
 
-def _saved(plan: Candidate) -> float:
+def _saved(plan: ProbedNetwork) -> float:
     return plan.saved
 
 
 @dataclass(kw_only=True)
-class Plans:
+class ProbedNetworks:
     """The plans looked at so far.
 
     Args:
@@ -193,16 +193,16 @@ class Plans:
         tell: called as ``tell(stage, done, total)``.
     """
 
-    gate: Gate
-    tools: Tools
-    grids: Sequence[Grid]
+    gate: AccuracyGate
+    tools: NetworkProbe
+    grids: Sequence[WidthGrid]
     needed: int | None
     limits: Sequence[Limit] = ()
-    passed: list[Candidate] = field(default_factory=list)
-    refused: list[Candidate] = field(default_factory=list)
+    passed: list[ProbedNetwork] = field(default_factory=list)
+    refused: list[ProbedNetwork] = field(default_factory=list)
     tell: Callable[[str, int, int], None] = field(default=lambda *_: None)
 
-    def look(self, kept: Mapping[str, int]) -> Candidate:
+    def look(self, kept: Mapping[str, int]) -> ProbedNetwork:
         """Measure a network, unless it is known."""
         cuts = self.cuts(kept)
         looked = (*self.passed, *self.refused)
@@ -210,7 +210,7 @@ class Plans:
         if known is not None:
             return known
         probe = self.tools.probe(cuts)
-        plan = Candidate(
+        plan = ProbedNetwork(
             cuts=cuts,
             saved=self.tools.bytes_saved(cuts),
             probe=probe,
@@ -225,15 +225,15 @@ class Plans:
         wanted = {grid.group: kept.get(grid.group, grid.size) for grid in self.grids}
         return {g.group: wanted[g.group] for g in self.grids if wanted[g.group] < g.size}
 
-    def enough(self, plan: Candidate) -> bool:
+    def enough(self, plan: ProbedNetwork) -> bool:
         """All that was asked for is saved."""
         return self.needed is not None and plan.saved >= self.needed and self.holds(plan)
 
-    def holds(self, plan: Candidate) -> bool:
+    def holds(self, plan: ProbedNetwork) -> bool:
         """The limits beside accuracy and parameter memory hold."""
         return self.shortfall(plan) <= 0
 
-    def shortfall(self, plan: Candidate) -> float:
+    def shortfall(self, plan: ProbedNetwork) -> float:
         """The largest share that is missing of what such a limit needs; 0 where all hold."""
         asked = [limit for limit in self.limits if limit.needed > 0]
         shares = (limit.proved(plan.cuts) / limit.needed for limit in asked)
@@ -241,8 +241,8 @@ class Plans:
 
     @staticmethod
     def highest(
-        look: Look, *, low: float, high: float, key: Callable[[Candidate], float] = _saved
-    ) -> Candidate | None:
+        look: Look, *, low: float, high: float, key: Callable[[ProbedNetwork], float] = _saved
+    ) -> ProbedNetwork | None:
         """The plan of the largest saving that passes, from the most that can be had downwards.
 
         ``look`` gives the plan of a saving, or ``None`` where it does not pass. No bisection: near
@@ -256,11 +256,15 @@ class Plans:
             refused = asked
         return None
 
-    def taken(self, best: Candidate | None, alternatives: Iterable[Mapping[str, int]] = ()) -> Walk:
+    def taken(
+        self, best: ProbedNetwork | None, alternatives: Iterable[Mapping[str, int]] = ()
+    ) -> PolicyResult:
         """The plan as cuts from the largest group to the smallest."""
         if best is None:
-            return Walk(choices=(), refused=len(self.refused), accuracy_bound=True, stopped=False)
-        return Walk(
+            return PolicyResult(
+                choices=(), refused=len(self.refused), accuracy_bound=True, stopped=False
+            )
+        return PolicyResult(
             choices=self._choices(best.cuts),
             refused=len(self.refused),
             accuracy_bound=bool(self.refused) and not self.enough(best),
@@ -270,13 +274,13 @@ class Plans:
             alternatives=tuple(map(self._choices, alternatives)),
         )
 
-    def _choices(self, cuts: Mapping[str, int]) -> tuple[Choice, ...]:
+    def _choices(self, cuts: Mapping[str, int]) -> tuple[LayerCut, ...]:
         return tuple(_choice(grid, cuts[grid.group]) for grid in self.grids if grid.group in cuts)
 
 
 def _refined(
-    look: Look, best: Candidate, low: float, high: float, key: Callable[[Candidate], float]
-) -> Candidate:
+    look: Look, best: ProbedNetwork, low: float, high: float, key: Callable[[ProbedNetwork], float]
+) -> ProbedNetwork:
     """A plan between the first rung that passes and the one above it."""
     for _ in range(REFINEMENTS if low < high else 0):
         middle = (low + high) / 2
@@ -288,8 +292,8 @@ def _refined(
     return best
 
 
-def _choice(grid: Grid, kept: int) -> Choice:
-    return Choice(
+def _choice(grid: WidthGrid, kept: int) -> LayerCut:
+    return LayerCut(
         group=grid.group,
         positions=grid.positions,
         size=grid.size,

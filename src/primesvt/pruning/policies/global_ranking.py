@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from primesvt.channels.widths import Grid
-from primesvt.pruning.policies.base import Tools, Walk
-from primesvt.pruning.policies.ladder import Climber, Ladder, climb
+from primesvt.channels.widths import WidthGrid
+from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
+from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
 
 __all__ = ["Global", "shares_left"]
 
@@ -19,7 +19,7 @@ _TINY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Global(Climber):
+class Global(OneParameterPolicy):
     """One ranking over all groups: whatever group they are in, the channels of least worth go.
 
     Costs of removal are made comparable by ``shares_left``; of a group with several positions
@@ -35,7 +35,7 @@ class Global(Climber):
     costs: Mapping[str, Costs] = field(repr=False)
     shares: Sequence[float]
 
-    def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
+    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
         """Choose the share of channels that go; grids hold every width."""
         plans = self.begin(grids, tools)
         if not grids:
@@ -49,9 +49,9 @@ class Global(Climber):
             removed = np.bincount(order[:first], minlength=len(grids))
             return {g.group: g.size - int(n) for g, n in zip(grids, removed, strict=True)}
 
-        return self.end(plans, climb(plans, [Ladder(rungs=self.shares, at=at)]))
+        return self.end(plans, climb(plans, [NestedPlans(rungs=self.shares, at=at)]))
 
-    def _order(self, grids: Sequence[Grid]) -> npt.NDArray[np.int64]:
+    def _order(self, grids: Sequence[WidthGrid]) -> npt.NDArray[np.int64]:
         """The places of the groups that lose a channel, one after another."""
         worths, places = [], []
         for place, grid in enumerate(grids):

@@ -6,16 +6,22 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from primesvt.channels.widths import Grid
+from primesvt.channels.widths import WidthGrid
 from primesvt.evaluation.evaluator import Progress
-from primesvt.pruning.gate import Gate
-from primesvt.pruning.policies.base import MILDER, Candidate, Plans, Tools, Walk
+from primesvt.pruning.gate import AccuracyGate
+from primesvt.pruning.policies.base import (
+    MILDER,
+    NetworkProbe,
+    PolicyResult,
+    ProbedNetwork,
+    ProbedNetworks,
+)
 
-__all__ = ["Climber", "Found", "Ladder", "better", "climb"]
+__all__ = ["Found", "NestedPlans", "OneParameterPolicy", "better", "climb"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class NestedPlans:
     """Nested plans, from the mildest to the hardest.
 
     Args:
@@ -23,7 +29,7 @@ class Ladder:
         at: group -> channels kept at a value; no group keeps more at a larger one.
 
     Example:
-        >>> rate = Ladder(rungs=(0.25, 0.5), at=lambda rate: {"fc": round(8 * (1 - rate))})
+        >>> rate = NestedPlans(rungs=(0.25, 0.5), at=lambda rate: {"fc": round(8 * (1 - rate))})
         >>> rate.plan(0), rate.reaching(3, lambda kept: 8 - kept["fc"])
         ({'fc': 6}, {'fc': 4})
     """
@@ -48,12 +54,12 @@ class Ladder:
 class Found:
     """A plan that passes, and the ladder that it is on."""
 
-    plan: Candidate
-    ladder: Ladder
+    plan: ProbedNetwork
+    ladder: NestedPlans
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climber:
+class OneParameterPolicy:
     """A policy whose plans lie on ladders.
 
     Args:
@@ -62,14 +68,14 @@ class Climber:
         progress: called as ``progress(stage, done, total)``.
     """
 
-    gate: Gate
+    gate: AccuracyGate
     stop_at_bytes: int | None = None
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
-    def begin(self, grids: Sequence[Grid], tools: Tools) -> Plans:
+    def begin(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> ProbedNetworks:
         """No plan looked at yet; groups from the largest to the smallest, ties in forward order."""
         before = self.gate.reference.parameter_bytes
-        plans = Plans(
+        plans = ProbedNetworks(
             gate=self.gate,
             tools=tools,
             grids=sorted(grids, key=lambda grid: -grid.parameters),
@@ -79,21 +85,22 @@ class Climber:
             plans.tell = self.progress
         return plans
 
-    def end(self, plans: Plans, found: Found | None) -> Walk:
+    def end(self, plans: ProbedNetworks, found: Found | None) -> PolicyResult:
         """The plan found, with milder ones of its ladder."""
         if plans.needed is not None and plans.needed <= 0:
-            return Walk(choices=(), refused=0, accuracy_bound=False, stopped=True)
+            return PolicyResult(choices=(), refused=0, accuracy_bound=False, stopped=True)
         if found is None:
             return plans.taken(None)
         return plans.taken(found.plan, _milder(plans, found))
 
 
-def climb(plans: Plans, ladders: Sequence[Ladder]) -> Found | None:
+def climb(plans: ProbedNetworks, ladders: Sequence[NestedPlans]) -> Found | None:
     """The plan of the largest saving that passes.
 
-    Savings are asked for from the most that any ladder has downwards (``Plans.highest``); at each
-    the ladders are looked at in their order, up to the first that passes. Where just so much is
-    needed, all of them are looked at there, and the one of the least drop is taken.
+    Savings are asked for from the most that any ladder has downwards
+    (``ProbedNetworks.highest``); at each the ladders are looked at in their order, up to the first
+    that passes. Where just so much is needed, all of them are looked at there, and the one of the
+    least drop is taken.
     """
 
     def saved(kept: Mapping[str, int]) -> int:
@@ -105,10 +112,10 @@ def climb(plans: Plans, ladders: Sequence[Ladder]) -> Found | None:
     most = max(saved(ladder.plan(-1)) for ladder in whole)
     least = min(saved(ladder.reaching(1, saved)) for ladder in whole)
     high = most if plans.needed is None else min(most, plans.needed)
-    origin: dict[frozenset[tuple[str, int]], Ladder] = {}
+    origin: dict[frozenset[tuple[str, int]], NestedPlans] = {}
 
-    def look(asked: float) -> Candidate | None:
-        best: Candidate | None = None
+    def look(asked: float) -> ProbedNetwork | None:
+        best: ProbedNetwork | None = None
         for ladder in whole:
             plan = plans.look(ladder.reaching(asked, saved))
             origin.setdefault(frozenset(plan.cuts.items()), ladder)
@@ -124,7 +131,7 @@ def climb(plans: Plans, ladders: Sequence[Ladder]) -> Found | None:
     return Found(plan=best, ladder=origin[frozenset(best.cuts.items())])
 
 
-def better(plans: Plans, one: Candidate | None, other: Candidate) -> Candidate:
+def better(plans: ProbedNetworks, one: ProbedNetwork | None, other: ProbedNetwork) -> ProbedNetwork:
     """Of two that pass: of the least drop where both save enough, else of the larger saving."""
     if one is None:
         return other
@@ -133,7 +140,7 @@ def better(plans: Plans, one: Candidate | None, other: Candidate) -> Candidate:
     return max(one, other, key=lambda plan: plan.saved)
 
 
-def _milder(plans: Plans, found: Found) -> list[Mapping[str, int]]:
+def _milder(plans: ProbedNetworks, found: Found) -> list[Mapping[str, int]]:
     """From mild plans of the ladder up to the one that was found."""
 
     def saved(kept: Mapping[str, int]) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from primesvt.channels.widths import Cuts
+from primesvt.channels.widths import Widths
 from primesvt.evaluation.evaluator import Progress
-from primesvt.pruning.gate import Gate
-from primesvt.pruning.policies.base import Choice, Target, Walk, cuts_of
+from primesvt.pruning.gate import AccuracyGate
+from primesvt.pruning.policies.base import LayerCut, PolicyResult, TargetLayer, cuts_of
 from primesvt.pruning.probe_table import Layer, Point, Probe
 
 __all__ = ["ORDERS", "READINGS", "Prime"]
@@ -16,7 +16,7 @@ __all__ = ["ORDERS", "READINGS", "Prime"]
 READINGS = ("A", "B")
 ORDERS = ("producer", "group")
 SHARES = tuple(step / 100 for step in range(1, 101))
-Measure = Callable[[Cuts, Cuts], Probe]
+Measure = Callable[[Widths, Widths], Probe]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Prime:
     different pruning rates, compress from large to small within the limits.
     """
 
-    gate: Gate
+    gate: AccuracyGate
     reading: str = "A"
     target_threshold: float = 0.0
     stop_at_bytes: int | None = None
@@ -46,14 +46,14 @@ class Prime:
         if not 0 <= self.target_threshold <= 1:
             raise ValueError(f"target_threshold is {self.target_threshold}, but must lie in 0 .. 1")
 
-    def targets(self, layers: Sequence[Layer]) -> tuple[Target, ...]:
+    def targets(self, layers: Sequence[Layer]) -> tuple[TargetLayer, ...]:
         """Layers by falling size (ties in forward order), each with its benefit score."""
         ordered = sorted(layers, key=lambda layer: -layer.parameters)
         drafts = [self._target(layer) for layer in ordered]
         largest = max((draft.benefit for draft in drafts if draft.best), default=0.0)
         return tuple(self._select(draft, largest) for draft in drafts)
 
-    def walk(self, layers: Sequence[Layer], measure: Measure) -> Walk:
+    def walk(self, layers: Sequence[Layer], measure: Measure) -> PolicyResult:
         """Visit every target once.
 
         ``measure`` gives the whole network for a set of cuts, and is told those that it goes out
@@ -61,7 +61,7 @@ class Prime:
         """
         targets = self.targets(layers)
         chosen = [target for target in targets if target.chosen]
-        choices: list[Choice] = []
+        choices: list[LayerCut] = []
         refused, bound, stopped = 0, False, False
         for number, target in enumerate(chosen, start=1):
             choice, tried = self._visit(target, cuts_of(choices), measure)
@@ -79,7 +79,7 @@ class Prime:
                 break
         bound |= any(target.layer.points and not target.tolerated for target in targets)
         last = choices[-1] if choices else None
-        return Walk(
+        return PolicyResult(
             choices=tuple(choices),
             refused=refused,
             accuracy_bound=bound,
@@ -90,12 +90,12 @@ class Prime:
             alternatives=_milder(choices, {t.layer.group: t.layer.points for t in chosen}),
         )
 
-    def _target(self, layer: Layer) -> Target:
+    def _target(self, layer: Layer) -> TargetLayer:
         tolerated = tuple(
             p for p in layer.points if p.probe is None or self.gate.judge(p.probe).passed
         )
         best = max(tolerated, key=lambda p: (_benefit(p.probe), p.rate), default=None)
-        return Target(
+        return TargetLayer(
             layer=layer,
             tolerated=tolerated,
             best=best,
@@ -104,14 +104,14 @@ class Prime:
             reason="" if best else _why_not(layer),
         )
 
-    def _select(self, draft: Target, largest: float) -> Target:
+    def _select(self, draft: TargetLayer, largest: float) -> TargetLayer:
         if draft.best is None or draft.benefit >= self.target_threshold * largest:
             return draft
         reason = (
             f"its best benefit score {draft.benefit:.4g} is below {self.target_threshold:g} x "
             f"the largest, {largest:.4g}"
         )
-        return Target(
+        return TargetLayer(
             layer=draft.layer,
             tolerated=draft.tolerated,
             best=draft.best,
@@ -121,8 +121,8 @@ class Prime:
         )
 
     def _visit(
-        self, target: Target, cuts: dict[str, int], measure: Measure
-    ) -> tuple[Choice | None, int]:
+        self, target: TargetLayer, cuts: dict[str, int], measure: Measure
+    ) -> tuple[LayerCut | None, int]:
         """The highest rate whose network passes, and how many were refused."""
         assert target.best is not None
         points = target.tolerated[::-1] if self.reading == "A" else (target.best,)
@@ -131,7 +131,7 @@ class Prime:
             probe = measure({**cuts, layer.group: point.kept}, cuts)
             verdict = self.gate.judge(probe)
             if verdict.passed:
-                choice = Choice(
+                choice = LayerCut(
                     group=layer.group,
                     positions=layer.positions,
                     size=layer.size,
@@ -143,15 +143,15 @@ class Prime:
                 return choice, refused
         return None, len(points)
 
-    def _enough(self, choice: Choice) -> bool:
+    def _enough(self, choice: LayerCut) -> bool:
         assert choice.probe is not None
         left = choice.probe.parameter_bytes
         return self.stop_at_bytes is not None and left <= self.stop_at_bytes
 
 
 def _milder(
-    choices: Sequence[Choice], points: Mapping[str, Sequence[Point]]
-) -> tuple[tuple[Choice, ...], ...]:
+    choices: Sequence[LayerCut], points: Mapping[str, Sequence[Point]]
+) -> tuple[tuple[LayerCut, ...], ...]:
     """All cuts at the same share of their rates, share by share, up to the cuts themselves.
 
     Not the walk as it grew: its first layers alone already lose nearly all that may be lost.
@@ -165,7 +165,7 @@ def _milder(
     return tuple(filter(None, found.values()))
 
 
-def _at(choice: Choice, points: Sequence[Point], share: float) -> Choice | None:
+def _at(choice: LayerCut, points: Sequence[Point], share: float) -> LayerCut | None:
     """A cut at a share of its rate, or at the next lower one that the layer has."""
     fitting = [point for point in points if point.rate <= share * choice.rate + 1e-9]
     if not fitting:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from primesvt.channels.widths import Grid, kept_count
-from primesvt.pruning.policies.base import Plans, Tools, Walk
-from primesvt.pruning.policies.ladder import Climber, Found, Ladder, better, climb
+from primesvt.channels.widths import WidthGrid, kept_count
+from primesvt.pruning.policies.base import NetworkProbe, PolicyResult, ProbedNetworks
+from primesvt.pruning.policies.ladder import Found, NestedPlans, OneParameterPolicy, better, climb
 from primesvt.pruning.probe_table import Layer
 
 __all__ = ["Psvit"]
@@ -17,7 +17,7 @@ RUNGS = tuple(step / 100 for step in range(1, 101))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Psvit(Climber):
+class Psvit(OneParameterPolicy):
     """Three steps, our reading of them (docs/method.md).
 
     1. Uniform: the large layers, of at least the mean number of parameters, at one rate.
@@ -37,8 +37,11 @@ class Psvit(Climber):
     highest: float
 
     def solve(
-        self, grids: Sequence[Grid], tools: Tools, sensitivity: Callable[[], Sequence[Layer]]
-    ) -> Walk:
+        self,
+        grids: Sequence[WidthGrid],
+        tools: NetworkProbe,
+        sensitivity: Callable[[], Sequence[Layer]],
+    ) -> PolicyResult:
         """Take the three steps; ``sensitivity`` is asked for once, after the first."""
         plans = self.begin(grids, tools)
         large = _large(plans.grids)
@@ -59,7 +62,7 @@ class Psvit(Climber):
         return max(passing, default=0.0)
 
 
-def _of_both(plans: Plans, uniform: Found | None, fine: Found | None) -> Found | None:
+def _of_both(plans: ProbedNetworks, uniform: Found | None, fine: Found | None) -> Found | None:
     """The better of two."""
     if uniform is None or fine is None:
         return uniform or fine
@@ -67,18 +70,20 @@ def _of_both(plans: Plans, uniform: Found | None, fine: Found | None) -> Found |
     return uniform if best is uniform.plan else fine
 
 
-def _large(grids: Sequence[Grid]) -> list[Grid]:
+def _large(grids: Sequence[WidthGrid]) -> list[WidthGrid]:
     """Layers of at least the mean number of parameters."""
     total = sum(grid.parameters for grid in grids)
     return [grid for grid in grids if grid.parameters * len(grids) >= total]
 
 
-def _ladder(grids: Sequence[Grid], highest: Mapping[str, float]) -> Ladder:
+def _ladder(grids: Sequence[WidthGrid], highest: Mapping[str, float]) -> NestedPlans:
     """All groups at the same share of their highest rates, in steps of a hundredth."""
-    return Ladder(rungs=RUNGS, at=partial(_at, grids, highest))
+    return NestedPlans(rungs=RUNGS, at=partial(_at, grids, highest))
 
 
-def _at(grids: Sequence[Grid], highest: Mapping[str, float], share: float) -> Mapping[str, int]:
+def _at(
+    grids: Sequence[WidthGrid], highest: Mapping[str, float], share: float
+) -> Mapping[str, int]:
     return {
         grid.group: kept_count(grid.size, round(share * highest[grid.group], 6)) for grid in grids
     }

@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from primesvt.channels.widths import Grid
-from primesvt.pruning.policies.base import Tools, Walk
-from primesvt.pruning.policies.ladder import Climber, Ladder, climb
+from primesvt.channels.widths import WidthGrid
+from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
+from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
 
 __all__ = ["DRAWS", "Random"]
 
@@ -19,7 +19,7 @@ RUNGS = 400  # of a draw, spread over all widths that it passes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Climber):
+class Random(OneParameterPolicy):
     """Random widths: of several draws the one that saves most within the limits.
 
     A draw gives every group a weight ``u``, uniform between 0 and 1. At ``t`` the rate of a group
@@ -38,7 +38,7 @@ class Random(Climber):
     seed: int = 0
     draws: int = DRAWS
 
-    def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
+    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
         """Draw and choose."""
         plans = self.begin(grids, tools)
         generator = np.random.default_rng(self.seed)
@@ -48,12 +48,12 @@ class Random(Climber):
         return self.end(plans, climb(plans, ladders))
 
 
-def _ladder(grids: Sequence[Grid], weights: Mapping[str, float]) -> Ladder:
+def _ladder(grids: Sequence[WidthGrid], weights: Mapping[str, float]) -> NestedPlans:
     """The plans of one draw."""
     steps = sorted(rate / weights[grid.group] for grid in grids for rate in grid.widths.values())
     places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), RUNGS)).round().astype(int))
-    return Ladder(rungs=[steps[place] for place in places], at=partial(_at, grids, weights))
+    return NestedPlans(rungs=[steps[place] for place in places], at=partial(_at, grids, weights))
 
 
-def _at(grids: Sequence[Grid], weights: Mapping[str, float], t: float) -> Mapping[str, int]:
+def _at(grids: Sequence[WidthGrid], weights: Mapping[str, float], t: float) -> Mapping[str, int]:
     return {grid.group: grid.at(t * weights[grid.group]) for grid in grids}

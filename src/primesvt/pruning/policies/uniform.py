@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from primesvt.channels.widths import Grid
-from primesvt.pruning.policies.base import Tools, Walk
-from primesvt.pruning.policies.ladder import Climber, Ladder, climb
+from primesvt.channels.widths import WidthGrid
+from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
+from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
 
 __all__ = ["Uniform"]
 
 
-class Uniform(Climber):
+class Uniform(OneParameterPolicy):
     """The same rate for every group: the highest whose network stays within the limits.
 
     Example:
         >>> from primesvt.pruning.policies import Gate
         >>> from primesvt.pruning.probe_table import Probe, Reference
         >>> from primesvt.evaluation.evaluator import Measurement
-        >>> class Tools:  # every channel is 4 bytes, and costs 1 point in score
+        >>> class NetworkProbe:  # every channel is 4 bytes, and costs 1 point in score
         ...     def bytes_saved(self, cuts):
         ...         return 4 * sum(8 - kept for kept in cuts.values())
         ...     def probe(self, cuts):
@@ -27,14 +27,14 @@ class Uniform(Climber):
         ...                      saving=saved / 64, parameter_bytes=64 - saved)
         >>> unpruned = Reference(context={}, measurement=Measurement(value=50), parameter_bytes=64)
         >>> rates = {6: 0.25, 4: 0.5, 2: 0.75}
-        >>> grids = [Grid(group=name, positions=1, size=8, parameters=8, widths=rates)
+        >>> grids = [WidthGrid(group=name, positions=1, size=8, parameters=8, widths=rates)
         ...          for name in ("fc1", "fc2")]
         >>> gate = Gate(kind="point", allowed=9, reference=unpruned)
-        >>> Uniform(gate=gate).solve(grids, Tools()).cuts
+        >>> Uniform(gate=gate).solve(grids, NetworkProbe()).cuts
         {'fc1': 4, 'fc2': 4}
     """
 
-    def solve(self, grids: Sequence[Grid], tools: Tools) -> Walk:
+    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
         """Choose the rate, one of those that the grids have."""
         plans = self.begin(grids, tools)
 
@@ -42,4 +42,4 @@ class Uniform(Climber):
             return {grid.group: grid.at(rate) for grid in plans.grids}
 
         rates = sorted({rate for grid in grids for rate in grid.widths.values()})
-        return self.end(plans, climb(plans, [Ladder(rungs=rates, at=at)]))
+        return self.end(plans, climb(plans, [NestedPlans(rungs=rates, at=at)]))
