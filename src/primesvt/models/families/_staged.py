@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from primesvt.models.blocks import Downsample
 from primesvt.models.config import ModelConfig, check_positive
-from primesvt.models.families.sdt_v3.ratio import scaled
 from primesvt.models.neurons import Spike
 
-__all__ = ["StagedConfig", "stage_names", "stages"]
+__all__ = ["StagedConfig", "ratio_of", "scaled", "stage_names", "stages"]
+
 
 _DOWN = ("down1a", "down1b", "down2", "down3", "down4")
 
@@ -136,3 +136,36 @@ def stage_names(config: StagedConfig) -> tuple[dict[str, str], ...]:
             for stage, depth in enumerate(config.depths, start=3)
         ),
     )
+
+
+def scaled(width: int, ratio: float) -> int:
+    """A multiple of a width, cut off.
+
+    Example:
+        >>> scaled(9, 1.5), scaled(49, 29 / 49)
+        (13, 29)
+    """
+    # A ratio of two widths, multiplied again, may fall short of a whole number.
+    return int(width * ratio + 1e-9)
+
+
+def ratio_of(state: Mapping[str, Tensor], layer: str, *, usual: float) -> float | None:
+    """Output by input channels of the layers whose names end like this; ``None`` without any.
+
+    ``usual`` where it gives the same widths, else the first that does.
+
+    Example:
+        >>> import torch
+        >>> ratio_of({"a.fc1.weight": torch.zeros(13, 9, 1)}, "fc1.weight", usual=1.5)
+        1.5
+    """
+    shapes = [tensor.shape[:2] for key, tensor in state.items() if key.endswith(layer)]
+    if not shapes:
+        return None
+    candidates = [usual, *(outputs / inputs for outputs, inputs in shapes)]
+    fitting = (
+        ratio
+        for ratio in candidates
+        if all(scaled(inputs, ratio) == outputs for outputs, inputs in shapes)
+    )
+    return next(fitting, candidates[1])

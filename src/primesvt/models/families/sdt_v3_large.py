@@ -1,18 +1,21 @@
-"""SDT-V3 large: official names, and what an official state dict gives away."""
+"""Spike-driven Transformer V3, large sizes (arXiv 2411.16061)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from primesvt.data.config import CIFAR, IMAGENET
+from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families._names import count, under
-from primesvt.models.families._staged import stage_names
-from primesvt.models.families.sdt_v3.ratio import ratio_of
-from primesvt.models.families.sdt_v3_large.model import SDTv3LargeConfig
+from primesvt.models.families._sdt_v3_large_network import SDTv3LargeConfig, build
+from primesvt.models.families._staged import ratio_of, stage_names
+from primesvt.models.families.family import Family
 
-__all__ = ["infer", "oddities", "official_names"]
+__all__ = ["FAMILY", "SDTv3LargeConfig", "entries", "infer", "oddities", "official_names"]
+
 
 _DOWN = {"": "", "lif": "encode_lif", "conv": "encode_conv", "bn": "encode_bn"}
 _CONV_BLOCK = {
@@ -184,4 +187,71 @@ _DEAD_BRANCH = (
     " channels, as issue 9 of the official repository reports of the file 83M-1x4_83_6.pth (768"
     " against 512) and as an earlier revision of the class built it: no forward can run that, so"
     " the branch is kept as unused tensors and adds nothing; this was not tried on the real file"
+)
+
+
+# Whether the published figures are those of one head or of two is not said; two is the default of
+# the official class.
+_SIZES: dict[str, tuple[dict[str, Any], str, Published]] = {
+    "171m": (
+        {"embed_dims": (196, 384, 768)},
+        "spikformer12_768",
+        Published(
+            top1=85.1,
+            time_steps=1,
+            source="secondary: eight virtual time steps, 224 pixels (abstract: 86.2 at 384)",
+        ),
+    ),
+    "83m": (
+        {"embed_dims": (128, 256, 512), "rep_ratio": 1},
+        "spikformer12_512",
+        Published(top1=84.0, time_steps=1, source="authors' abstract, eight virtual time steps"),
+    ),
+}
+
+
+def entries() -> Iterator[ModelEntry]:
+    """Official sizes, and a small one of our own.
+
+    Example:
+        >>> next(entries()).name
+        'sdt_v3_large_171m_kd'
+
+    Source: official sizes; figures of arXiv 2411.16061.
+    """
+    for size, (sizes, alias, published) in _SIZES.items():
+        yield ModelEntry(
+            name=f"sdt_v3_large_{size}_kd",
+            config=SDTv3LargeConfig(spike_levels=8, distillation=True, **sizes),
+            data=IMAGENET,
+            published=published,
+            aliases=(alias,),
+        )
+        yield ModelEntry(
+            name=f"sdt_v3_large_{size}",
+            config=SDTv3LargeConfig(spike_levels=8, **sizes),
+            data=IMAGENET,
+        )
+    yield ModelEntry(
+        name="sdt_v3_large_small",
+        config=SDTv3LargeConfig(
+            embed_dims=(16, 32, 64),
+            num_classes=10,
+            conv_depths=(1, 1, 1),
+            depths=(3,),
+            stem_kernel=3,
+            strides=(1, 2, 1, 2),
+        ),
+        data=CIFAR,
+    )
+
+
+FAMILY = Family(
+    title="Spike-driven Transformer V3 (large)",
+    config=SDTv3LargeConfig,
+    build=build,
+    official_names=official_names,
+    infer=infer,
+    entries=entries,
+    oddities=oddities,
 )

@@ -8,20 +8,204 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from primesvt.models.blocks import ConvBN
 from primesvt.models.config import ModelConfig, check_choice, check_positive, check_tau
-from primesvt.models.families.spikingresformer.attention import DualSpikeAttention
-from primesvt.models.families.spikingresformer.blocks import (
-    Downsampling,
-    GroupWiseFFN,
-    MeanHead,
-    Stem,
-)
+from primesvt.models.fast_paths import HalvingMaxPool
 from primesvt.models.neurons import Spike, lif, plif
 from primesvt.models.spiking_vit import SpikingViT
 
-__all__ = ["Layers", "SpikingResformer", "SpikingResformerConfig", "build", "pairs"]
+__all__ = [
+    "Downsampling",
+    "DualSpikeAttention",
+    "GroupWiseFFN",
+    "Layers",
+    "MeanHead",
+    "SpikingResformer",
+    "SpikingResformerConfig",
+    "Stem",
+    "build",
+    "pairs",
+]
+
+
+_MOMENTUM = 0.999
+
+
+class DualSpikeAttention(nn.Module):
+    """Dual spike self-attention with its shortcut: spikes meet a transform of spikes, twice.
+
+    ``[T, B, C, H, W]`` to the same shape. One convolution over patches makes two halves per head;
+    the first meets the input spikes (``y1^T s``, an attention map of patches by pixels), the second
+    meets the spikes of that map. Each product is divided by the root of its length times the
+    firing rate of its spikes: a running mean per head, measured in training and kept in buffers
+    ``[1, 1, heads, 1, 1]``, which the first training batch fills. Where a rate is zero (a model
+    that was never trained, a head that never fired) the division has no meaning: the official code
+    gets NaN, which no threshold lets pass; here the product is zero, which passes none either.
+
+    Args:
+        dim: channels of the stream.
+        heads: number of attention heads.
+        patch: size and stride of the convolution over patches.
+        spike: makes the neurons.
+
+    Attributes:
+        tokens: number of patches that the second scale uses, of the image size that the model is
+            made for; ``None`` until the model knows it.
+
+    Example:
+        >>> from primesvt.models import lif
+        >>> attention = DualSpikeAttention(8, heads=2, patch=2, spike=lif)
+        >>> attention.tokens = 4
+        >>> attention(torch.zeros(3, 1, 8, 4, 4)).shape
+        torch.Size([3, 1, 8, 4, 4])
+
+    Source: Shi et al., "SpikingResformer" (arXiv 2403.14302), DSSA;
+    github.com/xyshi2000/SpikingResformer, models/spikingresformer.py.
+    """
+
+    firing_rate_x: Tensor
+    firing_rate_attn: Tensor
+
+    def __init__(self, dim: int, *, heads: int, patch: int, spike: Spike) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patch = patch
+        self.width = dim // heads
+        self.tokens: int | None = None
+        self.lif = spike()
+        self.w = ConvBN(dim, 2 * dim, patch, stride=patch, padding=0)
+        self.attn_lif = spike()
+        self.out_lif = spike()
+        self.proj = ConvBN(dim, dim)
+        self.register_buffer("firing_rate_x", torch.zeros(1, 1, heads, 1, 1))
+        self.register_buffer("firing_rate_attn", torch.zeros(1, 1, heads, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tokens is None:
+            raise ValueError("the image size is not known yet: call model.set_img_size((H, W))")
+        image = self.lif(x)
+        spikes = self._split(image)
+        mixed = self._split(self.w(image))
+        channels = spikes.shape[3]  # pruned or not, the first half is as wide as its partner
+        y1, y2 = mixed.split([channels, mixed.shape[3] - channels], dim=3)
+        self._measure(self.firing_rate_x, spikes)
+        scores = y1.transpose(-2, -1) @ spikes * _scale(self.firing_rate_x, self.width)
+        attention = self.attn_lif(scores)
+        self._measure(self.firing_rate_attn, attention)
+        out = y2 @ attention * _scale(self.firing_rate_attn, self.tokens)
+        branch: Tensor = self.proj(self.out_lif(_image(out, x)))
+        return x + branch
+
+    def _split(self, x: Tensor) -> Tensor:
+        """``[T, B, C, H, W]`` to ``[T, B, heads, C / heads, tokens]``."""
+        return torch.unflatten(x.flatten(-2), 2, (self.heads, -1))
+
+    def _measure(self, rate: Tensor, spikes: Tensor) -> None:
+        if not self.training:
+            return
+        with torch.no_grad():
+            seen = spikes.mean((0, 1, 3, 4), keepdim=True).to(rate.dtype)
+            rate.copy_(torch.where((rate == 0).all(), seen, rate.lerp(seen, 1 - _MOMENTUM)))
+
+
+def _scale(rate: Tensor, length: int) -> Tensor:
+    return torch.where(rate > 0, (rate * length).rsqrt(), torch.zeros_like(rate))
+
+
+def _image(x: Tensor, like: Tensor) -> Tensor:
+    """``[T, B, heads, C / heads, tokens]`` to ``[T, B, C, H, W]``."""
+    return torch.unflatten(x.flatten(2, 3), -1, like.shape[-2:])
+
+
+class Stem(ConvBN):
+    """First convolution; ``pool`` makes it a strided 7x7 one with max pooling, else it is 3x3.
+
+    Example:
+        >>> Stem(3, 8, pool=True)(torch.zeros(2, 1, 3, 16, 16)).shape
+        torch.Size([2, 1, 8, 4, 4])
+
+    Source: Shi et al., "SpikingResformer" (arXiv 2403.14302), prologue.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, pool: bool) -> None:
+        super().__init__(inputs, outputs, 7 if pool else 3, stride=2 if pool else 1)
+        self.pool = HalvingMaxPool() if pool else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = super().forward(x)
+        return torch.unflatten(self.pool(image.flatten(0, 1)), 0, x.shape[:2])
+
+
+class Downsampling(ConvBN):
+    """Neuron, then a 3x3 convolution of stride 2 and batch normalisation.
+
+    Example:
+        >>> from primesvt.models import lif
+        >>> Downsampling(4, 8, spike=lif)(torch.zeros(2, 1, 4, 6, 6)).shape
+        torch.Size([2, 1, 8, 3, 3])
+
+    Source: Shi et al., "SpikingResformer" (arXiv 2403.14302), downsampling layer.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, spike: Spike) -> None:
+        super().__init__(inputs, outputs, 3, stride=2)
+        self.lif = spike()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.lif(x))
+
+
+class GroupWiseFFN(nn.Module):
+    """Feed-forward network with a 3x3 convolution in groups inside; both have shortcuts.
+
+    ``[T, B, C, H, W]`` to the same shape; every layer spikes its input.
+
+    Example:
+        >>> from primesvt.models import lif
+        >>> GroupWiseFFN(4, 16, groups=2, spike=lif)(torch.zeros(2, 1, 4, 6, 6)).shape
+        torch.Size([2, 1, 4, 6, 6])
+
+    Source: Shi et al., "SpikingResformer" (arXiv 2403.14302), group-wise spiking feed-forward
+    network; github.com/xyshi2000/SpikingResformer, models/spikingresformer.py.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, groups: int, spike: Spike) -> None:
+        super().__init__()
+        self.lif1 = spike()
+        self.fc1 = ConvBN(dim, hidden)
+        self.lif2 = spike()
+        self.conv = ConvBN(hidden, hidden, 3, groups=groups)
+        self.lif3 = spike()
+        self.fc2 = ConvBN(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide: Tensor = self.fc1(self.lif1(x))
+        wide = wide + self.conv(self.lif2(wide))
+        branch: Tensor = self.fc2(self.lif3(wide))
+        return x + branch
+
+
+class MeanHead(nn.Module):
+    """Classifier without bias on the spatial mean: ``[T, B, C, H, W]`` to ``[T, B, classes]``.
+
+    Example:
+        >>> MeanHead(8, 10)(torch.zeros(2, 1, 8, 3, 3)).shape
+        torch.Size([2, 1, 10])
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(dim, classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pool(x.flatten(0, 1)).flatten(1)
+        logits: Tensor = self.fc(torch.unflatten(pooled, 0, x.shape[:2]))
+        return logits
+
 
 Layers = tuple[tuple[str, ...], ...]
 _LAYERS = ("DSSA", "GWFFN")
