@@ -14,8 +14,7 @@ from primesvt.models.families.sdt_v2 import SDTv2Config
 from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
 from primesvt.models.official.convert import from_official, to_official
 from primesvt.models.official.names import official_keys, official_modules
-from primesvt.models.official.report import CheckpointReport
-from primesvt.models.provenance import Provenance
+from primesvt.models.provenance import CheckpointReport, Provenance
 from primesvt.models.registry import create_model, list_models, model_entry
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state_dict import load_state

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from primesvt.models.config import ModelConfig
 from primesvt.models.fast_paths import forgetting
 from primesvt.models.neurons import memories
-from primesvt.models.official.report import CheckpointReport
-from primesvt.models.provenance import Provenance
+from primesvt.models.provenance import CheckpointReport, Provenance
 
 __all__ = ["SpikingViT"]
 

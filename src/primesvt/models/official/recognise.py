@@ -14,7 +14,7 @@ from primesvt.models.entry import ModelEntry
 from primesvt.models.families import FAMILIES, Family, family_of
 from primesvt.models.nearest import agrees, nearest_entry
 from primesvt.models.official.names import official_shapes
-from primesvt.models.official.report import CheckpointReport
+from primesvt.models.provenance import CheckpointReport
 from primesvt.models.state_dict import Differences, differences
 
 __all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "interpret", "recognise"]
