@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.event_samples import event_model, polarities, written
+from tests.data.event_samples import event_model, polarities, written
 
 from primesvt.checkpoint.folder import save_model
 

@@ -19,7 +19,7 @@ from primesvt.exporting import onnx as payload
 from primesvt.exporting.source import open_origin, samples_of
 from primesvt.models import Provenance
 
-from ..event_samples import LABELS, frames, written
+from ..data.event_samples import LABELS, frames, written
 from .conftest import tiny
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .families.cases import CASES
+from ..families.cases import CASES
 
 State = Mapping[str, Tensor]
 

@@ -12,7 +12,7 @@ from primesvt.cli.app import parse
 from primesvt.config import PRESETS
 from primesvt.models import list_models, model_entry
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reproduce-imagenet.md"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from primesvt.cli.app import parse
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands() -> list[str]:

@@ -13,9 +13,9 @@ import pytest
 
 from primesvt.models import list_models
 
-from .families.cases import CASES
+from ..families.cases import CASES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "families.md"
 
 # One variant a family as the section and column of SPEC's tables; our roles as sums of its rows.

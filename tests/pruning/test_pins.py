@@ -2,8 +2,8 @@
 
 They are what another processor repeats: channels are ranked by their L2 norms, and the score counts
 parameters, so that no decision hangs on the rounding of a sum. Where a result is meant to change,
-``python -m tests.test_pins`` records them again; it refuses a run that weights shaken by 1e-5
-would decide otherwise. ``benchmarks/pins.py`` compares whole runs with an earlier commit.
+``python -m tests.pruning.test_pins`` records them again; it refuses a run that weights shaken by
+1e-5 would decide otherwise. ``benchmarks/pins.py`` compares whole runs with an earlier commit.
 """
 
 from __future__ import annotations

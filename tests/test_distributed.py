@@ -28,7 +28,7 @@ from .two_processes import run_twice
 
 CPU = torch.device("cpu")
 SCRIPT = """
-from tests.test_processes import everything
+from tests.test_distributed import everything
 answer(everything())
 """
 

@@ -11,7 +11,7 @@ import pytest
 from primesvt.cli.app import parse
 from primesvt.training.config import FinetuneRecipe
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "finetuning.md").read_text()
 
 

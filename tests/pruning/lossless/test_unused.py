@@ -44,10 +44,10 @@ def test_a_head_of_two_signals_is_not_merged():
 
 
 def test_a_head_that_changes_a_prediction_stays_double(monkeypatch):
-    from primesvt.pruning.lossless import answers
+    from primesvt.pruning.lossless import step
 
     model = fired("sdt_v2_digits", distillation=True)
-    monkeypatch.setattr(answers, "_alike", lambda *_: False)
+    monkeypatch.setattr(step, "_alike", lambda *_: False)
     assert not remove_unused(model, [calibration_of(picture(model))]).merged_head
 
 

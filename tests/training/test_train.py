@@ -30,9 +30,9 @@ from primesvt.training import run as fit
 from primesvt.training.run import learning_rate_factor
 from primesvt.training.snapshot import Snapshot
 
-from .bars import write_bars
+from ..bars import write_bars
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from primesvt.models import create_model
 from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.profiling.timing import Pace
 
-from .families.drawn import examples
+from ..families.drawn import examples
 
 QUICK = Pace(seconds=0.0, least=2)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from primesvt.channels.widths import WidthGrid
 
-from ..families.drawn import SEEDS, examples
+from ...families.drawn import SEEDS, examples
 from .worlds import SIZE, World, world
 
 

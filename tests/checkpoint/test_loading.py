@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import primesvt
 
-from .families.cases import CASES
+from ..families.cases import CASES
 from .official_files import FILES, GOLDENS, ROWS, golden, same_logits, timm_with_average
 
 

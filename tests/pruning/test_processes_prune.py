@@ -37,7 +37,7 @@ MISTAKE = ["prune", "sdt_v2_digits", "--include", "nothing_like_it"]
 KILLED = """
 import signal
 from primesvt.pruning.pipeline import probe_table as probes
-from tests.method.test_processes_prune import METHODS, pruned
+from tests.pruning.test_processes_prune import METHODS, pruned
 
 written = 0
 def append(self, *lines, real=probes.ProbeTable._append):

@@ -447,7 +447,7 @@ class TestPreprocess:
         with pytest.raises(ValueError, match="2"):
             Preprocess(data_config((2, 8, 8)))
         with pytest.raises(ValueError, match="data_config"):
-            load_data(Path(__file__).parent)
+            load_data(Path(__file__).parents[1])
 
 
 @settings(deadline=None, max_examples=50)

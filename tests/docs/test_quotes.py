@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 QUOTE = re.compile(r"<!-- from (benchmarks/results/[\w.]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 FOUND = [(page, *quote) for page in PAGES for quote in QUOTE.findall(page.read_text())]

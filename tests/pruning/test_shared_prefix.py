@@ -18,7 +18,7 @@ from primesvt.pruning.prober import Prober
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, free, lively
-from .test_together import bench
+from .test_variants import bench
 
 ROOM = 100
 

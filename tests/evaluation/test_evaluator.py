@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from primesvt.distributed import resolve_device
+from primesvt.evaluation import evaluator as evaluation
 from primesvt.evaluation.evaluator import DataEvaluator, ScoreEvaluator, measured, outcomes
-from primesvt.evaluation.evaluator import evaluator as evaluation
 
 
 def test_outcomes_against_a_plain_loop(model, digits):

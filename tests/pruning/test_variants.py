@@ -22,8 +22,8 @@ from primesvt.pruning.workbench import memory_for_networks
 from primesvt.recovery import Recovery
 
 from ..channels.firing import state_bytes
+from ..conftest import OwnNet
 from ..lively import FAMILIES, Lively, free, lively
-from .conftest import OwnNet
 
 
 def bench(one: Lively, kind: str) -> Prober:

@@ -15,7 +15,7 @@ from primesvt.evaluation.divergence import OutputDivergence
 from primesvt.evaluation.evaluator import Measurement, ScoreEvaluator
 from primesvt.importance import find_importance
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.pipeline import variants as module
+from primesvt.pruning import variants as module
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Prober
 from primesvt.pruning.variants import VariantBuilder

@@ -23,7 +23,7 @@ from primesvt.pruning.policies.global_ranking import shares_left
 from primesvt.pruning.policies.random_rates import DRAWS
 from primesvt.pruning.probe_table import Layer, Point
 
-from ..families.drawn import SEEDS, examples
+from ...families.drawn import SEEDS, examples
 from .worlds import SAMPLES, SIZE, World, world
 
 NAMES = ("uniform", "global", "random", "psvit")

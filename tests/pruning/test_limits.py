@@ -26,7 +26,7 @@ from primesvt.pruning.limits import LatencyLimit, MembraneLimit, check_limits
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.settings import Settings
 
-from .lively import FAMILIES, lively
+from ..lively import FAMILIES, lively
 
 RATES = (0.3, 0.6, 0.9)
 SOME = ["*.block4_0.mlp.fc1", "*.conv1b.conv1", "*.block4_0.attn.q+k", "*.block3_0.attn.v"]

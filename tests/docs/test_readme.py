@@ -15,7 +15,7 @@ import torch
 from primesvt.cli.app import parse
 from primesvt.models import create_model, to_official
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 EXAMPLE = re.compile(r"(<!-- output of make prune -->\n```text\n)(.*?)(```\n)", re.DOTALL)
 
