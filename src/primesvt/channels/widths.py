@@ -1,4 +1,4 @@
-"""Pruning rates where none are given."""
+"""Widths of channel groups: grids, pruning rates, and how many channels a rate keeps."""
 
 from __future__ import annotations
 

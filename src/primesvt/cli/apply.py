@@ -11,8 +11,8 @@ import tyro
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.inspect import tracing
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
+from primesvt.config import parse_overrides
 
 __all__ = ["Apply"]
 

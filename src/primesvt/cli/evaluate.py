@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from primesvt._format import megabytes
 from primesvt.cli import flags
 from primesvt.cli.console import Console
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import table, whole
+from primesvt.config import parse_overrides
 
 if TYPE_CHECKING:
     from rich.table import Table

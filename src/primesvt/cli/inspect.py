@@ -16,9 +16,8 @@ from primesvt._format import megabytes, scaled
 from primesvt.calibration import calibration_of
 from primesvt.cli import flags
 from primesvt.cli.console import Console
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import by_block, inside, table, whole
-from primesvt.config import unset
+from primesvt.config import parse_overrides, unset
 from primesvt.profiling.energy import PRICES, Energy, energy_of
 from primesvt.profiling.memory import file_bytes, parameter_bytes
 from primesvt.profiling.operations import ModuleCosts, Operations, count_operations

@@ -11,9 +11,8 @@ import tyro
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
-from primesvt.config import PRESETS, PruneRecipe, read_recipe, unset
+from primesvt.config import PRESETS, PruneRecipe, parse_overrides, read_recipe, unset
 
 if TYPE_CHECKING:
     from primesvt.pruning.result import PruneResult

@@ -1,4 +1,4 @@
-"""Labelled images and how they are split: calibration, selection, test and train."""
+"""Labelled images and event frames, and their split: train, calibration, selection, test."""
 
 from .errors import DataError
 from .images import ImageSet, Preprocess

@@ -1,4 +1,4 @@
-"""One call of a user's score, watched: the inputs that it gives a network."""
+"""The inputs that a user's score function gives to a network, recorded while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches in rounds, one for each of several processes: all know the answers before they go on."""
+"""Evaluation by several processes, in rounds of batches after which all know every outcome."""
 
 from __future__ import annotations
 

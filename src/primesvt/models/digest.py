@@ -1,4 +1,4 @@
-"""What a measurement belongs to: digests of models and of data sets."""
+"""Digests that tell whether two networks are the same, weights and configuration."""
 
 from __future__ import annotations
 

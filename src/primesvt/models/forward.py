@@ -1,4 +1,4 @@
-"""Copies of a network that share what need not be copied."""
+"""How any network is run, fed and copied: evaluation mode, example inputs, working copies."""
 
 from __future__ import annotations
 

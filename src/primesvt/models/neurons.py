@@ -1,4 +1,4 @@
-"""Spiking neurons: with ``inference``, the one place that knows SpikingJelly."""
+"""Spiking neurons: with ``fast_paths``, the one place that knows SpikingJelly."""
 
 from __future__ import annotations
 

@@ -41,12 +41,12 @@ class LimitOutcome:
 
     @property
     def held(self) -> bool:
-        """The final network keeps to it."""
+        """Whether the final network stays within the limit."""
         return self.after <= self.allowed * (1 + 1e-9)
 
     @property
     def near(self) -> bool:
-        """It holds, the network before did not, and hardly anything of what it allows is left."""
+        """The limit decided the result: it was exceeded before, and is now met by a narrow margin."""
         return self.held and self.before > self.allowed and self.after >= _NEAR * self.allowed
 
     @property

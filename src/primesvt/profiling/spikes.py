@@ -18,9 +18,9 @@ __all__ = ["ValueOrigin", "follow", "given", "marking", "origin_of", "spikes_in"
 
 aten = torch.ops.aten
 _MARK = "_primesvt_origin"
-# What they make of spikes is a sum that is kept, and no longer a train of spikes.
+# Their results are sums of spikes: real numbers, no longer zeros and ones.
 _SUMS = {aten.sum, aten.mean, aten.cumsum, aten.avg_pool2d, aten._adaptive_avg_pool2d}
-# What a neuron that nobody knows decides by.
+# Comparisons by which neurons of an unknown class fire.
 _DECISIONS = {aten.ge, aten.gt, aten.le, aten.lt, aten.heaviside}
 
 

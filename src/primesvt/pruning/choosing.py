@@ -1,4 +1,4 @@
-"""A policy at work: from settings and a bench to the walk that it takes."""
+"""The policy that was asked for, at work: from settings and a prober to the cuts it takes."""
 
 from __future__ import annotations
 

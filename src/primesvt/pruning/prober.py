@@ -1,4 +1,4 @@
-"""The bench: networks are cut and recovered as they will be in the end, and measured."""
+"""The prober: networks are cut and recovered as they will be in the end, and measured."""
 
 from __future__ import annotations
 

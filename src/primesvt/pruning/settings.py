@@ -1,4 +1,4 @@
-"""How a run probes, chooses and cuts: one frozen, checked value."""
+"""The method of a run: policy, importance, recovery, gate and rates, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cutter: copies of the unpruned network, cut and recovered as they will be in the end."""
+"""Pruned variants of one network: copies, cut and recovered as they will be in the end."""
 
 from __future__ import annotations
 
@@ -164,11 +164,11 @@ class VariantBuilder:
         return replace(together, common=common.network)
 
     def _raw(self, cuts: Widths) -> nn.Module:
-        """A smaller copy, its batch norms as they were."""
+        """A pruned copy without recovery: its batch norms keep their statistics."""
         return self._smaller(copy_of(self.model), self._kept(cuts))
 
     def _later(self, cuts: Widths, common: SpikingViT, start: int) -> nn.Module:
-        """The same with the first blocks of another network, which it equals up to there."""
+        """A pruned copy that shares its first blocks with a network that is equal up to ``start``."""
         assert isinstance(self.model, SpikingViT)
         places = {group: self._places(group) for group in cuts}
         if any(low < start <= high for low, high in places.values()):

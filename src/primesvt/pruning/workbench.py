@@ -1,4 +1,4 @@
-"""From settings and calibration inputs to the bench on which networks are cut and measured."""
+"""From settings and calibration inputs to the prober that cuts and measures networks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DISTANCE_SAMPLES = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Importance, recovery and policy as they can be had with the inputs there are.
+    """Importance, recovery and policy of a run: those asked for, where its inputs allow them.
 
     Without calibration inputs nothing is recovered, and channels are ranked by their weights;
     ``notes`` say so.
@@ -51,7 +51,7 @@ class Method:
 
     @classmethod
     def of(cls, settings: Settings, calibration: CalibrationSet | None) -> Method:
-        """What the settings ask for, as far as there are inputs for it."""
+        """What the settings ask for; what needs calibration inputs that are not there is replaced."""
         importance, recovery, notes = settings.importance, settings.recovery, []
         if calibration is None and recovery != "none":
             notes.append(

@@ -1,4 +1,4 @@
-"""The content of an exported file, and how its own runtime computes it."""
+"""An ONNX file with all that is done to it: float32 or 8-bit weights, padded channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An official state dict as one family reads it."""
+"""Which family an official state dict belongs to, and the settings that its tensors tell."""
 
 from __future__ import annotations
 

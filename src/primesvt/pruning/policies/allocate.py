@@ -1,4 +1,4 @@
-"""Plans of all groups together: measured around one another, checked whole, made better."""
+"""One saving shared out over all groups by sensitivity, then improved on whole networks."""
 
 from __future__ import annotations
 

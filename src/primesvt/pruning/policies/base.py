@@ -1,4 +1,4 @@
-"""Whole networks that a policy looks at, each measured once, and the walk that one makes."""
+"""What all policies work with: networks probed so far, and the cuts settled on in the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ladders: plans of one parameter, each cutting at least what the one before it cuts."""
+"""Policies of one parameter: nested plans, each cutting at least what the one before cuts."""
 
 from __future__ import annotations
 
