@@ -87,7 +87,7 @@ class Case:
             model=self.model, graph=self.graph, groups=self.groups, calibration=inputs
         )
 
-    def bench(self, importance: str, recovery: str, *, seed: int = 0) -> Prober:
+    def prober(self, importance: str, recovery: str, *, seed: int = 0) -> Prober:
         """Cuts networks as asked; nothing is measured through it."""
         table = ProbeTable()
         table.reference = Reference(
@@ -116,13 +116,13 @@ class Case:
         return outcomes(network, self.test_images, batch_size=self.batch_size)
 
 
-def uniform(bench: Prober, groups: tuple[ChannelGroup, ...], saving: float) -> Widths:
+def uniform(prober: Prober, groups: tuple[ChannelGroup, ...], saving: float) -> Widths:
     """All groups at one rate: the lowest, in steps of 0.5 %, that saves this much memory."""
-    total = bench.reference.parameter_bytes
+    total = prober.reference.parameter_bytes
     for rate in np.arange(0.005, 1, 0.005).round(3):
         kept = {g.name: kept_count(g.size, float(rate)) for g in groups}
         cuts = {g.name: kept[g.name] for g in groups if kept[g.name] < g.size}
-        if bench.bytes_saved(cuts) >= saving * total:
+        if prober.bytes_saved(cuts) >= saving * total:
             return cuts
     raise ValueError(f"no uniform rate saves {saving:.0%}")
 

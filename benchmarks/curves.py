@@ -30,7 +30,7 @@ RATES = (0.3, 0.9)
 def rows_of(case: Case) -> list[dict[str, Any]]:
     inputs = calibration_of(in_memory(case.splits.selection, 512), batch_size=case.batch_size)
     distance = OutputDivergence(case.model, inputs)
-    bench = case.bench("obs", "refit")
+    prober = case.prober("obs", "refit")
 
     def both(cuts: Widths) -> dict[str, float]:
         networks: dict[str, nn.Module] = {
@@ -44,7 +44,7 @@ def rows_of(case: Case) -> list[dict[str, Any]]:
     for group in case.groups:
         for rate in RATES:
             cuts = {group.name: kept_count(group.size, rate)}
-            saved = bench.bytes_saved(cuts) / bench.reference.parameter_bytes
+            saved = prober.bytes_saved(cuts) / prober.reference.parameter_bytes
             row = {"model": case.name, "group": group.name, "rate": rate, "saved": saved}
             rows.append({**row, **both(cuts)})
             print(rows[-1], flush=True)

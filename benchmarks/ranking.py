@@ -60,7 +60,7 @@ UNIFORM = "one rate"
 
 
 def ranked(
-    case: Case, bench: Prober, costs: dict[str, Costs], normalise: Callable[[Costs], Costs]
+    case: Case, prober: Prober, costs: dict[str, Costs], normalise: Callable[[Costs], Costs]
 ) -> list[Widths]:
     """The cuts of one ranking at every saving."""
     groups, steps = case.groups, []
@@ -79,9 +79,9 @@ def ranked(
         pairs = zip(groups, plan, strict=True)
         return {group.name: kept for group, kept in pairs if kept < group.size}
 
-    total = bench.reference.parameter_bytes
+    total = prober.reference.parameter_bytes
     places = [
-        bisect_left(plans, saving * total, key=lambda plan: bench.bytes_saved(cuts(plan)))
+        bisect_left(plans, saving * total, key=lambda plan: prober.bytes_saved(cuts(plan)))
         for saving in SAVINGS
     ]
     return [cuts(plans[min(place, len(plans) - 1)]) for place in places]
@@ -93,17 +93,17 @@ def rows_of(case: Case, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]
     images = in_memory(case.splits.selection, 450)
     distance = OutputDivergence(case.model, calibration_of(images, batch_size=150))
     for importance, recovery in METHODS:
-        bench = case.bench(importance, recovery)
+        prober = case.prober(importance, recovery)
         rank = find_importance(importance)
         costs = {group.name: removal_costs(rank, evidence, group) for group in case.groups}
         for name in (*NORMALISATIONS, UNIFORM):
             if (case.name, importance, recovery, name) in known:
                 continue
             if name == UNIFORM:
-                plans = [uniform(bench, case.groups, saving) for saving in SAVINGS]
+                plans = [uniform(prober, case.groups, saving) for saving in SAVINGS]
             else:
-                plans = ranked(case, bench, costs, NORMALISATIONS[name])
-            found = [distance(VariantBatch(networks=[bench.cut(cuts)]))[0] for cuts in plans]
+                plans = ranked(case, prober, costs, NORMALISATIONS[name])
+            found = [distance(VariantBatch(networks=[prober.cut(cuts)]))[0] for cuts in plans]
             yield {
                 "model": case.name,
                 "data": "digits" if case.data == "digits" else "cifar10",

@@ -44,16 +44,16 @@ def measure(case: Case, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]
         if (case.name, importance, recovery, saving) in done or before is None:
             continue
         start = time.perf_counter()
-        bench = case.bench(importance, recovery)
-        cuts = uniform(bench, case.groups, saving)
-        after = case.test(bench.cut(cuts))
+        prober = case.prober(importance, recovery)
+        cuts = uniform(prober, case.groups, saving)
+        after = case.test(prober.cut(cuts))
         yield {
             "model": case.name,
             "data": "digits" if case.data == "digits" else "cifar10",
             "importance": importance,
             "recovery": recovery,
             "asked": saving,
-            "saved": bench.bytes_saved(cuts) / bench.reference.parameter_bytes,
+            "saved": prober.bytes_saved(cuts) / prober.reference.parameter_bytes,
             "images": len(after),
             "right_before": int(before.sum()),
             "right": int(after.sum()),

@@ -37,12 +37,12 @@ Variant = Callable[[Case, Widths], nn.Module]
 
 def usual(case: Case, cuts: Widths) -> nn.Module:
     """What the package does."""
-    return case.bench("obs", "refit").cut(cuts)
+    return case.prober("obs", "refit").cut(cuts)
 
 
 def scores_once(case: Case, cuts: Widths) -> nn.Module:
     """One inverse, no updates: ``||w_c||^2 / [C^-1]_cc``, taps summed."""
-    bench = case.bench("obs", "refit")
+    prober = case.prober("obs", "refit")
     for name in cuts:
         group = case.graph[name]
         readers = case.activity.readers[name]
@@ -56,8 +56,8 @@ def scores_once(case: Case, cuts: Widths) -> nn.Module:
             each = (weights.square().sum(1) / inverse).unflatten(0, (-1, reader.taps)).sum(1)
             scale = float((weights * (covariance @ weights)).sum()) or 1.0
             total += reader.per_channel(each / scale, group)
-        bench.cutter._scores[name] = total
-    return bench.cut(cuts)
+        prober.builder._scores[name] = total
+    return prober.cut(cuts)
 
 
 def channel_mixing(case: Case, cuts: Widths) -> nn.Module:
@@ -66,7 +66,7 @@ def channel_mixing(case: Case, cuts: Widths) -> nn.Module:
     try:
         other = copy.copy(case)
         other.__dict__.pop("activity", None)
-        return other.bench("obs", "refit").cut(cuts)
+        return other.prober("obs", "refit").cut(cuts)
     finally:
         patches.LARGEST = largest
 
@@ -116,8 +116,8 @@ def one_by_one(case: Case, cuts: Widths) -> nn.Module:
 
 
 def kept_of(case: Case, cuts: Widths) -> dict[str, Any]:
-    bench = case.bench("obs", "refit")
-    return {name: bench.kept(name, count) for name, count in cuts.items()}
+    prober = case.prober("obs", "refit")
+    return {name: prober.kept(name, count) for name, count in cuts.items()}
 
 
 VARIANTS: dict[str, Variant] = {
@@ -133,8 +133,8 @@ VARIANTS: dict[str, Variant] = {
 def measure(case: Case) -> list[dict[str, Any]]:
     rows = []
     for saving in SAVINGS:
-        bench = case.bench("obs", "refit")
-        cuts = uniform(bench, case.groups, saving)
+        prober = case.prober("obs", "refit")
+        cuts = uniform(prober, case.groups, saving)
         for name, variant in VARIANTS.items():
             begin = time.perf_counter()
             smaller = variant(case, cuts)

@@ -42,7 +42,7 @@ class Played(ProcessGroup):
     def gather(self, value: Value) -> list[Value]:
         return self.meeting.gather(self.rank, value)
 
-    def agree(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         return self.gather(value)[0]
 
 

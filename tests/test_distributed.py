@@ -99,9 +99,9 @@ def aligned(processes: ProcessGroup) -> float:
     model.count += 10 + processes.rank
     with torch.no_grad():
         model.unread += processes.rank
-    processes.align(model)
+    processes.broadcast_state(model)
     assert torch.equal(model.unread, torch.ones(2, 2) + processes.rank)
-    processes.align(model, parameters=True)
+    processes.broadcast_state(model, parameters=True)
     assert torch.equal(model.unread, torch.ones(2, 2))
     return float(model.count)
 
@@ -114,7 +114,7 @@ def everything() -> dict[str, Any]:
         "correct": [correct(processes, *asked) for asked in ASKED],
         "losses": losses(processes),
         "gathered": processes.gather(f"from {processes.rank}"),
-        "agreed": processes.agree(f"from {processes.rank}"),
+        "agreed": processes.broadcast(f"from {processes.rank}"),
         "on main": processes.on_main(lambda: processes.rank),
         "refused": refused(processes),
         "aligned": aligned(processes),
@@ -213,7 +213,7 @@ def test_items_are_dealt_out_and_come_back_in_order(size: int, count: int) -> No
             done.append((processes.rank, item))
             return 10 * item
 
-        return processes.each(range(count), work)
+        return processes.map_sharded(range(count), work)
 
     assert play(size, all_of) == [[10 * item for item in range(count)]] * size
     assert sorted(done) == sorted((item % size, item) for item in range(count))
@@ -228,7 +228,7 @@ def test_a_mistake_of_one_is_raised_by_all(error: Exception) -> None:
             return 0
 
         with pytest.raises(ValueError) as caught:
-            processes.everywhere(fail)
+            processes.gather_calls(fail)
         return str(caught.value)
 
     assert play(3, work) == ["no such thing"] * 3

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from primesvt._files import FolderInUse, folder_lock
 
-__all__ = ["SINGLE_PROCESS", "ProcessGroup", "in_turn", "resolve_device"]
+__all__ = ["SINGLE_PROCESS", "ProcessGroup", "interleave", "resolve_device"]
 
 
 def resolve_device(
@@ -131,7 +131,7 @@ class ProcessGroup:
 
         return list(gather_object([value]))
 
-    def everywhere(self, work: Callable[[], Value]) -> list[Value]:
+    def gather_calls(self, work: Callable[[], Value]) -> list[Value]:
         """What ``work`` gives on all processes, by rank; a mistake met by any is raised by all.
 
         Mistakes are ``ValueError`` and ``OSError``; of any other error one process dies, and its
@@ -151,20 +151,20 @@ class ProcessGroup:
                 raise ValueError(each)
         return [cast(Value, part) for part, _ in parts]
 
-    def each(self, items: Sequence[Item], work: Callable[[Item], Value]) -> list[Value]:
+    def map_sharded(self, items: Sequence[Item], work: Callable[[Item], Value]) -> list[Value]:
         """What ``work`` gives for every item, in their order; each is done by one process.
 
         Example:
-            >>> SINGLE_PROCESS.each([1, 2, 3], lambda number: 10 * number)
+            >>> SINGLE_PROCESS.map_sharded([1, 2, 3], lambda number: 10 * number)
             [10, 20, 30]
         """
-        return in_turn(self.everywhere(lambda: [work(item) for item in self.deal(items)]))
+        return interleave(self.gather_calls(lambda: [work(item) for item in self.shard(items)]))
 
-    def deal(self, items: Sequence[Item]) -> list[Item]:
+    def shard(self, items: Sequence[Item]) -> list[Item]:
         """The items that fall to this process where they are dealt out in turn."""
         return list(items[self.rank :: self.size])
 
-    def agree(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """The value of the main process, for all."""
         if self.size == 1:
             return value
@@ -185,7 +185,7 @@ class ProcessGroup:
                 problem = error
             except (ValueError, OSError) as error:
                 problem = ValueError(str(error))
-        found, problem = self.agree((found, problem))
+        found, problem = self.broadcast((found, problem))
         if problem is not None:
             raise problem
         return cast(Value, found)
@@ -205,7 +205,7 @@ class ProcessGroup:
         if self.size == 1:
             return
         mine = dict(facts())
-        theirs = self.agree(mine)
+        theirs = self.broadcast(mine)
         other = next((name for name in mine if mine[name] != theirs.get(name)), None)
         for rank, name in enumerate(self.gather(other)):
             if name is not None:
@@ -224,7 +224,7 @@ class ProcessGroup:
         """A model to train with: gradients are averaged over all processes."""
         return model if self.size == 1 else self._accelerator.prepare_model(model)
 
-    def align(self, model: nn.Module, *, parameters: bool = False) -> None:
+    def broadcast_state(self, model: nn.Module, *, parameters: bool = False) -> None:
         """Give every process the buffers of the main one, such as batch-norm statistics.
 
         Of networks that were not trained together ``parameters`` as well, if they are to be equal
@@ -252,11 +252,11 @@ class ProcessGroup:
             self._accelerator.clip_grad_norm_(model.parameters(), limit)
 
 
-def in_turn(parts: Iterable[Sequence[Value]]) -> list[Value]:
+def interleave(parts: Iterable[Sequence[Value]]) -> list[Value]:
     """One of each part after another, over and over: what was dealt out so, in its first order.
 
     Example:
-        >>> in_turn([[0, 3], [1, 4], [2]])
+        >>> interleave([[0, 3], [1, 4], [2]])
         [0, 1, 2, 3, 4]
     """
     missing = object()

@@ -130,11 +130,11 @@ def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> 
         stopped=False,
         alternatives=tuple(networks),
     )
-    bench = Played()
-    gate = AccuracyGate(kind="bound", allowed=0.03, reference=bench.reference)
+    prober = Played()
+    gate = AccuracyGate(kind="bound", allowed=0.03, reference=prober.reference)
     found, confirmation = confirmed(
         walk,
-        bench,
+        prober,
         gate,
         outcomes=lambda cuts: losing(loses * (10 - cuts["fc"])),
         before=RIGHT,
@@ -143,7 +143,7 @@ def test_a_walk_goes_as_far_as_it_is_confirmed(loses: int, kept: int | None) -> 
     assert (confirmation is None) == (kept is None) == bool(found.unconfirmed)
     for least, verdict in ((None, "Nothing was removed: the"), (0.2, "cannot be met together")):
         limits = Constraints(max_accuracy_drop=0.03, min_memory_saving=least)
-        told = conclude(found, bench.reference, limits, gate=gate, points=True)["verdict"]
+        told = conclude(found, prober.reference, limits, gate=gate, points=True)["verdict"]
         assert ("search found 60.00% to save" in told) == (kept is None)
         if kept is None:
             assert verdict in told

@@ -51,7 +51,7 @@ def own_copy() -> Lively:
     return watched(copy.deepcopy(one.model), one.x)
 
 
-def bench(one: Lively, processes: ProcessGroup, importance: Any = None) -> Prober:
+def prober(one: Lively, processes: ProcessGroup, importance: Any = None) -> Prober:
     table = ProbeTable()
     size = parameter_bytes(one.model)
     measurement = Measurement(value=1.0)
@@ -78,15 +78,15 @@ def wanted(one: Lively) -> tuple[list[dict[str, int]], dict[str, int]]:
 
 def measured(one: Lively, processes: ProcessGroup, clock: Clock, step: float) -> dict[str, Any]:
     made: list[int] = []
-    at, (cuts, around) = bench(one, processes), wanted(one)
+    at, (cuts, around) = prober(one, processes), wanted(one)
 
-    def note(part: Any, common: Any, real: Any = at.cutter._made) -> Any:
+    def note(part: Any, common: Any, real: Any = at.builder._made) -> Any:
         made.append(len(part))
         return real(part, common)
 
     clock.own.step = step
     told: list[int] = []
-    with mock.patch.object(at.cutter, "_made", note):
+    with mock.patch.object(at.builder, "_made", note):
         distances = at.distances(cuts, around=around, tell=lambda done, _: told.append(done))
     rows = [(dict(row.cuts), row.distance) for row in at.table._distances.values()]
     return {"distances": distances, "rows": rows, "made": made, "told": told}
@@ -112,8 +112,8 @@ def test_distances_are_those_of_one_process_in_the_same_order(clock: Clock) -> N
 def test_a_process_without_a_network_goes_along(clock: Clock) -> None:
     copies = [own_copy() for _ in range(SIZE)]
     cuts = wanted(copies[0])[0][0]
-    alone = bench(own_copy(), SINGLE_PROCESS).distance(cuts)
-    assert play(SIZE, lambda p: bench(copies[p.rank], p).distance(cuts)) == [alone] * SIZE
+    alone = prober(own_copy(), SINGLE_PROCESS).distance(cuts)
+    assert play(SIZE, lambda p: prober(copies[p.rank], p).distance(cuts)) == [alone] * SIZE
 
 
 def test_probed_networks_are_made_by_all(clock: Clock) -> None:
@@ -121,10 +121,10 @@ def test_probed_networks_are_made_by_all(clock: Clock) -> None:
     copies = [own_copy() for _ in range(SIZE)]
 
     def probed(processes: ProcessGroup) -> list[int]:
-        at = bench(copies[processes.rank], processes)
+        at = prober(copies[processes.rank], processes)
         clock.own.step = (8.0, 900.0, 1e-9)[processes.rank]
         cuts, around = wanted(copies[processes.rank])
-        return [len(t.networks) for _, t in at.cutter.together(cuts, around)]
+        return [len(t.networks) for _, t in at.builder.build_batches(cuts, around)]
 
     first, *others = play(SIZE, probed)
     assert sum(first) == len(wanted(copies[0])[0]) and max(first) > 1
@@ -143,9 +143,9 @@ def test_channels_are_agreed_upon() -> None:
             generator = torch.Generator().manual_seed(processes.rank)
             return torch.rand(group.positions, group.size, generator=generator).numpy()
 
-        at = bench(copies[processes.rank], processes, noisy)
+        at = prober(copies[processes.rank], processes, noisy)
         one = at.kept(groups[0], 1).tolist()
-        list(at.cutter.together([{name: 1} for name in groups], deal=True))
+        list(at.builder.build_batches([{name: 1} for name in groups], deal=True))
         return [one, *(at.kept(name, 1).tolist() for name in groups)]
 
     first, *others = play(SIZE, kept)

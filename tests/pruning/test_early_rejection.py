@@ -34,7 +34,7 @@ def evaluate(digits) -> DataEvaluator:
     return DataEvaluator(splits=digits, batch_size=12, device=torch.device("cpu"))
 
 
-def bench_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Prober:
+def prober_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Prober:
     table = ProbeTable() if table is None else table
     if table.reference is None:
         size = parameter_bytes(model)
@@ -51,9 +51,9 @@ def bench_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Pr
 
 
 def test_bad_networks_leave_and_the_others_see_all(model, graph, evaluate, some) -> None:
-    bench, full = (bench_of(model, graph, evaluate, race=race) for race in (True, False))
-    gate = AccuracyGate(kind="point", allowed=0.05, reference=bench.reference)
-    found, wanted = bench.probes(some), full.probes(some)
+    prober, full = (prober_of(model, graph, evaluate, race=race) for race in (True, False))
+    gate = AccuracyGate(kind="point", allowed=0.05, reference=prober.reference)
+    found, wanted = prober.probes(some), full.probes(some)
     assert [probe.rejected is not None for probe in found] == [True, False, True, False]
     for early, whole in zip(found, wanted, strict=True):
         assert gate.judge(early).passed == gate.judge(whole).passed
@@ -69,33 +69,33 @@ def test_what_was_rejected_early_is_measured_again_where_more_is_allowed(
     model, graph, evaluate, ruined, tmp_path
 ) -> None:
     path = tmp_path / "sensitivity.jsonl"
-    strict = bench_of(model, graph, evaluate, table=ProbeTable(path))
+    strict = prober_of(model, graph, evaluate, table=ProbeTable(path))
     assert strict.probe(ruined).rejected is not None
     again = ProbeTable(path)
     assert again.find(ruined) == strict.probe(ruined)
-    stricter = bench_of(model, graph, evaluate, limit=0.01, table=again)
+    stricter = prober_of(model, graph, evaluate, limit=0.01, table=again)
     lines = path.read_text().count("\n")
     assert stricter.probe(ruined).rejected is not None
     assert path.read_text().count("\n") == lines
-    looser = bench_of(model, graph, evaluate, limit=0.999, table=again)
+    looser = prober_of(model, graph, evaluate, limit=0.999, table=again)
     assert looser.probe(ruined).samples == 60
     assert stricter.probe(ruined, full=True).rejected is None
     assert ProbeTable(path).find(ruined).samples == 60
 
 
 def test_nothing_is_rejected_without_a_race(model, graph, evaluate, some) -> None:
-    bench = bench_of(model, graph, evaluate, race=False)
-    assert all(probe.rejected is None and probe.samples == 60 for probe in bench.probes(some))
+    prober = prober_of(model, graph, evaluate, race=False)
+    assert all(probe.rejected is None and probe.samples == 60 for probe in prober.probes(some))
 
 
 def test_networks_leave_one_by_one(model, graph, evaluate, some) -> None:
     """Those that stay see what they would see alone."""
-    bench = bench_of(model, graph, evaluate)
+    prober = prober_of(model, graph, evaluate)
     seen: dict[int, int] = {}
     for number, cuts in enumerate(some):
-        alone = bench_of(model, graph, evaluate).probe(cuts)
+        alone = prober_of(model, graph, evaluate).probe(cuts)
         seen[number] = alone.samples
-    assert [probe.samples for probe in bench.probes(some)] == list(seen.values())
+    assert [probe.samples for probe in prober.probes(some)] == list(seen.values())
 
 
 def test_exact_and_raced_runs_choose_the_same_here(model, digits) -> None:
@@ -133,8 +133,8 @@ def test_selection_images_come_in_an_order_of_the_seed(model, digits) -> None:
 
 
 def test_another_gate_or_error_measures_again(model, graph, evaluate, ruined) -> None:
-    bench = bench_of(model, graph, evaluate)
-    probe = bench.probe(ruined)
+    prober = prober_of(model, graph, evaluate)
+    probe = prober.probe(ruined)
     assert probe.rejected is not None and probe.race_error == 0.05
     for options in ({"error": 0.01}, {"limit": 0.08}):
         race = SequentialTest(**{"limit": 0.05, "total": 60, "gate": "point", **options})

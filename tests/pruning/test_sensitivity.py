@@ -73,10 +73,10 @@ def test_rates_out_of_range(rates):
 
 def test_probe_is_exactly_the_cut(model, graph, digits):
     evaluate, _ = counting(digits.selection)
-    bench = bench_for(model, graph, evaluate)
+    prober = bench_for(model, graph, evaluate)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     cuts = {FC1: 32, QK: 4}
-    probe = bench.probe(cuts)
+    probe = prober.probe(cuts)
 
     by_hand = copy.deepcopy(model)
     evidence = CriterionContext(model=model, graph=graph)
@@ -93,11 +93,11 @@ def test_probe_is_exactly_the_cut(model, graph, digits):
 
 def test_every_layer_alone_and_no_probe_twice(model, graph, digits):
     evaluate, calls = counting(digits.selection)
-    bench = bench_for(model, graph, evaluate)
+    prober = bench_for(model, graph, evaluate)
     groups = [graph[FC1], graph[QK]]
     told = []
     layers = probe_layers(
-        bench, groups, rates=(0.1, 0.12, 0.5, 0.9), progress=lambda *c: told.append(c)
+        prober, groups, rates=(0.1, 0.12, 0.5, 0.9), progress=lambda *c: told.append(c)
     )
     assert [(p.rate, p.kept) for p in layers[0].points] == [
         (0.1, 144),
@@ -109,15 +109,15 @@ def test_every_layer_alone_and_no_probe_twice(model, graph, digits):
     assert len(calls) == 1 + 7
     assert told[-1] == ("probing", 7, 7)
     assert all(len(p.probe.cuts) == 1 for layer in layers for p in layer.points)
-    probe_layers(bench, groups, rates=(0.1, 0.5))
+    probe_layers(prober, groups, rates=(0.1, 0.5))
     assert len(calls) == 1 + 7
 
 
 def test_table_survives_a_cut_line(model, graph, digits, tmp_path):
     path = tmp_path / "sensitivity.jsonl"
     evaluate, calls = counting(digits.selection)
-    bench = bench_for(model, graph, evaluate, ProbeTable(path))
-    probe_layers(bench, [graph[FC1]], rates=(0.2, 0.5, 0.8))
+    prober = bench_for(model, graph, evaluate, ProbeTable(path))
+    probe_layers(prober, [graph[FC1]], rates=(0.2, 0.5, 0.8))
     whole = path.read_bytes()
     for cut in (1, 20, len(whole.splitlines(keepends=True)[-1]) - 1):
         path.write_bytes(whole[:-cut])
@@ -171,11 +171,11 @@ def test_missing_probe_is_named(graph):
 
 def test_score_with_changing_samples_is_refused(model, graph):
     sizes = iter((4, 5))
-    bench = bench_for(
+    prober = bench_for(
         model, graph, lambda _: Measurement(value=1.0, outcomes=np.ones(next(sizes), dtype=bool))
     )
     with pytest.raises(ValueError, match="another number of outcomes"):
-        bench.probe({FC1: 3})
+        prober.probe({FC1: 3})
 
 
 def test_outcomes_that_are_no_verdicts_get_a_spread(model, graph):
@@ -195,20 +195,20 @@ def test_edges_are_found_by_halving(model, graph, digits):
     evaluate, calls = counting(digits.selection)
     rates = [k / 10 for k in range(1, 10)]
     groups = [graph[FC1], graph[QK], graph["blocks.conv1b.conv1"]]
-    bench = bench_for(model, graph, evaluate)
-    gate = AccuracyGate(kind="point", allowed=0.05, reference=bench.reference)
+    prober = bench_for(model, graph, evaluate)
+    gate = AccuracyGate(kind="point", allowed=0.05, reference=prober.reference)
     calls.clear()
     told = []
     layers = find_edges(
-        bench,
+        prober,
         groups,
         passes=lambda probe: gate.judge(probe).passed,
         rates=rates,
         progress=lambda *row: told.append(row),
     )
-    assert len(calls) == len(bench.table) <= 5 * len(groups)
+    assert len(calls) == len(prober.table) <= 5 * len(groups)
     assert told[-1][1] == len(calls)
-    for layer, whole in zip(layers, probe_layers(bench, groups, rates=rates), strict=True):
+    for layer, whole in zip(layers, probe_layers(prober, groups, rates=rates), strict=True):
         passed = [gate.judge(point.probe).passed for point in whole.points]
         known = [p.probe is not None and gate.judge(p.probe).passed for p in layer.points]
         edge = max((n for n, p in enumerate(known) if p), default=-1)

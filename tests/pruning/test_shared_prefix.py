@@ -18,7 +18,7 @@ from primesvt.pruning.prober import Prober
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, free, lively
-from .test_variants import bench
+from .test_variants import prober
 
 ROOM = 100
 
@@ -66,12 +66,12 @@ def test_what_is_larger_than_all_room_drives_nothing_out() -> None:
 def test_along_a_walk_networks_and_answers_are_those_alone(family: str, kind: str) -> None:
     """Each network goes out from the one before; later blocks first, as large layers are."""
     one = lively(family)
-    at, fresh = bench(one, kind), bench(one, kind)
+    at, fresh = prober(one, kind), prober(one, kind)
     around: dict[str, int] = {}
     for number, group in enumerate([g for g in free(one.graph)[::-1] if g.size > 2]):
         for kept in (1, group.size - 1):
             wanted = {**around, group.name: kept}
-            for cuts, together in at.cutter.together([wanted], around):
+            for cuts, together in at.builder.build_batches([wanted], around):
                 with together.evaluating():
                     first = together(one.x, data="x", batch=0)[0]
                     again = together(one.x, data="x", batch=0)[0]
@@ -82,7 +82,7 @@ def test_along_a_walk_networks_and_answers_are_those_alone(family: str, kind: st
                 assert torch.equal(first, expected) and torch.equal(again, expected)
         if number % 3 != 2:  # the gate turned the others down
             around = wanted
-    assert at.cutter._prefixes.taken > 0
+    assert at.builder._prefixes.taken > 0
 
 
 def counted(model: SpikingViT) -> list[str]:

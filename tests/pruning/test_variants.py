@@ -26,7 +26,7 @@ from ..conftest import OwnNet
 from ..lively import FAMILIES, Lively, free, lively
 
 
-def bench(one: Lively, kind: str) -> Prober:
+def prober(one: Lively, kind: str) -> Prober:
     table = ProbeTable()
     table.reference = Reference(
         context={},
@@ -48,13 +48,13 @@ def bench(one: Lively, kind: str) -> Prober:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
     one = lively(family)
-    at = bench(one, "refit")
+    at = prober(one, "refit")
     groups = [g for g in free(one.graph) if g.size > 2]
     around = {g.name: g.size - 1 for g in groups[1::2]}
     wanted = [{**around, g.name: g.size // 2} for g in groups]
     wanted += [{k: v for k, v in around.items() if k != g.name} for g in groups[1:4:2]]
     seen = last = 0
-    for cuts, together in at.cutter.together(wanted, around):
+    for cuts, together in at.builder.build_batches(wanted, around):
         with together.evaluating():
             answers = together(one.x)
         for each, network, found in zip(cuts, together.networks, answers, strict=True):
@@ -72,8 +72,8 @@ def test_distances_are_those_measured_one_by_one() -> None:
     one = lively("sdt_v2")
     groups = free(one.graph)[:6]
     wanted = [{}] + [{g.name: g.size // 2} for g in groups]
-    found = bench(one, "refit").distances(wanted)
-    assert found == [bench(one, "refit").distance(cuts) for cuts in wanted]
+    found = prober(one, "refit").distances(wanted)
+    assert found == [prober(one, "refit").distance(cuts) for cuts in wanted]
     assert found[0] == 0 and any(found)
 
 
@@ -106,7 +106,7 @@ def test_probes_are_those_measured_one_by_one(model, graph, digits) -> None:
 def test_the_common_network_is_left_alone() -> None:
     one = lively("sdt_v2")
     before = state_bytes(one.model)
-    bench(one, "refit").distances([{g.name: 1} for g in free(one.graph)[:4]])
+    prober(one, "refit").distances([{g.name: 1} for g in free(one.graph)[:4]])
     assert state_bytes(one.model) == before
 
 
@@ -154,13 +154,13 @@ def test_a_memory_limit_says_how_many_networks_are_held(model, graph) -> None:
     groups = graph.prunable()
     wanted = [{g.name: g.size - 1} for g in groups]
     for spare in (1, 4):
-        cutter = VariantBuilder(
+        builder = VariantBuilder(
             model=model,
             graph=graph,
             importance=find_importance("l2"),
             memory=(4 + spare) * each + each // 2,
         )
-        parts = [len(part) for part, _ in cutter.together(wanted)]
+        parts = [len(part) for part, _ in builder.build_batches(wanted)]
         assert parts[0] == 1 and max(parts) == spare and sum(parts) == len(wanted)
     with pytest.raises(ValueError, match="raise the memory limit, or lower the batch size"):
         VariantBuilder(
@@ -204,7 +204,7 @@ def test_no_more_networks_live_than_the_limit_says(model, graph, digits) -> None
     table = ProbeTable()
     size = parameter_bytes(model)
     table.start(Reference(context={}, measurement=Measurement(value=1.0), parameter_bytes=size))
-    bench = Prober(
+    prober = Prober(
         model=model,
         graph=graph,
         evaluate=evaluate,
@@ -212,7 +212,7 @@ def test_no_more_networks_live_than_the_limit_says(model, graph, digits) -> None
         importance=find_importance("l2"),
         memory=7 * each,
     )
-    bench.probes([{g.name: g.size // 2} for g in graph.prunable()])
+    prober.probes([{g.name: g.size // 2} for g in graph.prunable()])
     assert 2 <= most <= 4  # three at a time, and the last one made before them
 
 
@@ -226,6 +226,6 @@ def test_a_model_that_does_more_than_its_blocks_runs_alone(listening: str, model
     else:
         part = model if listening == "model" else model.blocks
         part.register_forward_pre_hook(lambda _m, args: (2 * args[0], *args[1:]))
-    cutter = VariantBuilder(model=model, graph=graph, importance=find_importance("l2"))
+    builder = VariantBuilder(model=model, graph=graph, importance=find_importance("l2"))
     wanted = [{g.name: g.size // 2} for g in graph.prunable()[:3]]
-    assert all(pair.common is None for _, pair in cutter.together(wanted))
+    assert all(pair.common is None for _, pair in builder.build_batches(wanted))

@@ -81,14 +81,14 @@ def verify(
     )
     names = [n for n in names if graph[n].size > 1]
     check_widths(state_tensors(unwrap(model)), graph)
-    bench = _TracedCopy(model=model, graph=graph)
+    prober = _TracedCopy(model=model, graph=graph)
     refusals: list[Refusal] = []
     inner = [n for n in names if graph[n].kind != "stream"]
     rounds = [*_rounds(inner), *((1 / 2, [n]) for n in names if graph[n].kind == "stream")]
     for done, (share, chosen) in enumerate(rounds, start=1):
         refused = {r.group for r in refusals}
-        bench.share = share
-        _search(bench, [n for n in chosen if n not in refused], refusals)
+        prober.share = share
+        _search(prober, [n for n in chosen if n not in refused], refusals)
         if progress is not None:
             progress(done, len(rounds))
     order = {name: i for i, name in enumerate(names)}
@@ -108,9 +108,9 @@ def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
     yield 1.0, names
 
 
-def _search(bench: _TracedCopy, names: list[str], refusals: list[Refusal]) -> None:
+def _search(prober: _TracedCopy, names: list[str], refusals: list[Refusal]) -> None:
     """Halve a failing set until every offender stands alone."""
-    failure = bench.try_cut(names) if names else None
+    failure = prober.try_cut(names) if names else None
     if failure is None:
         return
     if len(names) == 1:
@@ -120,8 +120,8 @@ def _search(bench: _TracedCopy, names: list[str], refusals: list[Refusal]) -> No
         return
     middle = len(names) // 2
     before = len(refusals)
-    _search(bench, names[:middle], refusals)
-    _search(bench, names[middle:], refusals)
+    _search(prober, names[:middle], refusals)
+    _search(prober, names[middle:], refusals)
     if len(refusals) == before:  # only together: refuse them together rather than guess
         refusals.extend(
             Refusal(

@@ -101,7 +101,7 @@ class ScoreEvaluator:
         model.to(self.device)
         reset(model)
         with evaluating(model):
-            return self.processes.everywhere(lambda: measured(self.score(model)))[0]
+            return self.processes.gather_calls(lambda: measured(self.score(model)))[0]
 
     def context(self) -> dict[str, Any]:
         """The name of the score and the kind of device."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from primesvt.data import check_labels
-from primesvt.distributed import ProcessGroup, in_turn
+from primesvt.distributed import ProcessGroup, interleave
 from primesvt.models.shared_prefix import VariantBatch
 
 __all__ = ["ShardedEvaluation", "StopEarly"]
@@ -67,7 +67,7 @@ class ShardedEvaluation:
         with self.together.evaluating():
             for first in range(0, rounds, step):
                 numbers = range(first, min(first + step, rounds))
-                for right in in_turn(self._answered(batches, numbers)):
+                for right in interleave(self._answered(batches, numbers)):
                     self._take(right)
                 if self.leaves is not None:
                     self._told(numbers.stop)
@@ -88,7 +88,7 @@ class ShardedEvaluation:
                     self._told(number + 1)
             return answers
 
-        return self.processes.everywhere(mine)
+        return self.processes.gather_calls(mine)
 
     def _answer(self, samples: tuple[Tensor, Tensor], number: int) -> dict[int, Right]:
         images, labels = samples

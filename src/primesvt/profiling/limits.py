@@ -46,7 +46,7 @@ class LimitOutcome:
 
     @property
     def near(self) -> bool:
-        """The limit decided the result: it was exceeded before, and is now met by a narrow margin."""
+        """The limit decided the result: it was exceeded before and is now met narrowly."""
         return self.held and self.before > self.allowed and self.after >= _NEAR * self.allowed
 
     @property

@@ -31,7 +31,7 @@ __all__ = ["choose"]
 
 
 def choose(
-    bench: Prober,
+    prober: Prober,
     groups: Sequence[ChannelGroup],
     *,
     settings: Settings,
@@ -45,7 +45,7 @@ def choose(
     """What the policy of the settings takes, measured on the bench.
 
     Args:
-        bench: cuts and measures.
+        prober: cuts and measures.
         groups: what may be cut, in forward order.
         settings: the policy, its rates and its order.
         gate: decides on whole networks.
@@ -56,7 +56,7 @@ def choose(
         progress: called as ``progress(stage, done, total)``.
     """
     asked = _Question(
-        bench=bench,
+        prober=prober,
         groups=groups,
         settings=settings,
         common={"gate": gate, "stop_at_bytes": stop_at_bytes, "progress": progress},
@@ -71,7 +71,7 @@ def choose(
 class _Question:
     """What a policy is asked; ``common`` are gate, limit on the saving and progress."""
 
-    bench: Prober
+    prober: Prober
     groups: Sequence[ChannelGroup]
     settings: Settings
     common: dict[str, Any]
@@ -82,7 +82,7 @@ class _Question:
     @property
     def grids(self) -> tuple[WidthGrid, ...]:
         """The widths of every group at the rates asked for."""
-        return grids_of(self.bench, self.groups, **self.settings.grid)
+        return grids_of(self.prober, self.groups, **self.settings.grid)
 
     @property
     def all_widths(self) -> tuple[WidthGrid, ...]:
@@ -94,53 +94,56 @@ class _Question:
         gate, grid = self.common["gate"], self.settings.grid
         told = {**grid, "progress": self.common["progress"]}
         if not halving:
-            return probe_layers(self.bench, self.groups, **told)
+            return probe_layers(self.prober, self.groups, **told)
         return find_edges(
-            self.bench, self.groups, passes=lambda probe: gate.judge(probe).passed, **told
+            self.prober, self.groups, passes=lambda probe: gate.judge(probe).passed, **told
         )
 
     def costs(self) -> dict[str, Any]:
         """What removing the channels of every group costs, one after another."""
-        bench, rank = self.bench, find_importance(self.importance)
+        prober, rank = self.prober, find_importance(self.importance)
         evidence = CriterionContext(
-            model=bench.model, graph=bench.graph, activity=bench.recovery.activity, seed=self.seed
+            model=prober.model,
+            graph=prober.graph,
+            activity=prober.recovery.activity,
+            seed=self.seed,
         )
-        found = bench.processes.each(
+        found = prober.processes.map_sharded(
             self.groups, lambda group: removal_costs(rank, evidence, group)
         )
         return {group.name: costs for group, costs in zip(self.groups, found, strict=True)}
 
 
 def _prime(asked: _Question) -> PolicyResult:
-    chosen, bench = asked.settings, asked.bench
+    chosen, prober = asked.settings, asked.prober
     layers = asked.layers(halving=False) if chosen.whole_curves else unprobed(asked.grids)
     threshold = chosen.target_threshold
     prime = Prime(**asked.common, reading=chosen.reading, target_threshold=threshold)
-    return prime.walk(layers, lambda cuts, around: bench.probe(cuts, around=around))
+    return prime.walk(layers, lambda cuts, around: prober.probe(cuts, around=around))
 
 
 def _allocate(asked: _Question) -> PolicyResult:
-    return Allocate(**asked.common, limits=asked.limits).solve(asked.grids, asked.bench)
+    return Allocate(**asked.common, limits=asked.limits).solve(asked.grids, asked.prober)
 
 
 def _uniform(asked: _Question) -> PolicyResult:
-    return Uniform(**asked.common).solve(asked.grids, asked.bench)
+    return Uniform(**asked.common).solve(asked.grids, asked.prober)
 
 
 def _random(asked: _Question) -> PolicyResult:
-    return Random(**asked.common, seed=asked.seed).solve(asked.grids, asked.bench)
+    return Random(**asked.common, seed=asked.seed).solve(asked.grids, asked.prober)
 
 
 def _global(asked: _Question) -> PolicyResult:
     shares = asked.settings.pruning_rates
     ranking = Global(**asked.common, costs=asked.costs(), shares=shares)
-    return ranking.solve(asked.all_widths, asked.bench)
+    return ranking.solve(asked.all_widths, asked.prober)
 
 
 def _psvit(asked: _Question) -> PolicyResult:
     psvit = Psvit(**asked.common, highest=max(asked.settings.pruning_rates))
     halving = not asked.settings.exact
-    return psvit.solve(asked.all_widths, asked.bench, lambda: asked.layers(halving=halving))
+    return psvit.solve(asked.all_widths, asked.prober, lambda: asked.layers(halving=halving))
 
 
 _POLICIES: dict[str, Callable[[_Question], PolicyResult]] = {

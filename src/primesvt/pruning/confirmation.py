@@ -49,7 +49,7 @@ def sequence(alternatives: Sequence[Widths], saved: Callable[[Widths], int]) -> 
 
 def confirmed(
     walk: PolicyResult,
-    bench: Prober,
+    prober: Prober,
     gate: AccuracyGate,
     *,
     outcomes: Callable[[nn.Module], Outcomes],
@@ -59,23 +59,23 @@ def confirmed(
 
     Args:
         walk: what a policy took, with milder networks to fall back on.
-        bench: cuts networks.
+        prober: cuts networks.
         gate: what decided; its limit and level hold here too.
         outcomes: of a network on those images.
         before: the same of the unpruned network.
     """
     networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
-    order = sequence(list(map(cuts_of, networks.values())), bench.bytes_saved)
+    order = sequence(list(map(cuts_of, networks.values())), prober.bytes_saved)
     cuts, confirmation = confirm(
         order,
-        outcomes=lambda cuts: outcomes(bench.cut(cuts)),
+        outcomes=lambda cuts: outcomes(prober.cut(cuts)),
         before=before,
         limit=gate.allowed,
         level=gate.level,
     )
     if cuts == walk.cuts:
         return walk, confirmation
-    probe = bench.probe(cuts, full=True) if cuts else None
+    probe = prober.probe(cuts, full=True) if cuts else None
     milder = replace(
         walk,
         choices=networks.get(frozenset(cuts.items()), ()),
@@ -83,15 +83,15 @@ def confirmed(
         verdict=None if probe is None else gate.judge(probe),
         accuracy_bound=True,
         stopped=False,
-        unconfirmed="" if cuts else _unconfirmed(bench, order, gate),
+        unconfirmed="" if cuts else _unconfirmed(prober, order, gate),
     )
     return milder, confirmation
 
 
-def _unconfirmed(bench: Prober, order: Sequence[Widths], gate: AccuracyGate) -> str:
+def _unconfirmed(prober: Prober, order: Sequence[Widths], gate: AccuracyGate) -> str:
     """Why there is no plan, as a part of a sentence."""
-    whole = bench.reference.parameter_bytes
-    least, most = (bench.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
+    whole = prober.reference.parameter_bytes
+    least, most = (prober.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
     return (
         f"the search found {most:.2%} to save, but on the images set aside not even {least:.2%}"
         f" is within {100 * gate.allowed:.4g} points at {gate.level:.0%} confidence; allow a larger"

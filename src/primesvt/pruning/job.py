@@ -34,7 +34,7 @@ from primesvt.pruning.result import steps_of
 from primesvt.pruning.sensitivity import check_probed
 from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS
-from primesvt.pruning.workbench import Method, bench_of, inputs_of, memory_for_networks, race_of
+from primesvt.pruning.workbench import Method, inputs_of, memory_for_networks, prober_of, race_of
 
 __all__ = ["Job"]
 
@@ -200,7 +200,7 @@ class Job:
         self._tell("calibrating")
         assert self.table.reference is not None
         gate = self._gate(self.table.reference)
-        bench = bench_of(
+        prober = prober_of(
             lean.model,
             lean.graph,
             lean.groups,
@@ -222,22 +222,22 @@ class Job:
             progress=self.progress,
         )
         walk = choose(
-            bench,
+            prober,
             lean.groups,
             settings=self.settings,
             gate=gate,
             importance=self.method.importance,
             seed=self.seed,
-            stop_at_bytes=self._stop_at(bench.reference),
+            stop_at_bytes=self._stop_at(prober.reference),
             limits=limits,
             progress=counting(self.progress, self.table),
         )
-        walk, confirmation = self._confirmed(walk, bench)
-        smaller = bench.cut(walk.cuts)
-        self.processes.align(smaller, parameters=True)
+        walk, confirmation = self._confirmed(walk, prober)
+        smaller = prober.cut(walk.cuts)
+        self.processes.broadcast_state(smaller, parameters=True)
         return Solved(
             walk=walk,
-            plan=self._plan(walk, bench, lean),
+            plan=self._plan(walk, prober, lean),
             model=smaller,
             lean=lean,
             candidates=candidates,
@@ -246,7 +246,7 @@ class Job:
         )
 
     def _confirmed(
-        self, walk: PolicyResult, bench: Prober
+        self, walk: PolicyResult, prober: Prober
     ) -> tuple[PolicyResult, Confirmation | None]:
         """The walk as far as images that it has not seen confirm it."""
         if self.aside is None or not walk.choices:
@@ -260,8 +260,8 @@ class Job:
             assert found is not None
             return found
 
-        gate = self._gate(bench.reference)
-        return confirmed(walk, bench, gate, outcomes=outcomes, before=outcomes(self.model))
+        gate = self._gate(prober.reference)
+        return confirmed(walk, prober, gate, outcomes=outcomes, before=outcomes(self.model))
 
     def conclude(self, solved: Solved) -> Metrics:
         """Figures before and after; a test set is looked at here, this once."""
@@ -306,8 +306,8 @@ class Job:
         smallest = before - self.constraints.required_bytes(before)
         return smallest if self.constraints.stop_at_saving else None
 
-    def _plan(self, walk: PolicyResult, bench: Prober, lean: StartNetwork) -> Plan:
-        steps, groups = steps_of(walk, bench, lean)
+    def _plan(self, walk: PolicyResult, prober: Prober, lean: StartNetwork) -> Plan:
+        steps, groups = steps_of(walk, prober, lean)
         return Plan(
             model_hash=str(self.context()["model"]),
             config=config_of(self.model),

@@ -223,7 +223,7 @@ def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> Prune
     result = PruneResult(
         model=solved.model,
         plan=solved.plan,
-        metrics=job.processes.agree(job.conclude(solved)),
+        metrics=job.processes.broadcast(job.conclude(solved)),
         refusals=candidates.refusals,
         recipe=recipe,
         probes=job.table,

@@ -13,7 +13,7 @@ from primesvt._progress import Progress, Stage
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids
 from primesvt.channels.widths import Widths
-from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, in_turn
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, interleave
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import Criterion, CriterionContext
@@ -87,7 +87,7 @@ class Prober:
         self.reference: Reference = table.reference
         self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
         self.recovery, self.processes = recovery or Recovery(kind="none"), processes
-        self.cutter = VariantBuilder(
+        self.builder = VariantBuilder(
             model=model,
             graph=graph,
             importance=importance,
@@ -100,11 +100,11 @@ class Prober:
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
-        return self.cutter.kept(group, count)
+        return self.builder.kept(group, count)
 
     def cut(self, cuts: Widths) -> nn.Module:
         """A smaller copy of the network, recovered."""
-        return self.cutter.cut(cuts)
+        return self.builder.build(cuts)
 
     def probe(self, cuts: Widths, *, around: Widths | None = None, full: bool = False) -> Probe:
         """The stored probe of these cuts, or else a new one, stored before it is returned."""
@@ -128,7 +128,7 @@ class Prober:
         missing = [c for c in _different(wanted) if not _answers(self.table.find(c), race)]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
-        for part, together in self.cutter.together(missing, around):
+        for part, together in self.builder.build_batches(missing, around):
             found = self._measure(together, race)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             made: list[Probe] = []
@@ -170,7 +170,7 @@ class Prober:
         missing = [c for c in _different(wanted) if c and self.table.find_distance(c) is None]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
-        for part, together in self.cutter.together(missing, around, "distance", deal=True):
+        for part, together in self.builder.build_batches(missing, around, "distance", deal=True):
             values = self._distances_of(together)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             self.table.add_distance(
@@ -194,8 +194,8 @@ class Prober:
         """Distances of the networks that were dealt out, in the order of their cuts."""
         measure = self._distance
         assert measure is not None
-        own = self.processes.everywhere(lambda: measure(together) if together.networks else [])
-        return in_turn(own)
+        own = self.processes.gather_calls(lambda: measure(together) if together.networks else [])
+        return interleave(own)
 
     def _measure(self, together: VariantBatch, race: SequentialTest | None) -> list[Measurement]:
         if isinstance(self.evaluate, DataEvaluator):

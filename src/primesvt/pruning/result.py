@@ -23,27 +23,27 @@ __all__ = ["PruneResult", "steps_of"]
 
 
 def steps_of(
-    walk: PolicyResult, bench: Prober, lean: StartNetwork
+    walk: PolicyResult, prober: Prober, lean: StartNetwork
 ) -> tuple[tuple[PlanStep, ...], dict[str, Kept]]:
     """Steps of a plan, those of the lossless step first, and the channels that each group keeps."""
     groups: dict[str, Kept] = {
-        name: tuple(tuple(row) for row in bench.graph.to_original(name, bench.kept(name, count)))
+        name: tuple(tuple(row) for row in prober.graph.to_original(name, prober.kept(name, count)))
         for name, count in walk.cuts.items()
     }
-    steps = lean.steps(_steps(walk, bench))
+    steps = lean.steps(_steps(walk, prober))
     return steps, {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
 
 
-def _steps(walk: PolicyResult, bench: Prober) -> tuple[PlanStep, ...]:
+def _steps(walk: PolicyResult, prober: Prober) -> tuple[PlanStep, ...]:
     """The cuts of a walk, with the bytes that each leaves."""
-    before = bench.reference.parameter_bytes
+    before = prober.reference.parameter_bytes
     steps, cuts = [], dict[str, int]()
     for number, choice in enumerate(walk.choices, start=1):
         cuts[choice.group] = choice.kept
         last = number == len(walk.choices)
         probe = choice.probe or (walk.probe if last else None)
         verdict = choice.verdict or (walk.verdict if last else None)
-        left = before - bench.bytes_saved(cuts)
+        left = before - prober.bytes_saved(cuts)
         steps.append(
             PlanStep(
                 group=choice.group,
@@ -55,7 +55,7 @@ def _steps(walk: PolicyResult, bench: Prober) -> tuple[PlanStep, ...]:
                 bound=verdict.bound if verdict else None,
                 saving=1 - left / before,
                 parameter_bytes=left,
-                recovery=bench.recovery.describe(choice.group),
+                recovery=prober.recovery.describe(choice.group),
             )
         )
     return tuple(steps)

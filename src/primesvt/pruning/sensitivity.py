@@ -16,7 +16,7 @@ __all__ = ["check_probed", "find_edges", "grids_of", "probe_layers", "unprobed"]
 
 
 def grids_of(
-    bench: Prober,
+    prober: Prober,
     groups: Sequence[ChannelGroup],
     *,
     rates: Sequence[float] = RATES,
@@ -30,7 +30,7 @@ def grids_of(
             group=group.name,
             positions=group.positions,
             size=group.size,
-            parameters=group_parameters(bench.model, bench.graph, group, members=members),
+            parameters=group_parameters(prober.model, prober.graph, group, members=members),
             widths=widths(group.size, rates, multiple),
         )
         for group in groups
@@ -38,7 +38,7 @@ def grids_of(
 
 
 def probe_layers(
-    bench: Prober,
+    prober: Prober,
     groups: Sequence[ChannelGroup],
     *,
     rates: Sequence[float] = RATES,
@@ -51,10 +51,10 @@ def probe_layers(
     Rates that give equal widths share one probe. ``order`` says which parameters make a layer
     large: of the producing layers (``producer``), or of all members (``group``).
     """
-    grids = grids_of(bench, groups, rates=rates, order=order, multiple=multiple)
+    grids = grids_of(prober, groups, rates=rates, order=order, multiple=multiple)
     wanted = [{grid.group: kept} for grid in grids for kept in grid.widths]
     tell = partial(progress, "probing") if progress is not None else lambda *_: None
-    probes = iter(bench.probes(wanted, tell=tell))
+    probes = iter(prober.probes(wanted, tell=tell))
     return tuple(
         Layer(
             group=grid.group,
@@ -71,7 +71,7 @@ def probe_layers(
 
 
 def find_edges(
-    bench: Prober,
+    prober: Prober,
     groups: Sequence[ChannelGroup],
     *,
     passes: Callable[[Probe], bool],
@@ -86,7 +86,7 @@ def find_edges(
     one that passes count as passing and are not measured; of those that do not pass, the layer
     keeps what was measured.
     """
-    grids = grids_of(bench, groups, rates=rates, order=order, multiple=multiple)
+    grids = grids_of(prober, groups, rates=rates, order=order, multiple=multiple)
     between = {grid.group: (0, len(grid.widths)) for grid in grids}
     total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
 
@@ -99,7 +99,7 @@ def find_edges(
         asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
         middle = {grid.group: _between(*between[grid.group], first=not seen) for grid in asked}
         cuts = [{grid.group: list(grid.widths)[middle[grid.group]]} for grid in asked]
-        for grid, probe in zip(asked, bench.probes(cuts, tell=tell), strict=True):
+        for grid, probe in zip(asked, prober.probes(cuts, tell=tell), strict=True):
             low, high = between[grid.group]
             place = middle[grid.group]
             seen[grid.group, list(grid.widths)[place]] = probe

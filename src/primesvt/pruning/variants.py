@@ -68,7 +68,7 @@ class VariantBuilder:
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> graph = trace(net, torch.zeros(1, 4))
         >>> builder = VariantBuilder(model=net, graph=graph, importance=find_importance("l2"))
-        >>> builder.cut({"0": 2})[2]
+        >>> builder.build({"0": 2})[2]
         Linear(in_features=2, out_features=2, bias=True)
     """
 
@@ -105,19 +105,19 @@ class VariantBuilder:
         """Score the channels of groups, each group once and by one of the processes."""
         missing = [group for group in dict.fromkeys(groups) if group not in self._scores]
         if missing:
-            found = self.processes.each(
+            found = self.processes.map_sharded(
                 missing, lambda group: self._importance(self._evidence, self.graph[group])
             )
             self._scores.update(zip(missing, found, strict=True))
 
-    def cut(self, cuts: Widths) -> nn.Module:
+    def build(self, cuts: Widths) -> nn.Module:
         """A smaller copy of the network, recovered."""
-        smaller = self._raw(cuts)
+        smaller = self._pruned(cuts)
         if cuts:
             self.recovery.after(VariantBatch(networks=[smaller]), [self._kept(cuts)])
         return smaller
 
-    def together(
+    def build_batches(
         self,
         wanted: Sequence[Widths],
         around: Widths | None = None,
@@ -141,18 +141,21 @@ class VariantBuilder:
         while order:
             begin, size = time.monotonic(), hands * (1 if alone else self._at_once(purpose))
             part, order = order[:size], order[size:]
-            mine = self.processes.deal(part) if deal else part
-            together = self._made(mine, None if alone else self._common(around))
+            mine = self.processes.shard(part) if deal else part
+            together = self._batch(mine, None if alone else self._common(around))
             yield part, together
             self._made_last = (dict(mine[0]), together.networks[0]) if len(mine) == 1 else None
             self._pace[purpose] = (time.monotonic() - begin) / max(1, len(mine))
 
-    def _made(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
+    def _batch(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
         """Recovered networks."""
         if common is None or not part:
-            return VariantBatch(networks=[self.cut(cuts) for cuts in part])
+            return VariantBatch(networks=[self.build(cuts) for cuts in part])
         starts = [self._start(cuts, common.cuts) for cuts in part]
-        networks = [self._later(c, common.network, s) for c, s in zip(part, starts, strict=True)]
+        networks = [
+            self._with_shared_prefix(c, common.network, s)
+            for c, s in zip(part, starts, strict=True)
+        ]
         together = VariantBatch(
             networks=networks,
             common=common.raw,
@@ -163,16 +166,16 @@ class VariantBuilder:
         self.recovery.after(together, [self._kept(cuts) for cuts in part], common.kept)
         return replace(together, common=common.network)
 
-    def _raw(self, cuts: Widths) -> nn.Module:
+    def _pruned(self, cuts: Widths) -> nn.Module:
         """A pruned copy without recovery: its batch norms keep their statistics."""
         return self._smaller(copy_of(self.model), self._kept(cuts))
 
-    def _later(self, cuts: Widths, common: SpikingViT, start: int) -> nn.Module:
-        """A pruned copy that shares its first blocks with a network that is equal up to ``start``."""
+    def _with_shared_prefix(self, cuts: Widths, common: SpikingViT, start: int) -> nn.Module:
+        """A pruned copy that shares the blocks before ``start`` with an equal network."""
         assert isinstance(self.model, SpikingViT)
         places = {group: self._places(group) for group in cuts}
         if any(low < start <= high for low, high in places.values()):
-            smaller = self._raw(cuts)  # a residual stream through both parts
+            smaller = self._pruned(cuts)  # a residual stream through both parts
         else:
             first = list(self.model.blocks)[:start]
             shared = copy_of(self.model, shared=first)
@@ -205,8 +208,8 @@ class VariantBuilder:
         if self._made_last is not None and self._made_last[0] == cuts:
             network = self._made_last[1]
         else:
-            network = self.cut(cuts)
-        return (network if self.recovery.kind == "none" else self._raw(cuts)), network
+            network = self.build(cuts)
+        return (network if self.recovery.kind == "none" else self._pruned(cuts)), network
 
     def _before(self, cuts: Widths, block: int) -> frozenset[tuple[str, int]]:
         """The cuts that change something in front of a block."""
@@ -229,7 +232,7 @@ class VariantBuilder:
         if purpose not in self._pace:
             return 1
         quick = int(AT_RISK / max(self._pace[purpose], 1e-9))
-        return self.processes.agree(max(1, min(self._fitting, quick)))
+        return self.processes.broadcast(max(1, min(self._fitting, quick)))
 
 
 def room_for(model: nn.Module, memory: int) -> int:

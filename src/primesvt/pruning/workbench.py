@@ -30,7 +30,7 @@ from primesvt.pruning.settings import Settings
 from primesvt.pruning.variants import NETWORKS, room_for
 from primesvt.recovery import Recovery
 
-__all__ = ["DISTANCE_SAMPLES", "Method", "bench_of", "inputs_of", "memory_for_networks", "race_of"]
+__all__ = ["DISTANCE_SAMPLES", "Method", "inputs_of", "memory_for_networks", "prober_of", "race_of"]
 
 
 DISTANCE_SAMPLES = 512
@@ -51,7 +51,7 @@ class Method:
 
     @classmethod
     def of(cls, settings: Settings, calibration: CalibrationSet | None) -> Method:
-        """What the settings ask for; what needs calibration inputs that are not there is replaced."""
+        """What the settings ask for; what needs missing calibration inputs is replaced."""
         importance, recovery, notes = settings.importance, settings.recovery, []
         if calibration is None and recovery != "none":
             notes.append(
@@ -75,7 +75,7 @@ class Method:
         return self.recovery != "none" or self.importance not in WITHOUT_INPUTS
 
 
-def bench_of(
+def prober_of(
     model: nn.Module,
     graph: ChannelGraph,
     groups: tuple[ChannelGroup, ...],

@@ -161,7 +161,7 @@ class Saver:
     def if_due(self) -> None:
         """Save, if the last time is long enough ago; at most a twentieth of all time goes there."""
         pause = self._every and max(self._every, COST * self._took)
-        if self._processes.agree(time.monotonic() - self._last >= pause):
+        if self._processes.broadcast(time.monotonic() - self._last >= pause):
             self.now()
 
 

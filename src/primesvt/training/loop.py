@@ -217,10 +217,10 @@ class TrainingLoop:
             progress(self.stage, self.done, self.steps)
             after_step()
         self.order.end()
-        self.processes.align(self.model)
+        self.processes.broadcast_state(self.model)
         if self.average is not None:
             self._estimate_statistics(self.average.module)
-            self.processes.align(self.average)
+            self.processes.broadcast_state(self.average)
         self.losses.append(self.total / self.order.steps)
         self.step, self.total = 0, 0.0
 

@@ -99,7 +99,7 @@ class Fit:
             save()
             now = time.monotonic()
             late = stop_after is not None and 2 * now - last - begin > stop_after
-            if number + 1 < self.recipe.epochs and self.processes.agree(late):
+            if number + 1 < self.recipe.epochs and self.processes.broadcast(late):
                 return False
             last = now
         return True

@@ -198,7 +198,7 @@ def remove_unused(
     dead = strip_unused(bare)
     answers = PredictionCheck(model, check[0]) if check else None
     merged = copy_of(bare)
-    one_head = processes.agree(merge_head(merged) and (answers is None or answers.same(merged)))
+    one_head = processes.broadcast(merge_head(merged) and (answers is None or answers.same(merged)))
     return Stripped(
         model=merged if one_head else bare,
         dead_parameters=dead,
@@ -237,7 +237,7 @@ def remove_constant_channels(
     watch = _Watch.of(stripped.model, graph, groups, sources)
     found = [cut for cut in watch.steady(groups) if cut.kept.shape[1] % multiple == 0]
     taken = _agreeing(found, [], lambda cuts: answers.same(watch.cut(cuts)[0])) if found else []
-    found, taken = processes.agree((found, taken))
+    found, taken = processes.broadcast((found, taken))
     if taken:
         model, graph = watch.cut(taken)
         groups = [graph[group.name] for group in groups]
