@@ -176,7 +176,7 @@ def test_it_is_told_how_many_groups_are_known(model, graph, clock):
 def test_files_are_timed_in_onnxruntime(small, tmp_path, monkeypatch):
     """A block, a whole cut network; what was not cut is exported once."""
     (model, graph), made, group = small, [], "blocks.block0.mlp.fc1"
-    one = watch(model, graph, widths={group: [32, 16]}, files=True, widths_pace=QUICK,
+    one = watch(model, graph, widths={group: [32, 16]}, files=files.Files(model), widths_pace=QUICK,
                 networks_pace=QUICK, table=LatencyTable(tmp_path / "t.jsonl"))  # fmt: skip
     real = files._file
     monkeypatch.setattr(files, "_file", lambda *given: made.append(given) or real(*given))
@@ -191,7 +191,7 @@ def test_files_are_timed_in_onnxruntime(small, tmp_path, monkeypatch):
     pytorch = LatencyTable(tmp_path / "pytorch.jsonl")
     watch(model, graph, widths={group: [32]}, table=pytorch)
     with pytest.raises(ValueError, match="another runtime"):
-        watch(model, graph, widths={group: [32]}, files=True, table=pytorch)
+        watch(model, graph, widths={group: [32]}, files=files.Files(model), table=pytorch)
 
 
 def test_a_file_computes_what_its_part_does(small):

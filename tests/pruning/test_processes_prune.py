@@ -36,7 +36,7 @@ MISTAKE = ["prune", "sdt_v2_digits", "--include", "nothing_like_it"]
 
 KILLED = """
 import signal
-from primesvt.pruning.pipeline import probe_table as probes
+from primesvt.pruning import probe_table as probes
 from tests.pruning.test_processes_prune import METHODS, pruned
 
 written = 0

@@ -16,8 +16,8 @@ import dataclasses, json, os, signal
 import torch
 from torch.utils.data import Subset
 torch.set_num_threads(1)
-from primesvt.evaluation.evaluator import evaluator as evaluation
-from primesvt.pruning.pipeline import probe_table as probes
+from primesvt.evaluation import evaluator as evaluation
+from primesvt.pruning import probe_table as probes
 from primesvt.pruning.pipeline import pipeline as pruning
 from primesvt.config import Constraints
 from primesvt.data import load_data

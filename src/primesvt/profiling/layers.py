@@ -41,6 +41,7 @@ def inventory(model: nn.Module, graph: ChannelGraph) -> list[LayerRow]:
     layers of their own: they go with the channels.
 
     Example:
+        >>> import torch
         >>> from primesvt.channels import trace
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> for row in inventory(net, trace(net, torch.zeros(1, 4))):
