@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FolderInUse",
+    "JsonlLog",
     "check_writable",
     "contents",
     "file_lock",
@@ -95,6 +96,48 @@ def write_json(path: str | Path, content: Mapping[str, Any] | list[Any]) -> Path
         '{\\n  "rate": 0.5\\n}\\n'
     """
     return write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+class JsonlLog:
+    """A file of lines that only grows; what is appended is on disk before ``append`` returns.
+
+    Args:
+        path: need not be there yet.
+        read_only: nothing is written, not even where a kill has cut the last line short.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = JsonlLog(Path(folder, "log.jsonl"))
+        ...     log.append('{"rate": 0.5}', '{"rate": 0.6}')
+        ...     [line for _, line in log.lines()]
+        [b'{"rate": 0.5}', b'{"rate": 0.6}']
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+
+    def append(self, *lines: str) -> None:
+        """Write lines behind those that are there."""
+        if self.read_only or not lines:
+            return
+        with self.path.open("ab") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """The numbers, from 1, and contents of all whole lines.
+
+        A last line that a kill has cut short is left out, and taken off the file once the others
+        have been read without an error.
+        """
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        yield from enumerate(whole.splitlines(), start=1)
+        if len(whole) < len(content) and not self.read_only:
+            os.truncate(self.path, len(whole))
 
 
 def save_safetensors(

@@ -13,6 +13,7 @@ __all__ = [
     "Accuracy",
     "Outcomes",
     "accuracy_of",
+    "accuracy_of_outcomes",
     "mean_drop_bound",
     "paired_drop_bound",
     "wilson_interval",
@@ -136,3 +137,14 @@ def accuracy_of(value: float, images: int | None) -> Accuracy | None:
         return None
     low, high = wilson_interval(round(value * images), images)
     return Accuracy(accuracy=value, low=low, high=high, images=images)
+
+
+def accuracy_of_outcomes(correct: npt.NDArray[np.bool_]) -> Accuracy:
+    """The accuracy of per-sample outcomes, right or wrong.
+
+    Example:
+        >>> accuracy_of_outcomes(np.array([True, False])).accuracy
+        0.5
+    """
+    low, high = wilson_interval(int(correct.sum()), len(correct))
+    return Accuracy(accuracy=float(correct.mean()), low=low, high=high, images=len(correct))

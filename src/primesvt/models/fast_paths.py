@@ -61,6 +61,7 @@ def _halved(x: Tensor, *, dim: int) -> Tensor:
 # Of a time step: (x, out) writes the share of x that flows in, (x, v, spare) adds it to v.
 Flow = tuple[Callable[[Tensor, Tensor], Any], Callable[[Tensor, Tensor, Tensor], Any]]
 _EXACT = (torch.float32, torch.float64)  # half precision rounds the threshold otherwise
+# Lists, not context variables: those break a compiled forward into a dozen graphs (PyTorch 2.15).
 _evaluated: list[bool] = []
 _forgetting: list[bool] = []
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from primesvt._files import JsonlLog
 from primesvt.channels.widths import Widths
 
 __all__ = ["LatencyTable", "NetworkTime", "PartTime", "WidthTime"]
@@ -78,8 +78,9 @@ class LatencyTable:
         self._parts: dict[str, PartTime] = {}
         self._widths: dict[tuple[str, int], WidthTime] = {}
         self._networks: dict[frozenset[tuple[str, int]], NetworkTime] = {}
-        if path is not None and path.exists():
-            self._read(path)
+        self._log = None if path is None else JsonlLog(path)
+        if self._log is not None:
+            self._read(self._log)
 
     def part(self, name: str = WHOLE) -> PartTime | None:
         """The time of a part of the unpruned network; of all of it without a name."""
@@ -124,18 +125,16 @@ class LatencyTable:
         else:
             self._networks[frozenset(row.cuts.items())] = row
 
-    def _append(self, content: Mapping[str, Any]) -> None:
-        if self.path is None:
-            return
-        with self.path.open("ab") as file:
-            file.write(f"{json.dumps(content)}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
+    def write_nothing(self) -> None:
+        """Keep what is added from now on in memory alone."""
+        self._log = None
 
-    def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+    def _append(self, content: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            self._log.append(json.dumps(content))
+
+    def _read(self, log: JsonlLog) -> None:
+        for number, line in log.lines():
             try:
                 row = json.loads(line)
                 kind = row.pop("kind")
@@ -145,7 +144,5 @@ class LatencyTable:
                     self._take(_KINDS[kind](**row))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
-                    f"line {number} of {path} is no timing; delete the file to take all anew"
+                    f"line {number} of {log.path} is no timing; delete the file to take all anew"
                 ) from error
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from primesvt._files import write_text
+from primesvt._files import JsonlLog, write_text
 from primesvt.channels.widths import Widths
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.evaluator import Measurement
@@ -113,13 +112,13 @@ class ProbeTable:
     """
 
     def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
-        self.path = None if read_only else path
+        self._log = None if path is None else JsonlLog(path, read_only=read_only)
         self.name = str(path.parent) if path is not None else "this table"
         self.reference: Reference | None = None
         self._probes: dict[Key, Probe] = {}
         self._distances: dict[Key, DistanceProbe] = {}
-        if path is not None and path.exists():
-            self._read(path)
+        if self._log is not None:
+            self._read(self._log)
 
     def __iter__(self) -> Iterator[Probe]:
         return iter(self._probes.values())
@@ -180,18 +179,16 @@ class ProbeTable:
         text = "".join(f"{line}\n" for line in lines)
         write_text(path, text)
 
-    def _append(self, *lines: str) -> None:
-        if self.path is None:
-            return
-        with self.path.open("ab") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+    def write_nothing(self) -> None:
+        """Keep what is added from now on in memory alone."""
+        self._log = None
 
-    def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+    def _append(self, *lines: str) -> None:
+        if self._log is not None:
+            self._log.append(*lines)
+
+    def _read(self, log: JsonlLog) -> None:
+        for number, line in log.lines():
             try:
                 row = json.loads(line)
                 self._check_order(row)
@@ -200,10 +197,8 @@ class ProbeTable:
                 raise
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"line {number} of {path} is no probe; delete the line, or the run folder"
+                    f"line {number} of {log.path} is no probe; delete the line, or the run folder"
                 ) from error
-        if len(whole) < len(content) and self.path is not None:
-            os.truncate(path, len(whole))
 
     def _check_order(self, row: Mapping[str, Any]) -> None:
         """What probes depend on comes before them."""

@@ -101,7 +101,7 @@ class RunFolder:
         """A table as it lies here; processes that do not write keep theirs in memory."""
         found = self.processes.on_main(table)
         if not self.processes.main:
-            found.path = None
+            found.write_nothing()
         return found
 
     def metrics(self) -> Metrics | None:

@@ -6,7 +6,6 @@ from primesvt.training.finetuning import finetune
 from primesvt.training.record import (
     FinetuneRecord,
     FinetuneResult,
-    Score,
     TrainProgress,
     TrainRecord,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "FinetuneRecipe",
     "FinetuneRecord",
     "FinetuneResult",
-    "Score",
     "TrainProgress",
     "TrainRecipe",
     "TrainRecord",

@@ -11,22 +11,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 from torch import nn
 
-from primesvt.evaluation.confidence import Accuracy, wilson_interval
+from primesvt.evaluation.confidence import Accuracy
 from primesvt.models import list_models, model_entry
 from primesvt.training.config import TrainRecipe
 
 __all__ = [
     "FinetuneRecord",
     "FinetuneResult",
-    "Score",
     "SetAccuracies",
     "TrainProgress",
     "TrainRecord",
     "recorded_recipe",
-    "score_of",
     "shared_note",
     "versions",
 ]
@@ -121,28 +118,6 @@ class FinetuneResult:
 
 def _accuracy(content: Mapping[str, Any] | None) -> Any:
     return None if content is None else Accuracy(**content)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Score:
-    """Top-1 accuracy on one set, with its Wilson interval at 95 % confidence."""
-
-    accuracy: float
-    low: float
-    high: float
-    images: int
-
-
-def score_of(correct: npt.NDArray[Any]) -> Score:
-    """The score of per-sample outcomes, right or wrong.
-
-    Example:
-        >>> import numpy as np
-        >>> score_of(np.array([True, False])).images
-        2
-    """
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-    return Score(accuracy=float(correct.mean()), low=low, high=high, images=len(correct))
 
 
 def versions() -> dict[str, str]:
@@ -241,8 +216,8 @@ class TrainRecord:
     parameters: int
     seconds: float
     kept_epoch: int
-    selection: Score
-    test: Score | None
+    selection: Accuracy
+    test: Accuracy | None
     loss: tuple[float, ...]
     selection_accuracy: tuple[float, ...]
     notes: tuple[str, ...] = ()
@@ -256,7 +231,7 @@ class TrainRecord:
     def from_dict(cls, content: Mapping[str, Any]) -> TrainRecord:
         """Read what ``to_dict`` gave."""
         scores = {name: content[name] for name in ("selection", "test")}
-        read = {name: None if s is None else Score(**s) for name, s in scores.items()}
+        read = {name: None if s is None else Accuracy(**s) for name, s in scores.items()}
         lists = {name: tuple(content[name]) for name in ("loss", "selection_accuracy")}
         notes = tuple(content.get("notes", ()))
         return cls(**{**content, **read, **lists, "notes": notes})

@@ -19,16 +19,15 @@ from primesvt.data.digest import data_digest
 from primesvt.data.splits import HELD_OUT_SEED
 from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note
+from primesvt.evaluation.confidence import Accuracy, accuracy_of_outcomes
 from primesvt.evaluation.evaluator import Progress, outcomes
 from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, model_entry
 from primesvt.training.config import TrainRecipe
 from primesvt.training.folder import Saver, TrainingFolder, check_free
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16, learning_rate_factor
 from primesvt.training.record import (
-    Score,
     TrainProgress,
     TrainRecord,
-    score_of,
     shared_note,
     versions,
 )
@@ -104,7 +103,9 @@ class Fit:
             last = now
         return True
 
-    def score(self, dataset: Dataset[tuple[Tensor, int]], model: nn.Module | None = None) -> Score:
+    def score(
+        self, dataset: Dataset[tuple[Tensor, int]], model: nn.Module | None = None
+    ) -> Accuracy:
         """Top-1 accuracy in evaluation mode; of the network itself when no other is given."""
         correct = outcomes(
             model or self.model,
@@ -114,7 +115,7 @@ class Fit:
             workers=self.workers,
             processes=self.processes,
         )
-        return score_of(correct)
+        return accuracy_of_outcomes(correct)
 
     def context(self) -> dict[str, Any]:
         """What the weights depend on beside the recipe."""
