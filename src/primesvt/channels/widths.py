@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import numpy as np
+
+from primesvt.channels.graph import ChannelGraph, Ids
+
 __all__ = [
     "FAR_RATES",
     "PERCENTS",
@@ -15,6 +19,7 @@ __all__ = [
     "Widths",
     "check_rates",
     "every_width",
+    "first_channels",
     "kept_count",
     "rates_of",
     "usual_rates",
@@ -46,6 +51,22 @@ class WidthGrid:
         """The width at a rate, or at the next lower one that the group has."""
         fitting = [kept for kept, own in self.widths.items() if own <= rate + 1e-9]
         return min(fitting, default=self.size)
+
+
+def first_channels(graph: ChannelGraph, kept: Widths) -> dict[str, Ids]:
+    """The first channels of every group, ``[positions, count]``, where only their number matters.
+
+    Example:
+        >>> import torch
+        >>> from primesvt.channels import trace
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 1))
+        >>> first_channels(trace(net, torch.zeros(1, 2)), {"0": 3})["0"].tolist()
+        [[0, 1, 2]]
+    """
+    return {
+        group: np.tile(np.arange(count, dtype=np.int64), (graph[group].positions, 1))
+        for group, count in kept.items()
+    }
 
 
 def kept_count(size: int, rate: float) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from primesvt._files import save_safetensors, write_json
 from primesvt.channels import ChannelGraph, remove_channels, trace
 from primesvt.channels.plan import Plan, apply_plan, example_inputs
+from primesvt.channels.widths import first_channels
 from primesvt.models import Provenance, build_model
 from primesvt.models.digest import config_of
 from primesvt.models.forward import unwrap
@@ -124,14 +124,14 @@ def _shrink(model: nn.Module, state: Mapping[str, Tensor], inputs: list[Any], fo
         graph = trace(model, example_inputs(inputs))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder} does not fit together: {error}; save it again") from error
-    cuts = {}
+    stored = {}
     for group in graph:
         if group.status != "free" or group.kind == "heads":
             continue
         width = _stored_width(graph, group.name, state)
         if width is not None and 1 <= width < group.size:
-            cuts[group.name] = np.tile(np.arange(width), (group.positions, 1))
-    remove_channels(model, graph, cuts)
+            stored[group.name] = width
+    remove_channels(model, graph, first_channels(graph, stored))
 
 
 def _stored_width(graph: ChannelGraph, name: str, state: Mapping[str, Tensor]) -> int | None:

@@ -16,9 +16,8 @@ from primesvt.exporting.packing import pack
 from primesvt.exporting.plain_neurons import KNOWN, Plain, plain
 from primesvt.models import reset
 from primesvt.models.blocks import ConvBN
-from primesvt.models.families._qkformer_network import AcrossImages
 from primesvt.models.forward import working_copy
-from primesvt.models.neurons import neurons
+from primesvt.models.neurons import AcrossImages, neurons
 from primesvt.models.strip import merge_head, strip_unused
 
 __all__ = ["DeployedNetwork", "deploy", "quick", "simplify", "spiking_modules"]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
-from primesvt.channels.widths import Widths
+from primesvt.channels.widths import Widths, first_channels
 from primesvt.models import SpikingViT, reset
 from primesvt.models.digest import model_digest
 from primesvt.models.forward import evaluating
@@ -218,11 +218,7 @@ class Stopwatch:
     def _cut(self, cuts: Widths) -> nn.Module:
         """A smaller copy; which channels it keeps changes no time."""
         smaller = copy.deepcopy(self.model)
-        rows = {
-            group: np.tile(np.arange(kept), (self.graph[group].positions, 1))
-            for group, kept in cuts.items()
-        }
-        remove_channels(smaller, self.graph, rows)
+        remove_channels(smaller, self.graph, first_channels(self.graph, cuts))
         return smaller
 
     def _entering(self, part: str) -> tuple[Any, ...]:

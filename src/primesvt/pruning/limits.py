@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
-from primesvt.channels.widths import Widths, widths
+from primesvt.channels.widths import Widths, first_channels, widths
 from primesvt.config import Constraints
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.evaluation.evaluator import Progress
@@ -140,11 +139,7 @@ class MembraneLimit:
         key = frozenset(cuts.items())
         if key not in self._known:
             smaller = copy.deepcopy(self.model)
-            rows = {
-                group: np.tile(np.arange(kept), (self.graph[group].positions, 1))
-                for group, kept in cuts.items()
-            }
-            remove_channels(smaller, self.graph, rows)
+            remove_channels(smaller, self.graph, first_channels(self.graph, cuts))
             self._known[key] = membrane_bytes(smaller, self.example)
         return self._known[key]
 

@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 
 from primesvt._progress import Progress, Stage
-from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.channels import ChannelGraph
 from primesvt.channels.graph import Ids
-from primesvt.channels.widths import Widths
+from primesvt.channels.widths import Widths, first_channels
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, interleave
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import SequentialTest
@@ -187,7 +187,7 @@ class Prober:
 
     def bytes_saved(self, cuts: Widths) -> int:
         """Parameter bytes that the cuts free, exactly."""
-        first = {group: _first(self.graph[group], count) for group, count in cuts.items()}
+        first = first_channels(self.graph, cuts)
         return self.graph.freed(first).parameter_bytes
 
     def _distances_of(self, together: VariantBatch) -> list[float]:
@@ -210,11 +210,6 @@ def _answers(probe: Probe | None, race: SequentialTest | None) -> bool:
     if race is None or race.error < (probe.race_error or 0.0):
         return False
     return race.budget(probe.gained or 0) / race.total <= probe.rejected
-
-
-def _first(group: ChannelGroup, count: int) -> Ids:
-    """Any ``count`` channels at every position: which ones does not change the size."""
-    return np.tile(np.arange(count, dtype=np.int64), (group.positions, 1))
 
 
 def _different(wanted: Sequence[Widths]) -> list[Widths]:

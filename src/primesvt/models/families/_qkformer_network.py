@@ -15,12 +15,11 @@ from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import ConvBN, MaxPool, SpikeMLP, TransformerBlock
 from primesvt.models.config import ModelConfig, check_choice, check_positive, check_tau
 from primesvt.models.heads import Head
-from primesvt.models.neurons import Spike, lif
+from primesvt.models.neurons import AcrossImages, Spike, lif
 from primesvt.models.spiking_vit import SpikingViT
 
 __all__ = [
     "STEMS",
-    "AcrossImages",
     "ConvSpike",
     "PatchEmbed",
     "QKFormerConfig",
@@ -128,28 +127,6 @@ class TokenQKAttention(nn.Module):
         gate = self.attn_lif(q.sum(3, keepdim=True))
         out: Tensor = self.proj_lif(self.proj((gate * k).flatten(2, 3)))
         return out
-
-
-class AcrossImages(nn.Module):
-    """A neuron that takes the images of a batch for further time steps.
-
-    ``[T, B, ...]`` to the same shape: the membrane runs over ``T * B`` steps, first all images of
-    time step 0, then all of step 1. So an image's spikes depend on those before it in the batch.
-
-    Example:
-        >>> neuron = AcrossImages(lif)
-        >>> neuron(torch.tensor([[1.5, 1.5, 1.5]])).tolist()
-        [[0.0, 1.0, 0.0]]
-
-    Source: official code of QKFormer, spiking self attention; reported there as issue 14.
-    """
-
-    def __init__(self, spike: Spike = lif) -> None:
-        super().__init__()
-        self.lif = spike()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.unflatten(self.lif(x.flatten(0, 1)), 0, x.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True)

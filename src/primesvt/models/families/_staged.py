@@ -1,11 +1,11 @@
-"""What both SDT-V3 networks share: convolutional stages, then transformer stages."""
+"""What SDT-V2 and both SDT-V3 networks share: convolutional, then transformer stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -13,10 +13,45 @@ from primesvt.models.blocks import Downsample
 from primesvt.models.config import ModelConfig, check_positive
 from primesvt.models.neurons import Spike
 
-__all__ = ["StagedConfig", "ratio_of", "scaled", "stage_names", "stages"]
+__all__ = [
+    "StagedConfig",
+    "StagedSizes",
+    "check_depths",
+    "ratio_of",
+    "scaled",
+    "stage_names",
+    "stages",
+]
 
 
 _DOWN = ("down1a", "down1b", "down2", "down3", "down4")
+
+
+class StagedSizes(Protocol):
+    """The sizes of a network of stages, as its config states them."""
+
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def embed_dims(self) -> tuple[int, ...]: ...
+    @property
+    def conv_depths(self) -> tuple[int, ...]: ...
+    @property
+    def depths(self) -> tuple[int, ...]: ...
+    @property
+    def stem_kernel(self) -> int: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+
+def check_depths(conv_depths: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` for more convolutional blocks than letters name them.
+
+    Example:
+        >>> check_depths((1, 1, 2))
+    """
+    if max(conv_depths) > len(ascii_lowercase):
+        raise ValueError(f"conv_depths is {conv_depths}, but 26 blocks are the most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +95,7 @@ class StagedConfig(ModelConfig):
         check_positive(self, "embed_dims", "num_heads", "depths", "stem_kernel", "strides")
         check_positive(self, "spike_levels")
         check_positive(self, "conv_depths", minimum=0)
-        if max(self.conv_depths) > len(ascii_lowercase):
-            raise ValueError(f"conv_depths is {self.conv_depths}, but 26 blocks are the most")
+        check_depths(self.conv_depths)
         self.check_ratios("mlp_ratio", "conv_ratio", "v_ratio")
         self._check_widths()
 
@@ -91,7 +125,7 @@ class StagedConfig(ModelConfig):
 
 
 def stages(
-    config: StagedConfig, spike: Spike, block: Callable[[int, int], nn.Module]
+    config: StagedSizes, spike: Spike, block: Callable[[int, int], nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     """Named downsamplings and, between them, ``block(stage, width)`` as often as the config says.
 
@@ -119,7 +153,7 @@ def stages(
             yield name, block(stage, widths[stage + 1])
 
 
-def stage_names(config: StagedConfig) -> tuple[dict[str, str], ...]:
+def stage_names(config: StagedSizes) -> tuple[dict[str, str], ...]:
     """Per stage: our name of each block, and the official one.
 
     Example:

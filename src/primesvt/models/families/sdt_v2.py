@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from string import ascii_lowercase
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from primesvt.data.config import CIFAR, DIGITS, IMAGENET
 from primesvt.models.attention import SpikingSelfAttention
-from primesvt.models.blocks import MLP, ConvBlock, Downsample, TransformerBlock
+from primesvt.models.blocks import MLP, ConvBlock, TransformerBlock
 from primesvt.models.config import ModelConfig, check_positive, check_tau
 from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families._names import count, under
+from primesvt.models.families._staged import check_depths, stage_names, stages
 from primesvt.models.families.family import Family
 from primesvt.models.heads import SpikingHead
 from primesvt.models.neurons import lif
@@ -29,7 +29,6 @@ __all__ = [
     "infer",
     "oddities",
     "official_names",
-    "stage_names",
 ]
 
 
@@ -90,8 +89,7 @@ class SDTv2Config(ModelConfig):
         for name in ("mlp_ratio", "conv_ratio", "sep_ratio"):
             if not getattr(self, name) * self.embed_dims[0] >= 2:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must leave a channel")
-        if max(self.conv_depths) > len(ascii_lowercase):
-            raise ValueError(f"conv_depths is {self.conv_depths}, but 26 blocks are the most")
+        check_depths(self.conv_depths)
 
 
 def build(config: SDTv2Config) -> SpikingViT:
@@ -108,27 +106,8 @@ def build(config: SDTv2Config) -> SpikingViT:
         distillation=config.distillation,
         spike=partial(lif, tau=config.tau),
     )
-    return SpikingViT(config, _blocks(config), head)
-
-
-def _blocks(config: SDTv2Config) -> Iterator[tuple[str, nn.Module]]:
-    e0, e1, e2, e3 = config.embed_dims
-    widths = (config.in_channels, e0 // 2, e0, e1, e2, e3)
-    for stage, name in enumerate(("down1a", "down1b", "down2", "down3", "down4")):
-        first = stage == 0
-        yield (
-            name,
-            Downsample(
-                widths[stage],
-                widths[stage + 1],
-                config.stem_kernel if first else 3,
-                stride=config.strides[stage],
-                spiking=not first,
-                spike=partial(lif, tau=config.tau),
-            ),
-        )
-        for block in stage_names(config)[stage]:
-            yield block, _block(config, stage, widths[stage + 1])
+    blocks = stages(config, partial(lif, tau=config.tau), partial(_block, config))
+    return SpikingViT(config, blocks, head)
 
 
 def _block(config: SDTv2Config, stage: int, width: int) -> nn.Module:
@@ -149,20 +128,6 @@ def _block(config: SDTv2Config, stage: int, width: int) -> nn.Module:
     )
     mlp = MLP(width, round(width * config.mlp_ratio), spike=spike)
     return TransformerBlock(attention, mlp)
-
-
-def stage_names(config: SDTv2Config) -> tuple[dict[str, str], ...]:
-    """Per stage: our name of each block, and the official one."""
-    first, second, third = config.conv_depths
-    return (
-        {f"conv1a{f'_{i}' if i else ''}": f"ConvBlock1_1.{i}" for i in range(first)},
-        {f"conv1b{f'_{i}' if i else ''}": f"ConvBlock1_2.{i}" for i in range(second)},
-        {f"conv2{ascii_lowercase[i]}": f"ConvBlock2_{i + 1}.0" for i in range(third)},
-        *(
-            {f"block{stage}_{i}": f"block{stage}.{i}" for i in range(depth)}
-            for stage, depth in zip((3, 4), config.depths, strict=True)
-        ),
-    )
 
 
 _DOWN = {"": "", "lif": "encode_lif", "conv": "encode_conv", "bn": "encode_bn"}
