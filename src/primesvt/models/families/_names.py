@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["count", "under"]
+__all__ = ["count", "transformer_block", "under"]
 
 
 def under(ours: str, official: str, inside: Mapping[str, str]) -> dict[str, str]:
@@ -31,3 +31,30 @@ def count(keys: Iterable[str], pattern: str, start: int = 0) -> int:
     while any(key.startswith(pattern.format(number)) for key in known):
         number += 1
     return number - start
+
+
+def transformer_block(spike: str) -> dict[str, str]:
+    """Our names inside a transformer block of SDT-V2 and V3, and the official ones.
+
+    ``spike`` is what the official code calls its neurons.
+
+    Example:
+        >>> transformer_block("lif")["mlp.lif1"]
+        'mlp.fc1_lif'
+    """
+    return {
+        "": "",
+        "attn": "attn",
+        "attn.lif": f"attn.head_{spike}",
+        **{f"attn.{part}_lif": f"attn.{part}_{spike}" for part in ("q", "k", "v", "attn")},
+        "mlp": "mlp",
+        **{
+            name: official
+            for i in (1, 2)
+            for name, official in (
+                (f"mlp.lif{i}", f"mlp.fc{i}_{spike}"),
+                (f"mlp.fc{i}.conv", f"mlp.fc{i}_conv"),
+                (f"mlp.fc{i}.bn", f"mlp.fc{i}_bn"),
+            )
+        },
+    }

@@ -14,7 +14,7 @@ from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP, ConvBlock, TransformerBlock
 from primesvt.models.config import ModelConfig, check_positive, check_tau
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._names import count, under
+from primesvt.models.families._names import count, transformer_block, under
 from primesvt.models.families._staged import check_depths, stage_names, stages
 from primesvt.models.families.family import Family
 from primesvt.models.heads import SpikingHead
@@ -158,22 +158,7 @@ _REP_CONV = {
     "outer_bn": "0.body.2.2",
     "bn": "1",
 }
-_TRANSFORMER_BLOCK = {
-    "": "",
-    "attn": "attn",
-    "attn.lif": "attn.head_lif",
-    "attn.q_lif": "attn.q_lif",
-    "attn.k_lif": "attn.k_lif",
-    "attn.v_lif": "attn.v_lif",
-    "attn.attn_lif": "attn.attn_lif",
-    "mlp": "mlp",
-    "mlp.lif1": "mlp.fc1_lif",
-    "mlp.fc1.conv": "mlp.fc1_conv",
-    "mlp.fc1.bn": "mlp.fc1_bn",
-    "mlp.lif2": "mlp.fc2_lif",
-    "mlp.fc2.conv": "mlp.fc2_conv",
-    "mlp.fc2.bn": "mlp.fc2_bn",
-}
+_TRANSFORMER_BLOCK = transformer_block("lif")
 
 
 def official_names(config: SDTv2Config) -> dict[str, str]:

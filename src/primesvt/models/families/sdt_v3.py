@@ -13,7 +13,7 @@ from primesvt.data.config import CIFAR, IMAGENET
 from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP, ConvBN, TransformerBlock
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._names import count, under
+from primesvt.models.families._names import count, transformer_block, under
 from primesvt.models.families._staged import StagedConfig, ratio_of, scaled, stage_names, stages
 from primesvt.models.families.family import Family
 from primesvt.models.heads import SpikingHead
@@ -201,22 +201,7 @@ _CONV_BLOCK = {
     "conv2.conv": "conv2",
     "conv2.bn": "bn2",
 }
-_TRANSFORMER_BLOCK = {
-    "": "",
-    "attn": "attn",
-    "attn.lif": "attn.head_spike",
-    "attn.q_lif": "attn.q_spike",
-    "attn.k_lif": "attn.k_spike",
-    "attn.v_lif": "attn.v_spike",
-    "attn.attn_lif": "attn.attn_spike",
-    "mlp": "mlp",
-    "mlp.lif1": "mlp.fc1_spike",
-    "mlp.fc1.conv": "mlp.fc1_conv",
-    "mlp.fc1.bn": "mlp.fc1_bn",
-    "mlp.lif2": "mlp.fc2_spike",
-    "mlp.fc2.conv": "mlp.fc2_conv",
-    "mlp.fc2.bn": "mlp.fc2_bn",
-}
+_TRANSFORMER_BLOCK = transformer_block("spike")
 
 
 def official_names(config: SDTv3Config) -> dict[str, str]:

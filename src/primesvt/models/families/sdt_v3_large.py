@@ -9,7 +9,7 @@ from torch import Tensor
 
 from primesvt.data.config import CIFAR, IMAGENET
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._names import count, under
+from primesvt.models.families._names import count, transformer_block, under
 from primesvt.models.families._sdt_v3_large_network import SDTv3LargeConfig, build
 from primesvt.models.families._staged import ratio_of, stage_names
 from primesvt.models.families.family import Family
@@ -38,23 +38,7 @@ _REP = {
     "outer.conv": "conv2.0",
     "outer.bn": "conv2.1",
 }
-_TRANSFORMER_BLOCK = {
-    "": "",
-    "rep_lif": "lif",
-    "attn": "attn",
-    "attn.lif": "attn.head_lif",
-    "attn.q_lif": "attn.q_lif",
-    "attn.k_lif": "attn.k_lif",
-    "attn.v_lif": "attn.v_lif",
-    "attn.attn_lif": "attn.attn_lif",
-    "mlp": "mlp",
-    "mlp.lif1": "mlp.fc1_lif",
-    "mlp.fc1.conv": "mlp.fc1_conv",
-    "mlp.fc1.bn": "mlp.fc1_bn",
-    "mlp.lif2": "mlp.fc2_lif",
-    "mlp.fc2.conv": "mlp.fc2_conv",
-    "mlp.fc2.bn": "mlp.fc2_bn",
-}
+_TRANSFORMER_BLOCK = {"rep_lif": "lif", **transformer_block("lif")}
 
 
 def official_names(config: SDTv3LargeConfig) -> dict[str, str]:
