@@ -78,6 +78,7 @@ def losses(processes: ProcessGroup) -> tuple[list[float], float]:
         loss=lambda output, _, labels: F.cross_entropy(output, labels),
         processes=processes,
         fill=torch.zeros(1),
+        classes=3,
     )
     for _ in range(3):
         loop.epoch(lambda *_: None)

@@ -53,7 +53,7 @@ def test_figures_of_spikes_only_with_images(primesvt):
 
 def test_latency_is_told_with_machine_and_threads(primesvt, monkeypatch):
     once = partial(measure, pace=Pace(seconds=0, least=1, tick=0))
-    monkeypatch.setattr("primesvt.cli.inspect.measure", once)
+    monkeypatch.setattr("primesvt.cli.costs.measure", once)
     finished = primesvt("inspect", "sdt_v2_digits", "--latency")
     assert "for a batch of 32" in finished.out and "1 thread," in finished.out
     found = primesvt("inspect", "sdt_v2_digits", "--latency", "--json").json["costs"]["latency"]

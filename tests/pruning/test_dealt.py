@@ -80,13 +80,13 @@ def measured(one: Lively, processes: ProcessGroup, clock: Clock, step: float) ->
     made: list[int] = []
     at, (cuts, around) = prober(one, processes), wanted(one)
 
-    def note(part: Any, common: Any, real: Any = at.builder._made) -> Any:
+    def note(part: Any, common: Any, real: Any = at.builder._batch) -> Any:
         made.append(len(part))
         return real(part, common)
 
     clock.own.step = step
     told: list[int] = []
-    with mock.patch.object(at.builder, "_made", note):
+    with mock.patch.object(at.builder, "_batch", note):
         distances = at.distances(cuts, around=around, tell=lambda done, _: told.append(done))
     rows = [(dict(row.cuts), row.distance) for row in at.table._distances.values()]
     return {"distances": distances, "rows": rows, "made": made, "told": told}
@@ -184,5 +184,5 @@ def test_a_score_that_fails_somewhere_fails_everywhere(model) -> None:
 def test_cutters_need_no_processes(model, graph) -> None:
     at = VariantBuilder(model=model, graph=graph, importance=find_importance("l2"))
     name = graph.prunable()[0].name
-    dealt = list(at.together([{name: 1}], deal=True))
+    dealt = list(at.build_batches([{name: 1}], deal=True))
     assert [len(together.networks) for _, together in dealt] == [1]

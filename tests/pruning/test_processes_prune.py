@@ -42,7 +42,7 @@ from tests.pruning.test_processes_prune import METHODS, pruned
 written = 0
 def append(self, *lines, real=probes.ProbeTable._append):
     global written
-    for line in lines if self.path is not None else ():
+    for line in lines if self._log is not None else ():
         real(self, line)
         written += 1
         if written == 4:
@@ -53,7 +53,7 @@ pruned(METHODS["prime"], f"{sys.argv[2]}/prime")
 """
 
 TOGETHER = """
-from tests.method import test_processes_prune as these
+from tests.pruning import test_processes_prune as these
 
 ours, opened = sys.argv[2], []
 mistake = [*these.MISTAKE, "--out", f"{ours}/mistake"]

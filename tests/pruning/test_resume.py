@@ -18,7 +18,8 @@ from torch.utils.data import Subset
 torch.set_num_threads(1)
 from primesvt.evaluation import evaluator as evaluation
 from primesvt.pruning import probe_table as probes
-from primesvt.pruning.pipeline import pipeline as pruning
+from primesvt.pruning import pipeline as pruning
+from primesvt.pruning import result
 from primesvt.config import Constraints
 from primesvt.data import load_data
 from primesvt.models import create_model
@@ -46,19 +47,19 @@ def outcomes(together, *args, stage, real=evaluation._outcomes, **options):
 def append(self, *lines, real=probes.ProbeTable._append):
     if moment == "half a line" and left == 1:
         *before, last = lines  # written together, the last one in part
-        with self.path.open("ab") as file:
+        with self._log.path.open("ab") as file:
             file.write("".join(line + chr(10) for line in before).encode())
             file.write(last[: len(last) // 2].encode())
     die_at("half a line")
     real(self, *lines)
     die_at("line")
 
-def save_model(*args, real=pruning.save_model, **options):
+def save_model(*args, real=result.save_model, **options):
     die_at("plan")
     real(*args, **options)
     die_at("model")
 
-evaluation._outcomes, probes.ProbeTable._append, pruning.save_model = outcomes, append, save_model
+evaluation._outcomes, probes.ProbeTable._append, result.save_model = outcomes, append, save_model
 
 def main(folder, log_, moment_, count, method):
     global log, moment, left

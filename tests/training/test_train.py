@@ -219,7 +219,7 @@ def dies(name, real, done=[]):
         return real(*args, **options)
     return called
 
-loop.Loop._update = dies("step", loop.Loop._update)
+loop.TrainingLoop._update = dies("step", loop.TrainingLoop._update)
 fit.Fit.score = dies("epoch", fit.Fit.score)
 _files.os.fsync = dies("half a file", _files.os.fsync)
 folder.TrainingFolder.finish = dies("record", folder.TrainingFolder.finish)

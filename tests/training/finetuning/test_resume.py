@@ -38,7 +38,7 @@ def dies(name, real, *, first=False, done=[]):
         return real(*args, **options) if first else found
     return called
 
-loop.Loop._update = dies("step", loop.Loop._update)
+loop.TrainingLoop._update = dies("step", loop.TrainingLoop._update)
 folder.TrainingFolder.save = dies("saved", folder.TrainingFolder.save)
 _files.os.fsync = dies("half a file", _files.os.fsync, first=True)
 folder.write_json = dies("record", folder.write_json)

@@ -15,7 +15,7 @@ class Uniform(OneParameterPolicy):
     """The same rate for every group: the highest whose network stays within the limits.
 
     Example:
-        >>> from primesvt.pruning.policies import Gate
+        >>> from primesvt.pruning.policies import AccuracyGate
         >>> from primesvt.pruning.probe_table import Probe, Reference
         >>> from primesvt.evaluation.evaluator import Measurement
         >>> class NetworkProbe:  # every channel is 4 bytes, and costs 1 point in score
@@ -29,7 +29,7 @@ class Uniform(OneParameterPolicy):
         >>> rates = {6: 0.25, 4: 0.5, 2: 0.75}
         >>> grids = [WidthGrid(group=name, positions=1, size=8, parameters=8, widths=rates)
         ...          for name in ("fc1", "fc2")]
-        >>> gate = Gate(kind="point", allowed=9, reference=unpruned)
+        >>> gate = AccuracyGate(kind="point", allowed=9, reference=unpruned)
         >>> Uniform(gate=gate).solve(grids, NetworkProbe()).cuts
         {'fc1': 4, 'fc2': 4}
     """
