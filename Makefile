@@ -8,7 +8,7 @@ OUT    ?= runs/digits
 LIMITS ?= --max-accuracy-drop 2 --gate bound
 JOBS   ?= 2
 
-.PHONY: prune test install lint types pytest format clean
+.PHONY: prune test check quick install lint types pytest format clean
 .DEFAULT_GOAL := prune
 
 # A network this small is slower on several threads than on one.
@@ -17,17 +17,23 @@ prune: $(VENV)/.installed  ## Prune the bundled digits model and say where the r
 
 test: lint types pytest  ## Every check: style, types, tests, doctests, README.
 
+check: lint types quick  ## For every edit: style, types and the tests marked quick.
+
 install: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+quick: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m quick tests
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

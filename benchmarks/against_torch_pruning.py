@@ -40,9 +40,9 @@ from exactness import FAMILIES, Cuts, Subject, copied, cuts_of, equals_removal, 
 from machine import RESULTS, described, save
 from torch import nn
 
-from primesvt.channels import remove_channels, trace
-from primesvt.importance import Evidence, keep
-from primesvt.importance.weights import l2
+from primesvt.channels import remove_channels, trace, verify
+from primesvt.importance import CriterionContext, keep
+from primesvt.importance.magnitude import l2
 
 RATES = (0.25, 0.5)
 TIME_STEPS = (1, 2)
@@ -71,7 +71,7 @@ def with_primesvt(case: Subject, rate: float, *, streams: bool) -> Row:
     small = copied(case.model)
     start = time.perf_counter()
     graph = trace(small, case.images[:1])
-    evidence = Evidence(model=small, graph=graph)
+    evidence = CriterionContext(model=small, graph=graph)
     cuts: Cuts = {}
     for group in graph:
         if group.prunable or (streams and group.status == "free" and group.kind == "stream"):
@@ -80,7 +80,7 @@ def with_primesvt(case: Subject, rate: float, *, streams: bool) -> Row:
     remove_channels(small, graph, cuts)
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    refused = graph.check(case.model)
+    refused = verify(case.model, graph)
     check = time.perf_counter() - start
     tool = "PrimeSVT, streams too" if streams else "PrimeSVT"
     made = row(case, tool, rate, small, lambda: cuts, seconds, check)

@@ -25,8 +25,8 @@ def measure(source: Any, data: str, size: int, seed: int) -> list[dict[str, Any]
     case = Case(source=source, data=data, batch_size=256, images=size, seed=seed)
     rows = []
     for recovery in ("bn", "refit"):
-        bench = case.bench("obs", recovery)
-        right = case.test(bench.cut(uniform(bench, case.groups, SAVING)))
+        prober = case.prober("obs", recovery)
+        right = case.test(prober.cut(uniform(prober, case.groups, SAVING)))
         rows.append(
             {
                 "model": case.name,

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from primesvt.bench import Bench
-from primesvt.calibration import Activity, calibration_of
+from primesvt.calibration import ActivationStatistics, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup, trace
-from primesvt.checkpoint import open_model
+from primesvt.channels.widths import Widths, kept_count
+from primesvt.checkpoint.load import open_model
 from primesvt.data import Splits, load_data
-from primesvt.evaluation import outcomes
-from primesvt.importance import Evidence, find_importance
-from primesvt.memory import parameter_bytes
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.importance import CriterionContext, find_importance
 from primesvt.models import SpikingViT
-from primesvt.probes import Cuts, ProbeTable, Reference
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Prober
 from primesvt.recovery import Recovery
-from primesvt.sensitivity import kept_count
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
@@ -76,28 +76,30 @@ class Case:
         return self.graph.prunable()
 
     @cached_property
-    def activity(self) -> Activity:
+    def activity(self) -> ActivationStatistics:
         """What the calibration images show."""
         dataset: Any = self.splits.calibration
         if self.images is not None and self.splits.train is not None:
             order = np.random.default_rng(self.seed).permutation(len(self.splits.train))  # type: ignore[arg-type]
             dataset = Subset(self.splits.train, order[: self.images].tolist())
         inputs = calibration_of(dataset, batch_size=self.batch_size)
-        return Activity(model=self.model, graph=self.graph, groups=self.groups, calibration=inputs)
+        return ActivationStatistics(
+            model=self.model, graph=self.graph, groups=self.groups, calibration=inputs
+        )
 
-    def bench(self, importance: str, recovery: str, *, seed: int = 0) -> Bench:
+    def prober(self, importance: str, recovery: str, *, seed: int = 0) -> Prober:
         """Cuts networks as asked; nothing is measured through it."""
         table = ProbeTable()
         table.reference = Reference(
             context={}, measurement=_NOTHING, parameter_bytes=parameter_bytes(self.model)
         )
-        return Bench(
+        return Prober(
             model=self.model,
             graph=self.graph,
             evaluate=_refuse,
             table=table,
             importance=find_importance(importance),
-            evidence=Evidence(
+            evidence=CriterionContext(
                 model=self.model, graph=self.graph, activity=self.activity, seed=seed
             ),
             recovery=Recovery(kind=recovery, activity=self.activity),
@@ -114,13 +116,13 @@ class Case:
         return outcomes(network, self.test_images, batch_size=self.batch_size)
 
 
-def uniform(bench: Bench, groups: tuple[ChannelGroup, ...], saving: float) -> Cuts:
+def uniform(prober: Prober, groups: tuple[ChannelGroup, ...], saving: float) -> Widths:
     """All groups at one rate: the lowest, in steps of 0.5 %, that saves this much memory."""
-    total = bench.reference.parameter_bytes
+    total = prober.reference.parameter_bytes
     for rate in np.arange(0.005, 1, 0.005).round(3):
         kept = {g.name: kept_count(g.size, float(rate)) for g in groups}
         cuts = {g.name: kept[g.name] for g in groups if kept[g.name] < g.size}
-        if bench.bytes_saved(cuts) >= saving * total:
+        if prober.bytes_saved(cuts) >= saving * total:
             return cuts
     raise ValueError(f"no uniform rate saves {saving:.0%}")
 

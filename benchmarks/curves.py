@@ -20,32 +20,31 @@ from torch import nn
 from variants import replaced, usual
 
 from primesvt.calibration import calibration_of
-from primesvt.distance import Distance
-from primesvt.probes import Cuts
-from primesvt.sensitivity import kept_count
-from primesvt.together import Together
+from primesvt.channels.widths import Widths, kept_count
+from primesvt.evaluation.divergence import OutputDivergence
+from primesvt.models.shared_prefix import VariantBatch
 
 RATES = (0.3, 0.9)
 
 
 def rows_of(case: Case) -> list[dict[str, Any]]:
     inputs = calibration_of(in_memory(case.splits.selection, 512), batch_size=case.batch_size)
-    distance = Distance(case.model, inputs)
-    bench = case.bench("obs", "refit")
+    distance = OutputDivergence(case.model, inputs)
+    prober = case.prober("obs", "refit")
 
-    def both(cuts: Cuts) -> dict[str, float]:
+    def both(cuts: Widths) -> dict[str, float]:
         networks: dict[str, nn.Module] = {
             "followed": usual(case, cuts),
             "replaced": replaced(case, cuts),
         }
-        values = distance(Together(networks=list(networks.values())))
+        values = distance(VariantBatch(networks=list(networks.values())))
         return dict(zip(networks, values, strict=True))
 
     rows = [{"model": case.name, "group": "nothing", "rate": 0.0, "saved": 0.0, **both({})}]
     for group in case.groups:
         for rate in RATES:
             cuts = {group.name: kept_count(group.size, rate)}
-            saved = bench.bytes_saved(cuts) / bench.reference.parameter_bytes
+            saved = prober.bytes_saved(cuts) / prober.reference.parameter_bytes
             row = {"model": case.name, "group": group.name, "rate": rate, "saved": saved}
             rows.append({**row, **both(cuts)})
             print(rows[-1], flush=True)

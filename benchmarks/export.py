@@ -34,13 +34,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from primesvt import ExportResult, export
-from primesvt.checkpoint import open_model
+from primesvt._format import megabytes
+from primesvt.checkpoint.load import open_model
 from primesvt.cli import main as primesvt
 from primesvt.data import load_data
 from primesvt.exporting.runtime import Runner, model_runner, onnx_runner, program_runner
-from primesvt.latency import Pace
-from primesvt.latency.timing import race
-from primesvt.text import megabytes
+from primesvt.profiling.timing import Pace, race
 
 LEVELS = (0.99, 0.95, 0.0)  # agreement that 8-bit weights must keep; 0 rounds all of them
 BATCH = 250

@@ -20,8 +20,8 @@ from checkpoints import CHECKPOINTS, DIGITS, ROOT
 from machine import RESULTS, described, save
 
 from primesvt import Constraints, prune
-from primesvt.checkpoint import open_model
-from primesvt.recovery.finetuning import finetune
+from primesvt.checkpoint.load import open_model
+from primesvt.training.finetuning import finetune
 from primesvt.training.record import recorded_recipe
 
 RUNS = ROOT / "runs" / "finetune_rate"

@@ -23,9 +23,10 @@ from checkpoints import CIFAR, Case, uniform
 from machine import RESULTS, described, save
 from torch.utils.data import ConcatDataset
 
-from primesvt.confirmation import SEARCHED, confirm, sequence
-from primesvt.evaluation import outcomes
-from primesvt.statistics import paired_drop_bound, wilson_interval
+from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
+from primesvt.evaluation.evaluator import outcomes
+from primesvt.pruning.confirmation import confirm, sequence
+from primesvt.pruning.inputs import SEARCHED
 
 LADDER = tuple(np.arange(0.04, 0.80, 0.02).round(2).tolist())
 SPLITS = 1000
@@ -42,12 +43,12 @@ def pooled(case: Case) -> tuple[Right, npt.NDArray[np.float64]]:
         return np.unpackbits(stored["right"], axis=1, count=count).astype(np.bool_), stored["saved"]
     assert case.splits.test is not None
     pool: Any = ConcatDataset([case.splits.selection, case.splits.test])
-    bench = case.bench("obs", "refit")
+    prober = case.prober("obs", "refit")
     rows, saved = [outcomes(case.model, pool, batch_size=case.batch_size)], [0.0]
     for saving in LADDER:
-        cuts = uniform(bench, case.groups, saving)
-        rows.append(outcomes(bench.cut(cuts), pool, batch_size=case.batch_size))
-        saved.append(bench.bytes_saved(cuts) / bench.reference.parameter_bytes)
+        cuts = uniform(prober, case.groups, saving)
+        rows.append(outcomes(prober.cut(cuts), pool, batch_size=case.batch_size))
+        saved.append(prober.bytes_saved(cuts) / prober.reference.parameter_bytes)
         print(case.name, f"{saving:.0%}", f"{rows[-1].mean():.4f}", flush=True)
     right = np.stack(rows)
     np.savez_compressed(path, right=np.packbits(right, axis=1), saved=saved, images=right.shape[1])

@@ -36,11 +36,10 @@ from quoting import quote
 from torch import nn
 
 from primesvt import Constraints, export, prune
-from primesvt.energy import count_operations
 from primesvt.exporting.runtime import Runner, onnx_runner
-from primesvt.latency import BATCHES, Pace
-from primesvt.latency.timing import Seconds, batched, race, race_networks
-from primesvt.pruning import PruneResult
+from primesvt.profiling.operations import count_operations
+from primesvt.profiling.timing import BATCHES, Pace, Seconds, batched, race, race_networks
+from primesvt.pruning.result import PruneResult
 
 POINTS, SAVING, SHARE = 3.0, 0.4, 0.64  # 1 / 0.64 is a little more than the 1.5 that is asked for
 PACE = Pace(seconds=25, least=20, most=150)

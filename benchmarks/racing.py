@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from machine import RESULTS, described, save
 
-from primesvt.racing import Race
-from primesvt.statistics import wilson_interval
+from primesvt.evaluation.confidence import wilson_interval
+from primesvt.evaluation.sequential_test import SequentialTest
 
 ERROR = 0.05
 CANDIDATES, BATCH = 200, 64
@@ -42,7 +42,7 @@ def ordered(total: int, lost: int, gained: int, orders: int, seed: Any) -> Float
     return seed.permuted(np.broadcast_to(found, (orders, total)), axis=1)
 
 
-def counts(race: Race, times: float, disagreement: int) -> tuple[int, int] | None:
+def counts(race: SequentialTest, times: float, disagreement: int) -> tuple[int, int] | None:
     """Lost and gained of a candidate; ``times`` 1 is the worst that passes the gate."""
     net = round(times * race.limit * race.total)
     gained = round((disagreement - 1) / 2 * net)
@@ -51,7 +51,7 @@ def counts(race: Race, times: float, disagreement: int) -> tuple[int, int] | Non
     return (net + gained, gained) if net + 2 * gained <= race.total else None
 
 
-def setting(race: Race, times: float, disagreement: int) -> dict[str, Any]:
+def setting(race: SequentialTest, times: float, disagreement: int) -> dict[str, Any]:
     race_row = {"gate": race.gate, "limit": race.limit, "images": race.total}
     return {**race_row, "times": times, "disagreement": disagreement}
 
@@ -61,7 +61,7 @@ def tally(rejected: int, candidates: int) -> dict[str, Any]:
     return {"candidates": candidates, "rejected": rejected, "low": low, "high": high}
 
 
-def raced(race: Race, differences: Floats) -> tuple[int, bool]:
+def raced(race: SequentialTest, differences: Floats) -> tuple[int, bool]:
     """Images until the decision, and whether it is a rejection."""
     runner = race.start()
     for begin in range(0, race.total, BATCH):
@@ -76,7 +76,7 @@ def table() -> list[dict[str, Any]]:
     rows = []
     grid = product(GATES, LIMITS, SIZES, (1, *TIMES), DISAGREEMENTS)
     for gate, limit, total, times, disagreement in grid:
-        race = Race(limit=limit, total=total, gate=gate, error=ERROR)
+        race = SequentialTest(limit=limit, total=total, gate=gate, error=ERROR)
         pair = counts(race, times, disagreement)
         if pair is None:
             continue
@@ -96,7 +96,7 @@ def table() -> list[dict[str, Any]]:
 class Orders:
     """What the rules see: differences, and the mean that the gate allows the rest of the images."""
 
-    def __init__(self, race: Race, found: Floats, *, narrowing: bool) -> None:
+    def __init__(self, race: SequentialTest, found: Floats, *, narrowing: bool) -> None:
         self.race, self.found, self.total = race, found, race.total
         self.sums, self.squares = found.cumsum(1), (found**2).cumsum(1)
         budgets = np.full(found.shape, race.budget())
@@ -187,7 +187,7 @@ def compared() -> Iterator[dict[str, Any]]:
     generator = np.random.default_rng(1)
     grid = product(GATES, LIMITS, SIZES, TIMES, DISAGREEMENTS)
     for gate, limit, total, times, disagreement in grid:
-        race = Race(limit=limit, total=total, gate=gate, error=ERROR)
+        race = SequentialTest(limit=limit, total=total, gate=gate, error=ERROR)
         pair = counts(race, times, disagreement)
         if pair is None:
             continue
@@ -205,7 +205,9 @@ def compared() -> Iterator[dict[str, Any]]:
 def again(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The setting with the most false rejections, on many fresh orders (seed 2)."""
     worst = max((r for r in rows if r["times"] == 1), key=lambda r: r["rejected"])
-    race = Race(limit=worst["limit"], total=worst["images"], gate=worst["gate"], error=ERROR)
+    race = SequentialTest(
+        limit=worst["limit"], total=worst["images"], gate=worst["gate"], error=ERROR
+    )
     generator = np.random.default_rng(2)
     rejected = 0
     for _ in range(REPEATED // 500):

@@ -16,8 +16,8 @@ import numpy as np
 from checkpoints import CIFAR
 from machine import RESULTS, described, save
 
-from primesvt.racing import Race
-from primesvt.statistics import paired_drop_bound, wilson_interval
+from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
+from primesvt.evaluation.sequential_test import SequentialTest
 
 POOLS = {"sdt_v2_digits": (450, (0.01, 0.02)), CIFAR.name: (2000, (0.01, 0.03))}
 ORDERS, BATCH, LEVEL, ERROR = 20, 64, 0.95, 0.05
@@ -32,7 +32,7 @@ def passes(differences: np.ndarray[Any, Any], limit: float, gate: str) -> bool:
     return bool(drop <= limit + 1e-9)
 
 
-def raced(differences: np.ndarray[Any, Any], race: Race) -> int:
+def raced(differences: np.ndarray[Any, Any], race: SequentialTest) -> int:
     """Images seen until rejection, all of them without one."""
     runner = race.start()
     for first in range(0, len(differences), BATCH):
@@ -45,7 +45,7 @@ def rows_of(name: str, images: int, limit: float, gate: str) -> dict[str, Any]:
     stored = np.load(RESULTS / f"gate_{name}.npz")
     right = np.unpackbits(stored["right"], axis=1, count=int(stored["images"])).astype(np.int64)
     generator = np.random.default_rng(0)
-    race = Race(limit=limit, total=images, gate=gate, level=LEVEL, error=ERROR)
+    race = SequentialTest(limit=limit, total=images, gate=gate, level=LEVEL, error=ERROR)
     good, wrong, seen, bad = 0, 0, [], 0
     for network in right[1:]:
         chosen = generator.permutation(right.shape[1])[:images]

@@ -24,14 +24,13 @@ from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 from presets import in_memory
 
-from primesvt.bench import Bench
 from primesvt.calibration import calibration_of
-from primesvt.distance import Distance
-from primesvt.importance import Evidence, find_importance, removal_costs
-from primesvt.policies.ranking import shares_left
-from primesvt.probes import Cuts
-from primesvt.sensitivity import kept_count
-from primesvt.together import Together
+from primesvt.channels.widths import Widths, kept_count
+from primesvt.evaluation.divergence import OutputDivergence
+from primesvt.importance import CriterionContext, find_importance, removal_costs
+from primesvt.models.shared_prefix import VariantBatch
+from primesvt.pruning.policies.global_ranking import shares_left
+from primesvt.pruning.prober import Prober
 
 Costs = npt.NDArray[np.float64]
 SAVINGS = (0.2, 0.4, 0.6)
@@ -61,8 +60,8 @@ UNIFORM = "one rate"
 
 
 def ranked(
-    case: Case, bench: Bench, costs: dict[str, Costs], normalise: Callable[[Costs], Costs]
-) -> list[Cuts]:
+    case: Case, prober: Prober, costs: dict[str, Costs], normalise: Callable[[Costs], Costs]
+) -> list[Widths]:
     """The cuts of one ranking at every saving."""
     groups, steps = case.groups, []
     for place, group in enumerate(groups):
@@ -76,13 +75,13 @@ def ranked(
 
     plans = list(accumulate(order, remove, initial=tuple(group.size for group in groups)))
 
-    def cuts(plan: tuple[int, ...]) -> Cuts:
+    def cuts(plan: tuple[int, ...]) -> Widths:
         pairs = zip(groups, plan, strict=True)
         return {group.name: kept for group, kept in pairs if kept < group.size}
 
-    total = bench.reference.parameter_bytes
+    total = prober.reference.parameter_bytes
     places = [
-        bisect_left(plans, saving * total, key=lambda plan: bench.bytes_saved(cuts(plan)))
+        bisect_left(plans, saving * total, key=lambda plan: prober.bytes_saved(cuts(plan)))
         for saving in SAVINGS
     ]
     return [cuts(plans[min(place, len(plans) - 1)]) for place in places]
@@ -90,21 +89,21 @@ def ranked(
 
 def rows_of(case: Case, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """One row per importance, recovery and normalisation."""
-    evidence = Evidence(model=case.model, graph=case.graph, activity=case.activity)
+    evidence = CriterionContext(model=case.model, graph=case.graph, activity=case.activity)
     images = in_memory(case.splits.selection, 450)
-    distance = Distance(case.model, calibration_of(images, batch_size=150))
+    distance = OutputDivergence(case.model, calibration_of(images, batch_size=150))
     for importance, recovery in METHODS:
-        bench = case.bench(importance, recovery)
+        prober = case.prober(importance, recovery)
         rank = find_importance(importance)
         costs = {group.name: removal_costs(rank, evidence, group) for group in case.groups}
         for name in (*NORMALISATIONS, UNIFORM):
             if (case.name, importance, recovery, name) in known:
                 continue
             if name == UNIFORM:
-                plans = [uniform(bench, case.groups, saving) for saving in SAVINGS]
+                plans = [uniform(prober, case.groups, saving) for saving in SAVINGS]
             else:
-                plans = ranked(case, bench, costs, NORMALISATIONS[name])
-            found = [distance(Together(networks=[bench.cut(cuts)]))[0] for cuts in plans]
+                plans = ranked(case, prober, costs, NORMALISATIONS[name])
+            found = [distance(VariantBatch(networks=[prober.cut(cuts)]))[0] for cuts in plans]
             yield {
                 "model": case.name,
                 "data": "digits" if case.data == "digits" else "cifar10",

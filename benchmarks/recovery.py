@@ -19,9 +19,9 @@ import torch
 from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 
+from primesvt.evaluation.confidence import wilson_interval
 from primesvt.importance import IMPORTANCES
 from primesvt.recovery import RECOVERIES
-from primesvt.statistics import wilson_interval
 
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 FULL = ("random", "l2", "activity", "obs")
@@ -44,16 +44,16 @@ def measure(case: Case, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]
         if (case.name, importance, recovery, saving) in done or before is None:
             continue
         start = time.perf_counter()
-        bench = case.bench(importance, recovery)
-        cuts = uniform(bench, case.groups, saving)
-        after = case.test(bench.cut(cuts))
+        prober = case.prober(importance, recovery)
+        cuts = uniform(prober, case.groups, saving)
+        after = case.test(prober.cut(cuts))
         yield {
             "model": case.name,
             "data": "digits" if case.data == "digits" else "cifar10",
             "importance": importance,
             "recovery": recovery,
             "asked": saving,
-            "saved": bench.bytes_saved(cuts) / bench.reference.parameter_bytes,
+            "saved": prober.bytes_saved(cuts) / prober.reference.parameter_bytes,
             "images": len(after),
             "right_before": int(before.sum()),
             "right": int(after.sum()),

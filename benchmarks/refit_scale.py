@@ -15,13 +15,13 @@ import torch
 from machine import RESULTS, described, peak_bytes, save
 from torch import nn
 
-from primesvt.calibration import Activity, calibration_of
+from primesvt.calibration import ActivationStatistics, calibration_of
 from primesvt.channels import remove_channels, trace
-from primesvt.importance import Evidence, find_importance, keep
-from primesvt.memory import parameter_bytes, parameter_count
+from primesvt.importance import CriterionContext, find_importance, keep
 from primesvt.models import create_model, model_entry
+from primesvt.models.shared_prefix import VariantBatch
+from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.recovery import Recovery
-from primesvt.together import Together
 
 
 def main() -> None:
@@ -38,7 +38,9 @@ def main() -> None:
     row["bytes_before_statistics"] = peak_bytes()
     graph = trace(model, images[:1])
     inputs = calibration_of(images, batch_size=8)
-    activity = Activity(model=model, graph=graph, groups=graph.prunable(), calibration=inputs)
+    activity = ActivationStatistics(
+        model=model, graph=graph, groups=graph.prunable(), calibration=inputs
+    )
     begin = time.perf_counter()
     readers = [reader for own in activity.readers.values() for reader in own]
     for reader in (next(r for r in readers if r.taps == 1), next(r for r in readers if r.taps > 1)):
@@ -46,7 +48,7 @@ def main() -> None:
     _ = activity.norms
     row["seconds_statistics"] = round(time.perf_counter() - begin, 1)
     begin = time.perf_counter()
-    evidence = Evidence(model=model, graph=graph, activity=activity)
+    evidence = CriterionContext(model=model, graph=graph, activity=activity)
     order = {g.name: find_importance("obs")(evidence, g) for g in graph.prunable()}
     row["seconds_obs"] = round(time.perf_counter() - begin, 1)
     kept = {g.name: keep(order[g.name], max(1, g.size // 2)) for g in graph.prunable()}
@@ -57,7 +59,7 @@ def main() -> None:
     row["seconds_refit"] = round(time.perf_counter() - begin, 1)
     begin = time.perf_counter()
     remove_channels(model, graph, kept)
-    recovery.after(Together(networks=[model]), [kept])
+    recovery.after(VariantBatch(networks=[model]), [kept])
     row["seconds_cut_and_batch_norm"] = round(time.perf_counter() - begin, 1)
     row["saved"] = 1 - parameter_bytes(model) / before
     row["peak_bytes"] = peak_bytes()

@@ -37,15 +37,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from primesvt.channels import trace
+from primesvt.channels.widths import RATES, widths
 from primesvt.data.locations import find_pools
-from primesvt.memory import (
+from primesvt.models import create_model, model_entry, to_official
+from primesvt.profiling.memory import (
     membrane_bytes,
     parameter_bytes,
     parameter_count,
     peak_activation_bytes,
 )
-from primesvt.models import create_model, model_entry, to_official
-from primesvt.sensitivity import RATES, widths
 
 PAGE = Path(__file__).parent.parent / "docs" / "reproduce-imagenet.md"
 CHECKPOINT, DATA = "checkpoint-199.pth", "imagenet"

@@ -32,26 +32,26 @@ from throughput import every_step, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from primesvt.bench import Bench
-from primesvt.evaluation import DataEvaluator
-from primesvt.importance import Evidence, find_importance
-from primesvt.memory import parameter_bytes
-from primesvt.policies import Gate, Prime, Walk
-from primesvt.probes import Cuts, Probe, ProbeTable, Reference
-from primesvt.racing import Race
+from primesvt.channels.widths import Widths
+from primesvt.evaluation.evaluator import DataEvaluator, Measurement
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.importance import CriterionContext, find_importance
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.policies import AccuracyGate, PolicyResult, Prime
+from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
+from primesvt.pruning.prober import Prober
+from primesvt.pruning.sensitivity import grids_of, probe_layers, unprobed
 from primesvt.recovery import Recovery
-from primesvt.scoring import Measurement
-from primesvt.sensitivity import grids_of, probe_layers, unprobed
 
 METHODS = {"paper": ("l2", "none"), "recovered": ("obs", "refit")}
 LIMITS = {"digits": 0.02, "cifar": 0.03}
 Search = Callable[[Case, str], dict[str, Any]]
 
 
-class OneByOne(Bench):
+class OneByOne(Prober):
     """Every network in full, nothing shared."""
 
-    def probes(self, wanted: Sequence[Cuts], **_: Any) -> list[Probe]:
+    def probes(self, wanted: Sequence[Widths], **_: Any) -> list[Probe]:
         return [super(OneByOne, self).probes([cuts])[0] for cuts in wanted]
 
     def macs(self, inputs: torch.Tensor, images: int, calibration: int) -> int:
@@ -62,14 +62,14 @@ class OneByOne(Bench):
         seen = images + (calibration if self.recovery.kind != "none" else 0)
         total = 0
         for probe in self.table:
-            network = every_step(plain(self.cutter._raw(probe.cuts)))
+            network = every_step(plain(self.builder._raw(probe.cuts)))
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 network(inputs)
             total += counter.get_total_flops() // 2 * seen // len(inputs)
         return total
 
 
-def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Bench, Gate]:
+def prober_of(case: Case, method: str, *, naive: bool) -> tuple[Prober, AccuracyGate]:
     """A bench on the selection images of a case, and its gate."""
     evaluate = DataEvaluator(splits=case.splits, batch_size=64, device=torch.device("cpu"))
 
@@ -82,17 +82,17 @@ def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Bench, Gate]:
     reference = Reference(context={}, measurement=measured, parameter_bytes=size)
     table.start(reference)
     limit = LIMITS["digits" if case.data == "digits" else "cifar"]
-    gate = Gate(kind="point", allowed=limit, reference=reference)
+    gate = AccuracyGate(kind="point", allowed=limit, reference=reference)
     assert measured.outcomes is not None
-    race = Race(limit=limit, total=len(measured.outcomes), gate="point")
+    race = SequentialTest(limit=limit, total=len(measured.outcomes), gate="point")
     importance, recovery = METHODS[method]
-    return (OneByOne if naive else Bench)(
+    return (OneByOne if naive else Prober)(
         model=case.model,
         graph=case.graph,
         evaluate=in_full if naive else evaluate,
         table=table,
         importance=find_importance(importance),
-        evidence=Evidence(model=case.model, graph=case.graph, activity=case.activity),
+        evidence=CriterionContext(model=case.model, graph=case.graph, activity=case.activity),
         recovery=Recovery(kind=recovery, activity=case.activity),
         race=None if naive else race,
     ), gate
@@ -100,62 +100,62 @@ def bench_of(case: Case, method: str, *, naive: bool) -> tuple[Bench, Gate]:
 
 def naive(case: Case, method: str) -> dict[str, Any]:
     """All rates, then the walk from the highest tolerated one downwards."""
-    bench, gate = bench_of(case, method, naive=True)
-    layers = probe_layers(bench, case.groups)
-    swept = len(bench.table)
-    walk = Prime(gate=gate).walk(layers, lambda cuts, _: bench.probe(cuts))
-    return {**told(bench, walk, case), "swept": swept, "bench": bench}
+    prober, gate = prober_of(case, method, naive=True)
+    layers = probe_layers(prober, case.groups)
+    swept = len(prober.table)
+    walk = Prime(gate=gate).walk(layers, lambda cuts, _: prober.probe(cuts))
+    return {**told(prober, walk, case), "swept": swept, "bench": prober}
 
 
 def sweep_alone(case: Case, method: str) -> dict[str, Any]:
     """Only the sweep, one by one and in full."""
-    bench, _ = bench_of(case, method, naive=True)
-    probe_layers(bench, case.groups)
-    return {"probes": answers(bench), "bench": bench}
+    prober, _ = prober_of(case, method, naive=True)
+    probe_layers(prober, case.groups)
+    return {"probes": answers(prober), "bench": prober}
 
 
 def sharing(case: Case, method: str) -> dict[str, Any]:
     """The same sweep, shared blocks run once; nothing else is saved."""
-    bench, _ = bench_of(case, method, naive=False)
-    bench._race = None
-    probe_layers(bench, case.groups)
-    return {"probes": answers(bench)}
+    prober, _ = prober_of(case, method, naive=False)
+    prober._race = None
+    probe_layers(prober, case.groups)
+    return {"probes": answers(prober)}
 
 
 def here(case: Case, method: str) -> dict[str, Any]:
     """The same plan by the walk alone, racing and sharing."""
-    bench, gate = bench_of(case, method, naive=False)
-    layers = unprobed(grids_of(bench, case.groups))
-    walk = Prime(gate=gate).walk(layers, lambda c, around: bench.probe(c, around=around))
-    return told(bench, walk, case)
+    prober, gate = prober_of(case, method, naive=False)
+    layers = unprobed(grids_of(prober, case.groups))
+    walk = Prime(gate=gate).walk(layers, lambda c, around: prober.probe(c, around=around))
+    return told(prober, walk, case)
 
 
 def judged_again(case: Case, method: str) -> tuple[int, int]:
     """Networks that the search judged, and those of them that all images judge alike."""
-    bench, gate = bench_of(case, method, naive=False)
-    layers = unprobed(grids_of(bench, case.groups))
-    Prime(gate=gate).walk(layers, lambda c, around: bench.probe(c, around=around))
-    early = [probe for probe in bench.table if probe.rejected is not None]
-    wrong = sum(gate.judge(bench.probe(probe.cuts, full=True)).passed for probe in early)
-    return len(bench.table), len(bench.table) - wrong
+    prober, gate = prober_of(case, method, naive=False)
+    layers = unprobed(grids_of(prober, case.groups))
+    Prime(gate=gate).walk(layers, lambda c, around: prober.probe(c, around=around))
+    early = [probe for probe in prober.table if probe.rejected is not None]
+    wrong = sum(gate.judge(prober.probe(probe.cuts, full=True)).passed for probe in early)
+    return len(prober.table), len(prober.table) - wrong
 
 
-def answers(bench: Bench) -> list[tuple[Any, ...]]:
-    return [(sorted(p.cuts.items()), p.accuracy, p.lost, p.gained) for p in bench.table]
+def answers(prober: Prober) -> list[tuple[Any, ...]]:
+    return [(sorted(p.cuts.items()), p.accuracy, p.lost, p.gained) for p in prober.table]
 
 
-def told(bench: Bench, walk: Walk, case: Case) -> dict[str, Any]:
+def told(prober: Prober, walk: PolicyResult, case: Case) -> dict[str, Any]:
     """What a search found, and on how many images."""
-    probes = list(bench.table)
+    probes = list(prober.table)
     return {
         "probes": len(probes),
         "rejected_early": sum(probe.rejected is not None for probe in probes),
         "images": sum(probe.samples or 0 for probe in probes),
         "saving": walk.probe.saving if walk.probe else 0.0,
-        "accuracy": walk.probe.accuracy if walk.probe else bench.reference.accuracy,
+        "accuracy": walk.probe.accuracy if walk.probe else prober.reference.accuracy,
         "taken": {
             f"{grid.group} {rate}": kept >= walk.cuts.get(grid.group, grid.size)
-            for grid in grids_of(bench, case.groups)
+            for grid in grids_of(prober, case.groups)
             for kept, rate in grid.widths.items()
         },
     }

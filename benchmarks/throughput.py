@@ -5,7 +5,7 @@
 One thread, no gradients. The plain network has the same weights; its neurons are SpikingJelly's
 classes, its stem pools by PyTorch's operator, and its first layer is computed at every time step.
 *Neurons alone* has only the neurons of this package. *Here* is bit for bit the same, and
-what the search measures with. `quick` (``primesvt.exporting.quick``) has its batch norms in the
+what the search measures with. `quick` (``primesvt.exporting.deploy``) has its batch norms in the
 layers in front of them besides, channels last and packed weights: sums are rounded elsewhere, which
 may flip spikes. *Pays from*: images after which the time that it took to make is won back, against
 *here*. *Convolutions alone* are those of that network on the inputs that they have there: nothing
@@ -27,12 +27,12 @@ from machine import RESULTS, described, save
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from primesvt.checkpoint import open_model
-from primesvt.exporting import quick
+from primesvt.checkpoint.load import open_model
+from primesvt.exporting import deploy as quick
 from primesvt.exporting.packing import PackedConv2d
 from primesvt.models import SpikingViT, create_model, reset
 from primesvt.models.blocks import MaxPool
-from primesvt.models.inference import LIF, PLIF
+from primesvt.models.fast_paths import LIF, PLIF
 from primesvt.models.neurons import lif
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from primesvt.data import load_data
+from primesvt.distributed import SINGLE_PROCESS
 from primesvt.models import create_model, model_entry
-from primesvt.processes import ALONE
 from primesvt.training import TrainRecipe, loop, read_train_recipe
 
 ROUNDS, STEPS = 7, 4
@@ -63,12 +63,12 @@ class Variant:
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         loop.IN_MEMORY = 2**31 if once else 0
-        self.loop = loop.Loop(
+        self.loop = loop.TrainingLoop(
             model,
             images,
             recipe.changed(compile=False),
             loss=lambda output, _, targets: F.cross_entropy(output.float(), targets),
-            processes=ALONE,
+            processes=SINGLE_PROCESS,
             fill=torch.zeros(1),
             classes=model.config.num_classes,
             bf16=bf16,

@@ -20,29 +20,29 @@ from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 from torch import nn
 
-import primesvt.calibration.patches as patches
-from primesvt.calibration import Activity, calibrating
-from primesvt.calibration.norms import norms_of
+import primesvt.calibration.readers as patches
+from primesvt.calibration import ActivationStatistics, evaluating
+from primesvt.calibration.least_squares import damped
+from primesvt.calibration.norm_inputs import norms_of
 from primesvt.channels import remove_channels
-from primesvt.importance import Evidence, find_importance, keep
-from primesvt.probes import Cuts
+from primesvt.channels.widths import Widths
+from primesvt.evaluation.confidence import wilson_interval
+from primesvt.importance import CriterionContext, find_importance, keep
+from primesvt.models.shared_prefix import VariantBatch
 from primesvt.recovery import Recovery
-from primesvt.recovery.solve import damped
-from primesvt.statistics import wilson_interval
-from primesvt.together import Together
 
 SAVINGS = (0.25, 0.5)
-Variant = Callable[[Case, Cuts], nn.Module]
+Variant = Callable[[Case, Widths], nn.Module]
 
 
-def usual(case: Case, cuts: Cuts) -> nn.Module:
+def usual(case: Case, cuts: Widths) -> nn.Module:
     """What the package does."""
-    return case.bench("obs", "refit").cut(cuts)
+    return case.prober("obs", "refit").cut(cuts)
 
 
-def scores_once(case: Case, cuts: Cuts) -> nn.Module:
+def scores_once(case: Case, cuts: Widths) -> nn.Module:
     """One inverse, no updates: ``||w_c||^2 / [C^-1]_cc``, taps summed."""
-    bench = case.bench("obs", "refit")
+    prober = case.prober("obs", "refit")
     for name in cuts:
         group = case.graph[name]
         readers = case.activity.readers[name]
@@ -56,22 +56,22 @@ def scores_once(case: Case, cuts: Cuts) -> nn.Module:
             each = (weights.square().sum(1) / inverse).unflatten(0, (-1, reader.taps)).sum(1)
             scale = float((weights * (covariance @ weights)).sum()) or 1.0
             total += reader.per_channel(each / scale, group)
-        bench.cutter._scores[name] = total
-    return bench.cut(cuts)
+        prober.builder._scores[name] = total
+    return prober.cut(cuts)
 
 
-def channel_mixing(case: Case, cuts: Cuts) -> nn.Module:
+def channel_mixing(case: Case, cuts: Widths) -> nn.Module:
     """One mixing of channels for all places of a kernel."""
     largest, patches.LARGEST = patches.LARGEST, 0
     try:
         other = copy.copy(case)
         other.__dict__.pop("activity", None)
-        return other.bench("obs", "refit").cut(cuts)
+        return other.prober("obs", "refit").cut(cuts)
     finally:
         patches.LARGEST = largest
 
 
-def refit_alone(case: Case, cuts: Cuts) -> nn.Module:
+def refit_alone(case: Case, cuts: Widths) -> nn.Module:
     """Batch norms stay as they were."""
     smaller, kept = copy.deepcopy(case.model), kept_of(case, cuts)
     Recovery(kind="refit", activity=case.activity).before(smaller, kept)
@@ -79,11 +79,11 @@ def refit_alone(case: Case, cuts: Cuts) -> nn.Module:
     return smaller
 
 
-def replaced(case: Case, cuts: Cuts) -> nn.Module:
+def replaced(case: Case, cuts: Widths) -> nn.Module:
     """Running statistics of all norms become those of the calibration images."""
     smaller = refit_alone(case, cuts)
     norms = norms_of(smaller).values()
-    with calibrating(smaller):
+    with evaluating(smaller):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # type: ignore[assignment]
@@ -93,31 +93,31 @@ def replaced(case: Case, cuts: Cuts) -> nn.Module:
     return smaller.eval()
 
 
-def one_by_one(case: Case, cuts: Cuts) -> nn.Module:
+def one_by_one(case: Case, cuts: Widths) -> nn.Module:
     """Groups in forward order, statistics anew on the network pruned so far."""
     model, graph = copy.deepcopy(case.model), case.graph
     for name in (group.name for group in case.groups if group.name in cuts):
-        activity = Activity(
+        activity = ActivationStatistics(
             model=model,
             graph=graph,
             groups=(graph[name],),
             calibration=case.activity.calibration,
         )
-        evidence = Evidence(model=model, graph=graph, activity=activity)
+        evidence = CriterionContext(model=model, graph=graph, activity=activity)
         kept = {name: keep(find_importance("obs")(evidence, graph[name]), cuts[name])}
         recovery = Recovery(kind="refit", activity=activity)
         _ = activity.norms  # of the network before this cut
         smaller = copy.deepcopy(model)
         recovery.before(smaller, kept)
         after = remove_channels(smaller, graph, kept)
-        recovery.after(Together(networks=[smaller]), [kept])
+        recovery.after(VariantBatch(networks=[smaller]), [kept])
         model, graph = smaller, after
     return model
 
 
-def kept_of(case: Case, cuts: Cuts) -> dict[str, Any]:
-    bench = case.bench("obs", "refit")
-    return {name: bench.kept(name, count) for name, count in cuts.items()}
+def kept_of(case: Case, cuts: Widths) -> dict[str, Any]:
+    prober = case.prober("obs", "refit")
+    return {name: prober.kept(name, count) for name, count in cuts.items()}
 
 
 VARIANTS: dict[str, Variant] = {
@@ -133,8 +133,8 @@ VARIANTS: dict[str, Variant] = {
 def measure(case: Case) -> list[dict[str, Any]]:
     rows = []
     for saving in SAVINGS:
-        bench = case.bench("obs", "refit")
-        cuts = uniform(bench, case.groups, saving)
+        prober = case.prober("obs", "refit")
+        cuts = uniform(prober, case.groups, saving)
         for name, variant in VARIANTS.items():
             begin = time.perf_counter()
             smaller = variant(case, cuts)

@@ -1,11 +1,22 @@
-"""What every test shares: one thread per worker, and the folder of reference data."""
+"""What every test shares: one thread per worker, reference data, and small networks that spike."""
 
+from __future__ import annotations
+
+import copy
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
+from torch import nn
+from torch.utils.data import Subset
+
+from primesvt.channels import ChannelGraph, trace
+from primesvt.data import Splits, load_data
+from primesvt.models import SpikingViT, create_model
 
 torch.set_num_threads(1)
 
@@ -32,3 +43,53 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("compared with the official code")
     for line in sorted(found):
         terminalreporter.line(line)
+
+
+class OwnNet(nn.Module):
+    """A spiking network that no registry knows, with a lookup buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.lif = neuron.LIFNode(v_threshold=0.3)
+        self.fc1 = nn.Linear(6 * 36, 20)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(20, 10)
+        self.register_buffer("shift", torch.linspace(-1, 1, 20), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spikes = self.lif(self.norm(self.conv(x)))
+        hidden = self.fc1(spikes.flatten(1)) + self.shift
+        return self.fc2(self.act(hidden))
+
+
+@pytest.fixture(scope="session")
+def _pretrained() -> SpikingViT:
+    return create_model("sdt_v2_digits", pretrained=True).eval()
+
+
+@pytest.fixture
+def model(_pretrained: SpikingViT) -> SpikingViT:
+    return copy.deepcopy(_pretrained)
+
+
+@pytest.fixture(scope="session")
+def graph(_pretrained: SpikingViT) -> ChannelGraph:
+    return trace(_pretrained, torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    whole = load_data("digits")
+    return dataclasses.replace(
+        whole,
+        selection=Subset(whole.selection, range(60)),
+        test=Subset(whole.test, range(40)),
+    )
+
+
+@pytest.fixture
+def own_net() -> OwnNet:
+    torch.manual_seed(0)
+    return OwnNet().eval()

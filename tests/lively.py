@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration import Activity, calibration_of
+from primesvt.calibration import ActivationStatistics, calibration_of
 from primesvt.channels import ChannelGraph, ChannelGroup, trace
-from primesvt.importance import Evidence
+from primesvt.importance import CriterionContext
 from primesvt.models import create_model, list_models
 
 from .channels.firing import excite
@@ -26,11 +26,11 @@ class Lively:
     model: nn.Module
     x: Tensor
     graph: ChannelGraph
-    activity: Activity
+    activity: ActivationStatistics
 
     @property
-    def evidence(self) -> Evidence:
-        return Evidence(model=self.model, graph=self.graph, activity=self.activity)
+    def evidence(self) -> CriterionContext:
+        return CriterionContext(model=self.model, graph=self.graph, activity=self.activity)
 
 
 def watched(model: nn.Module, x: Tensor, *, batch: int = 8) -> Lively:
@@ -39,9 +39,13 @@ def watched(model: nn.Module, x: Tensor, *, batch: int = 8) -> Lively:
     return Lively(model=model, x=x, graph=graph, activity=seen(model, graph, x, batch=batch))
 
 
-def seen(model: nn.Module, graph: ChannelGraph, x: Tensor, *, batch: int = 8) -> Activity:
+def seen(
+    model: nn.Module, graph: ChannelGraph, x: Tensor, *, batch: int = 8
+) -> ActivationStatistics:
     calibration = calibration_of(x, batch_size=batch)
-    return Activity(model=model, graph=graph, groups=free(graph), calibration=calibration)
+    return ActivationStatistics(
+        model=model, graph=graph, groups=free(graph), calibration=calibration
+    )
 
 
 def free(graph: ChannelGraph) -> tuple[ChannelGroup, ...]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from primesvt.processes import Processes
+from primesvt.distributed import ProcessGroup
 
 Value = TypeVar("Value")
 STUCK = 60.0  # seconds after which threads that wait for one another for ever give up
@@ -34,7 +34,7 @@ class Meeting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Played(Processes):
+class Played(ProcessGroup):
     """One of several threads, in place of a process."""
 
     meeting: Meeting = field(compare=False, repr=False)
@@ -42,7 +42,7 @@ class Played(Processes):
     def gather(self, value: Value) -> list[Value]:
         return self.meeting.gather(self.rank, value)
 
-    def agree(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         return self.gather(value)[0]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 import primesvt
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("name", primesvt.__all__)
 def test_every_public_name_is_there(name):
@@ -16,7 +18,7 @@ def test_every_public_name_is_there(name):
 
 
 def test_prune_stays_a_function_whatever_was_imported_before():
-    importlib.import_module("primesvt.pruning")
+    importlib.import_module("primesvt.pruning.pipeline")
     assert callable(primesvt.prune)
 
 

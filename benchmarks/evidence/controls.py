@@ -12,15 +12,15 @@ from checkpoints import Case
 from torch import nn
 
 from evidence.rows import PUBLISHED
-from primesvt.costs import accuracy_of
+from evidence.unstructured import sparse_costs, unstructured
 from primesvt.data import Splits
-from primesvt.latency import Pace
-from primesvt.memory import parameter_count
+from primesvt.evaluation.confidence import accuracy_of
 from primesvt.models import SpikingViT, create_model
-from primesvt.recovery.finetuning import finetune
+from primesvt.profiling.memory import parameter_count
+from primesvt.profiling.timing import Pace
 from primesvt.training import TrainRecipe, train
+from primesvt.training.finetuning import finetune
 from primesvt.training.record import recorded_recipe
-from primesvt.unstructured import sparse_costs, unstructured
 
 __all__ = ["narrow", "sparse", "tested", "unpruned"]
 

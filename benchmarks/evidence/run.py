@@ -36,8 +36,8 @@ from evidence.rows import NARROW, SPARSE, TOLD, UNPRUNED, Row, rows
 from primesvt import Constraints, prune
 from primesvt._files import write_json
 from primesvt.data import Splits
-from primesvt.memory import parameter_count
-from primesvt.recovery.finetuning import finetune
+from primesvt.profiling.memory import parameter_count
+from primesvt.training.finetuning import finetune
 
 CIFAR = ("sdt_v2_seed0", "qkformer_seed0", "spikformer_seed0", "sdt_v2_seed1", "sdt_v2_seed2")
 RUNS = ROOT / "runs" / "evidence"

@@ -14,46 +14,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from primesvt._files import FolderInUse as FolderInUse
     from primesvt.channels import ChannelGraph as ChannelGraph
     from primesvt.channels import ChannelGroup as ChannelGroup
     from primesvt.channels import remove_channels as remove_channels
     from primesvt.channels import trace as trace
-    from primesvt.constraints import Constraints as Constraints
+    from primesvt.channels import verify as verify
+    from primesvt.channels.plan import Plan as Plan
+    from primesvt.checkpoint.load import load as load
+    from primesvt.config import Constraints as Constraints
     from primesvt.data import load_data as load_data
     from primesvt.exporting import ExportResult as ExportResult
     from primesvt.exporting import export as export
-    from primesvt.loading import load as load
     from primesvt.models import SpikingViT as SpikingViT
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models
     from primesvt.models import reset as reset
-    from primesvt.plan import Plan as Plan
-    from primesvt.pruning import PruneResult as PruneResult
-    from primesvt.pruning import prune as prune
-    from primesvt.recovery.finetuning import FinetuneRecipe as FinetuneRecipe
-    from primesvt.recovery.finetuning import finetune as finetune
+    from primesvt.pruning.pipeline import prune as prune
+    from primesvt.pruning.result import PruneResult as PruneResult
+    from primesvt.training.config import FinetuneRecipe as FinetuneRecipe
+    from primesvt.training.finetuning import finetune as finetune
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ChannelGraph": "channels",
     "ChannelGroup": "channels",
-    "Constraints": "constraints",
+    "Constraints": "config",
     "ExportResult": "exporting",
-    "FinetuneRecipe": "recovery.finetuning",
-    "Plan": "plan",
-    "PruneResult": "pruning",
+    "FinetuneRecipe": "training",
+    "FolderInUse": "_files",
+    "Plan": "channels.plan",
+    "PruneResult": "pruning.result",
     "SpikingViT": "models",
     "create_model": "models",
     "export": "exporting",
-    "finetune": "recovery.finetuning",
+    "finetune": "training",
     "list_models": "models",
-    "load": "loading",
+    "load": "checkpoint.load",
     "load_data": "data",
-    "prune": "pruning",
+    "prune": "pruning.pipeline",
     "remove_channels": "channels",
     "reset": "models",
     "trace": "channels",
+    "verify": "channels",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from primesvt.calibration import readers_of, wire
+from primesvt.calibration import readers_of, trace_modules
 from primesvt.channels import trace
 
 from ..channels.firing import neurons
@@ -61,7 +61,7 @@ def test_neurons_of_a_group_are_those_that_its_channels_enter(
     config = data.draw(case.configs())
     model, x = build(config, seed), inputs(case, config)
     graph = trace(model, x)
-    wiring = wire(model, (x,))
+    wiring = trace_modules(model, (x,))
     widths = _widths(model, x)
     found = 0
     for group in free(graph):
@@ -136,7 +136,7 @@ class Branching(nn.Module):
 
 def test_a_second_reader_beside_the_norm_is_seen() -> None:
     net = Branching().train()
-    wiring = wire(net, (torch.randn(4, 3),))
+    wiring = trace_modules(net, (torch.randn(4, 3),))
     assert wiring.feeds["make"] == ("norm", "right")
     assert not wiring.norm_after("make")
     assert wiring.norms_from(wiring.order.index("make")) == ("norm",)

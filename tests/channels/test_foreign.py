@@ -11,7 +11,7 @@ from spikingjelly.activation_based.model import maxformer, qkformer, spike_drive
 from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import Tensor, nn
 
-from primesvt.channels import ChannelGraph, remove_channels, trace
+from primesvt.channels import ChannelGraph, remove_channels, trace, verify
 
 from .firing import clone, excite, margin, record, same, silence, state_bytes
 
@@ -70,7 +70,7 @@ def test_the_groups_of_spikformer() -> None:
     assert found == wanted
     assert {g.name for g in graph if g.status != "free"} == {"head"}
     assert [g.size for g in graph if g.kind == "heads"] == [HEADS, HEADS]
-    assert graph.check(model, groups=list(wanted)) == ()
+    assert verify(model, graph, groups=list(wanted)) == []
 
 
 def sides(group: Any) -> tuple[Any, Any]:
@@ -143,7 +143,7 @@ def refused(model: nn.Module, x: Tensor) -> tuple[ChannelGraph, dict[str, tuple[
     assert excite(model, x, 0)
     before = state_bytes(model)
     graph = trace(model, x)
-    found = {r.group: (r.module, r.reason) for r in graph.check(model)}
+    found = {r.group: (r.module, r.reason) for r in verify(model, graph)}
     assert state_bytes(model) == before
     assert all("shape" in reason or "view" in reason for _, reason in found.values())
     return graph, found

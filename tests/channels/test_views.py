@@ -18,7 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from primesvt.channels import remove_channels, trace
+from primesvt.channels import remove_channels, trace, verify
 
 BATCH = 2
 
@@ -193,7 +193,7 @@ def agree(net: Net, width: int, x: Tensor, rng: np.random.Generator) -> tuple[in
     names = [g.name for g in graph]
     assert len(set(names)) == len(names), f"names are not unique: {names}"
     free = [g for g in graph if g.status == "free" and g.kind != "heads" and g.size > 1]
-    refused = {r.group for r in graph.check(net)}
+    refused = {r.group for r in verify(net, graph)}
     for group in free:
         if group.name in refused:
             continue

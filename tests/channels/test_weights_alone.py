@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels, trace
+from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels, trace, verify
 from primesvt.channels.rules.registry import Call
 
 KEPT, GONE = [1, 2, 5, 6], [0, 3, 4, 7]
@@ -74,7 +74,7 @@ def verdict(function: Callable[[Any, Tensor, Tensor], Tensor], seed: int = 0) ->
         assert "module 'reader" in group.reason
         return "frozen"
     assert group.status == "free"
-    refusals = graph.check(model, [group.name])
+    refusals = verify(model, graph, [group.name])
     if refusals:
         assert all("aten." in r.reason and r.module for r in refusals)
         return "refused"
@@ -330,7 +330,7 @@ def test_a_rank_is_free_only_where_activations_alone_pass_it(apart: bool, merged
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), rank, nn.ReLU(), nn.Linear(6, 4)).eval()
     graph = trace(net, torch.randn(5, 3))
     assert made_by(graph, "0").prunable
-    assert graph.check(net) == ()
+    assert verify(net, graph) == []
     axes = {str(m) for g in graph.prunable() for m in g.members}
     assert ("2.inner.weight[0]" in axes, "2.outer.weight[1]" in axes) == (not merged, not merged)
     if apart and merged:
@@ -380,7 +380,7 @@ def test_layers_that_normalise_their_weight_freeze_what_they_read(name: str) -> 
     group = made_by(graph, "0")
     assert group.status == "frozen"
     assert "module '2" in group.reason
-    assert graph.check(net) == ()
+    assert verify(net, graph) == []
 
 
 STEPS: dict[str, Callable[[Any, Tensor], Tensor]] = {

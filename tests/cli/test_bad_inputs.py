@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,13 +18,14 @@ PRUNE = ("prune", "sdt_v2_digits")
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "inputs").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
 
-def make_inputs(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every broken file that the table below names."""
+    folder = tmp_path_factory.mktemp("inputs")
     (folder / "cut.safetensors").write_bytes(_whole(folder / "whole.safetensors")[:-100])
     torch.save({"head.weight": torch.ones(100)}, folder / "whole.pth")
     (folder / "cut.pth").write_bytes((folder / "whole.pth").read_bytes()[:-100])
@@ -44,6 +46,7 @@ def make_inputs(folder: Path) -> None:
     (folder / "damaged" / "val" / "3" / "0.png").write_bytes(b"")
     _images(folder / "empty-class", map(str, range(10)))
     (folder / "empty-class" / "val" / "new").mkdir()
+    return folder
 
 
 def _whole(path: Path) -> bytes:
@@ -132,8 +135,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("words", "phrases"), MISTAKES.values(), ids=list(MISTAKES))
-def test_one_clear_line_and_nothing_written(primesvt, tmp_path, words, phrases):
-    make_inputs(tmp_path / "inputs")
+def test_one_clear_line_and_nothing_written(primesvt, inputs, tmp_path, words, phrases):
+    shutil.copytree(inputs, tmp_path / "inputs")
     finished = primesvt(*words)
     assert finished.code == 1
     assert finished.out == ""

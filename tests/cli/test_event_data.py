@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.event_samples import event_model, polarities, written
+from tests.data.event_samples import event_model, polarities, written
 
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 
 FC1 = "*.block3_0.mlp.fc1"
 

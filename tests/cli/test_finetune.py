@@ -137,7 +137,7 @@ def test_an_interrupt_goes_on(primesvt, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.Loop, "_update", interrupt)
+    monkeypatch.setattr(loop.TrainingLoop, "_update", interrupt)
     finished = primesvt("finetune", "run", "--epochs", "1", *QUICK)
     assert finished.code == 130 and "goes on where it was stopped" in finished.err
     monkeypatch.undo()

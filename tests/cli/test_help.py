@@ -11,6 +11,8 @@ import pytest
 
 from primesvt.cli.app import COMMANDS
 
+pytestmark = pytest.mark.quick
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

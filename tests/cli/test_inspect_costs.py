@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from primesvt.checkpoint import open_model
-from primesvt.memory import membrane_bytes
+from primesvt.checkpoint.load import open_model
+from primesvt.profiling.memory import membrane_bytes
+from primesvt.profiling.timing import Pace, measure
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,9 @@ def test_figures_of_spikes_only_with_images(primesvt):
     assert "give --data" in primesvt("inspect", "sdt_v2_digits", "--costs").out
 
 
-def test_latency_is_told_with_machine_and_threads(primesvt):
+def test_latency_is_told_with_machine_and_threads(primesvt, monkeypatch):
+    once = partial(measure, pace=Pace(seconds=0, least=1, tick=0))
+    monkeypatch.setattr("primesvt.cli.costs.measure", once)
     finished = primesvt("inspect", "sdt_v2_digits", "--latency")
     assert "for a batch of 32" in finished.out and "1 thread," in finished.out
     found = primesvt("inspect", "sdt_v2_digits", "--latency", "--json").json["costs"]["latency"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.official_files import FILES, GOLDENS, golden
+from tests.checkpoint.official_files import FILES, GOLDENS, golden
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 from primesvt.cli import main
 from primesvt.models import SpikingViT, create_model
 

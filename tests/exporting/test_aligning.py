@@ -6,17 +6,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from primesvt import create_model
-from primesvt.exporting.aligning import MULTIPLE, aligned
-from primesvt.exporting.deploy import deploy
-from primesvt.exporting.eightbit import with_8bit_weights
-from primesvt.exporting.graph import draw
-from primesvt.exporting.onnx_file import onnx_model
+from primesvt.exporting.onnx.channel_padding import MULTIPLE, aligned
 
 
 def conv(name, shape, groups, source, target, *, bias=True):
@@ -128,20 +122,6 @@ def test_multiples_are_left_alone():
 def test_narrow_convolutions_of_all_inputs_are_left_alone():
     before = graph((5, 12, 3), 3, "Relu")
     assert aligned(before) == before
-
-
-@pytest.mark.parametrize("name", ["sdt_v2_digits", "qkformer_digits"])
-def test_whole_networks_in_float_and_in_eight_bits(name):
-    torch.manual_seed(0)
-    images = torch.rand(3, 1, 8, 8)
-    model = onnx_model(
-        draw(deploy(create_model(name), images), images), input_name="images", about={}
-    )
-    wide = aligned(model, 32)
-    assert len(wide.graph.node) > len(model.graph.node)
-    for before, after in ((model, wide), (with_8bit_weights(model), with_8bit_weights(wide))):
-        (wanted,), (found,) = answers(before, images.numpy()), answers(after, images.numpy())
-        assert np.allclose(wanted, found, atol=1e-4)
 
 
 def blocked(model, place):

@@ -11,18 +11,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from primesvt.exporting import payload
+from primesvt.exporting import onnx as payload
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.eightbit import (
+from primesvt.exporting.onnx.int8_weights import (
     fewest,
     quantized,
     rounded_count,
     weight_count,
     with_8bit_weights,
 )
-from primesvt.exporting.graph import draw
-from primesvt.exporting.onnx_file import only_logits, onnx_model, weight_bytes
+from primesvt.exporting.onnx.model import only_logits, onnx_model, weight_bytes
 from primesvt.exporting.runtime import model_runner, onnx_runner
+from primesvt.exporting.torch_export import export_program
 
 from .conftest import tiny
 
@@ -37,9 +37,18 @@ def images(count=64):
 
 
 @functools.cache
+def drawn():
+    return export_program(deploy(network(), images(2)), images(2), watch=True)
+
+
+@functools.cache
+def watched():
+    return onnx_model(drawn(), input_name="images", about={})
+
+
+@functools.cache
 def exported():
-    made = deploy(network(), images(2))
-    return only_logits(onnx_model(draw(made, images(2)), input_name="images", about={}))
+    return only_logits(watched())
 
 
 def stored(model):
@@ -134,11 +143,16 @@ def test_fewest_is_found_by_halving(least):
     assert least == 0 or fewest(passes, least - 1) is None
 
 
-def made(holds):
-    return payload.onnx_payload(deploy(network(), images(2)), images(2), holds=holds)
+@pytest.fixture
+def made(monkeypatch):
+    """The payload with weights rounded while ``holds``; its graph is written once for all tests."""
+    monkeypatch.setattr(payload, "export_program", lambda *_, **__: drawn())
+    monkeypatch.setattr(payload, "onnx_model", lambda *_, **__: watched())
+    deployed = deploy(network(), images(2))
+    return lambda holds: payload.onnx_payload(deployed, images(2), holds=holds)
 
 
-def test_as_many_weights_are_rounded_as_hold():
+def test_as_many_weights_are_rounded_as_hold(made):
     wanted = model_runner(network())(images())[0]
     gaps = []
 
@@ -155,6 +169,6 @@ def test_as_many_weights_are_rounded_as_hold():
     assert found.sizes[1].file == len(found.content) < found.sizes[0].file
 
 
-def test_where_nothing_may_be_rounded_it_is_said():
+def test_where_nothing_may_be_rounded_it_is_said(made):
     with pytest.raises(ValueError, match=r"no weight can be rounded.*lower agreement"):
         made(lambda file: False)

@@ -1,4 +1,4 @@
-"""Every family's smallest network as ONNX and as PyTorch's program: same spikes, any batch."""
+"""A small network of every family as ONNX and as PyTorch's program: same spikes, any batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.graph import draw, program_bytes
-from primesvt.exporting.onnx_file import OPSET, only_logits, onnx_model
+from primesvt.exporting.onnx.channel_padding import aligned
+from primesvt.exporting.onnx.int8_weights import with_8bit_weights
+from primesvt.exporting.onnx.model import OPSET, only_logits, onnx_model
 from primesvt.exporting.runtime import model_runner, onnx_runner, program_runner
+from primesvt.exporting.torch_export import export_program, program_bytes
 from primesvt.models import create_model
 
 from ..channels.firing import excite
-from ..lively import FAMILIES, lively
+from ..lively import FAMILIES
 
 # Beside the registry's small models: event frames with learned leaks, and with soft pooling.
 EVENTS = {
@@ -28,29 +30,45 @@ runtimes = pytest.mark.parametrize("runtime", ["onnx", "torch-export"])
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
+# Of blocks that are alike, one: writing a graph takes as long as it has nodes.
+SHALLOW: dict[str, dict[str, object]] = {
+    "sdt_v1": {"depth": 1},
+    "sdt_v2": {"conv_depths": (1, 0, 0), "depths": (0, 1)},
+    "sdt_v3": {"conv_depths": (1, 0, 0), "depths": (1, 1)},
+    "sdt_v3_large": {"conv_depths": (1, 0, 0), "depths": (1,)},
+    "spikformer": {"depth": 1},
+    "spikingformer": {"depth": 1},
+}
+
+
 @functools.cache
 def network(family):
-    made = lively(family)
-    return made.model, made.x
+    if family in ("sdt_v3", "sdt_v3_large"):
+        return firing(f"{family}_small", torch.rand(16, 3, 32, 32), **SHALLOW[family])
+    return firing(f"{family}_digits", torch.rand(16, 1, 8, 8), **SHALLOW.get(family, {}))
 
 
 @functools.cache
 def events(family):
     """Frames ``[B, T, C, H, W]`` and a network that fires on them."""
+    settings = {"in_channels": 2, "time_steps": 2, **EVENTS[family], **SHALLOW.get(family, {})}
+    return firing(f"{family}_digits", torch.rand(8, 2, 2, 8, 8), **settings)
+
+
+def firing(name, x, **settings):
+    """A network whose neurons all fire, and its inputs."""
     for seed in range(50):
         torch.manual_seed(seed)
-        settings = {"in_channels": 2, "time_steps": 3, **EVENTS[family]}
-        model = create_model(f"{family}_digits", **settings).eval()
-        x = torch.rand(8, 3, 2, 8, 8)
+        model = create_model(name, **settings).eval()
         if excite(model, x, seed):
             return model, x
-    raise AssertionError(f"no seed makes all neurons of {family} fire")
+    raise AssertionError(f"no seed makes all neurons of {name} fire")
 
 
 @functools.cache
 def graph(case):
     model, x = events(case[1:]) if case[0] == "@" else network(case)
-    return draw(deploy(model, x[:2]), x[:2], watch=True)
+    return export_program(deploy(model, x[:2]), x[:2], watch=True)
 
 
 @functools.cache
@@ -120,6 +138,17 @@ def test_onnx_is_whole_and_plain(family):
     assert not any(name.startswith("model.") for name in names)
     assert b"/site-packages/" not in model.SerializeToString()
     assert [(p.key, p.value) for p in model.metadata_props] == [("family", family)]
+
+
+@pytest.mark.parametrize("family", ["sdt_v2", "qkformer"])
+def test_widened_convolutions_compute_the_same_in_float_and_in_eight_bits(family):
+    _, x = network(family)
+    model = only_logits(in_onnx(family))
+    wide = aligned(model, 32)
+    assert len(wide.graph.node) > len(model.graph.node)
+    for before, after in ((model, wide), (with_8bit_weights(model), with_8bit_weights(wide))):
+        wanted, found = (onnx_runner(each.SerializeToString())(x)[0] for each in (before, after))
+        assert float((found - wanted).abs().mean()) <= 1e-3 * float(wanted.abs().mean())
 
 
 def test_images_of_a_batch_no_longer_influence_each_other():

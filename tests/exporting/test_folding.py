@@ -9,11 +9,11 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
+from primesvt.exporting.batchnorm_folding import ScaleShift, fold_norms
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.folding import ScaleShift, fold_norms
 from primesvt.models.attention import RepConv
 from primesvt.models.blocks import ConvBN
-from primesvt.models.families.spikformer.blocks import LinearBN
+from primesvt.models.families.spikformer import LinearBN
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from primesvt import export, load
-from primesvt.artifact import save_model
+from primesvt.checkpoint.folder import save_model
 from primesvt.exporting import hub
 from primesvt.models import create_model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import neuron, surrogate
 
-from primesvt.exporting.neurons import PlainNeuron, plain
+from primesvt.exporting.plain_neurons import PlainNeuron, plain
 from primesvt.models import IntegerNeuron, lif, plif
 
 KINDS = {

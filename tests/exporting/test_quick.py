@@ -11,8 +11,8 @@ from torch import nn
 
 from primesvt import create_model, trace
 from primesvt.channels import remove_channels
+from primesvt.exporting.deploy import quick, simplify
 from primesvt.exporting.packing import PackedConv2d, pack
-from primesvt.exporting.quick import quick, simplify
 from primesvt.models import list_models
 from primesvt.models.blocks import ConvBN
 from tests.exporting.test_folding import Shortcut, shaken

@@ -16,7 +16,12 @@ from .cases import CASES
 from .golden import Golden, official_table, official_tensors, recorded
 
 FILES = [
-    pytest.param(case, name, id=name if name.startswith(case.family) else f"{case.family}-{name}")
+    pytest.param(
+        case,
+        name,
+        id=name if name.startswith(case.family) else f"{case.family}-{name}",
+        marks=[pytest.mark.quick] if name == "sdt2-tiny" else [],
+    )
     for case in CASES
     for name in case.goldens
 ]

@@ -11,8 +11,8 @@ from hypothesis import given
 
 from primesvt.models import build_model, from_official, to_official
 from primesvt.models.families import FAMILIES
+from primesvt.models.families._sdt_v1_network import SpikeDrivenAttention
 from primesvt.models.families.sdt_v1 import SDTv1Config
-from primesvt.models.families.sdt_v1.blocks import SpikeDrivenAttention
 
 from .drawn import SEEDS, build, examples
 from .sdt_v1 import CASE, configs

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from primesvt.models import from_official
-from primesvt.models.families.spikingformer.official import infer, modernise
+from primesvt.models.families.spikingformer import infer, modernise
 
 STEMS = {"imagenet": "proj4", "cifar": "block4", "dvs": "proj4"}
 

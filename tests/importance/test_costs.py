@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from primesvt.calibration.least_squares import damped
 from primesvt.importance import IMPORTANCES, find_importance, keep, removal_costs
-from primesvt.importance.compensated import eliminate, obs
-from primesvt.recovery.solve import damped
+from primesvt.importance.obs import eliminate, obs
 
 from ..lively import FAMILIES, free, lively, watched
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from primesvt.importance import Evidence, find_importance
+from primesvt.importance import CriterionContext, find_importance
 from primesvt.models import create_model, reset
 
 from ..channels.firing import excite, membrane, neurons, state_bytes
@@ -189,7 +189,9 @@ def test_l1_sums_absolute_values_over_tied_layers(small: Lively) -> None:
 def test_random_depends_on_seed_and_group_alone(small: Lively) -> None:
     before = state_bytes(small.model)
     draw = find_importance("random")
-    first, again = (Evidence(model=small.model, graph=small.graph, seed=seed) for seed in (1, 2))
+    first, again = (
+        CriterionContext(model=small.model, graph=small.graph, seed=seed) for seed in (1, 2)
+    )
     group = small.graph[FC1]
     assert (draw(first, group) == draw(first, group)).all()
     assert (draw(first, group) != draw(again, group)).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from primesvt.importance import IMPORTANCES, WITHOUT_INPUTS, Evidence
+from primesvt.importance import IMPORTANCES, WITHOUT_INPUTS, CriterionContext
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, free, lively
@@ -34,6 +34,6 @@ def test_every_criterion_on_every_group(family: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(IMPORTANCES) - WITHOUT_INPUTS))
 def test_without_inputs_the_error_says_what_to_do(name: str) -> None:
     one = lively("sdt_v2")
-    evidence = Evidence(model=one.model, graph=one.graph)
+    evidence = CriterionContext(model=one.model, graph=one.graph)
     with pytest.raises(ValueError, match="give calibration="):
         IMPORTANCES[name](evidence, one.graph["blocks.block4_0.mlp.fc1"])

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from primesvt.calibration.least_squares import DAMPING, damped
 from primesvt.channels import remove_channels
 from primesvt.importance import keep
-from primesvt.importance.compensated import obs, product
+from primesvt.importance.obs import obs, product
 from primesvt.recovery.refit import refit
-from primesvt.recovery.solve import DAMPING, damped
 
 from ..families.drawn import SEEDS, examples
 from ..lively import FAMILIES, Lively, free, lively, watched

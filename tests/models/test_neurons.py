@@ -14,9 +14,10 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from primesvt.models import create_model, inference, reset
+from primesvt.models import create_model, reset
+from primesvt.models import fast_paths as inference
 from primesvt.models.blocks import ConvBN, MaxPool
-from primesvt.models.inference import LIF
+from primesvt.models.fast_paths import LIF
 from primesvt.models.neurons import lif, plif
 
 KINDS: dict[str, Callable[..., Any]] = {

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from primesvt.models.inference import as_evaluated
-from primesvt.models.pooling import HalvingMaxPool
+from primesvt.models.fast_paths import HalvingMaxPool, as_evaluated
 
 PLAIN = nn.MaxPool2d(3, 2, 1)
 SPECIAL = [0.0, -1.0, 1.0, float("inf"), float("-inf"), float("nan")]

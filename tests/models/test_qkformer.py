@@ -13,8 +13,7 @@ from torch import nn
 
 from primesvt.models import build_model, create_model, from_official, to_official
 from primesvt.models.families import FAMILIES
-from primesvt.models.families.qkformer import QKFormerConfig
-from primesvt.models.families.qkformer.official import oddities
+from primesvt.models.families.qkformer import QKFormerConfig, oddities
 
 from ..channels.firing import excite
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import calibration_of
-from primesvt.calibration.norms import seen_by
+from primesvt.calibration.norm_inputs import seen_by
+from primesvt.models.shared_prefix import VariantBatch
 from primesvt.recovery.batchnorm import reestimate
-from primesvt.together import Together
 
 from ..channels.firing import state_bytes
 
@@ -28,7 +28,7 @@ def net() -> nn.Sequential:
 
 def follow(original: nn.Module, changed: nn.Module, x: Tensor, batch_size: int = 12) -> None:
     inputs = calibration_of(x, batch_size=batch_size)
-    reestimate(Together(networks=[changed]), inputs, seen_by(original, inputs), [{}])
+    reestimate(VariantBatch(networks=[changed]), inputs, seen_by(original, inputs), [{}])
 
 
 def shifted() -> tuple[nn.Sequential, nn.Sequential]:
@@ -97,7 +97,7 @@ def test_kept_channels_are_compared_with_their_own() -> None:
     )
     small[2].weight = nn.Parameter(small[2].weight[:, keep])
     inputs = calibration_of(torch.randn(12, 1, 8, 8), batch_size=4)
-    reestimate(Together(networks=[small]), inputs, seen_by(model, inputs), [{"1": keep}])
+    reestimate(VariantBatch(networks=[small]), inputs, seen_by(model, inputs), [{"1": keep}])
     assert torch.equal(small[1].running_mean, model[1].running_mean[keep])
     assert torch.equal(small[1].running_var, model[1].running_var[keep])
     assert not torch.equal(small[3].running_mean, model[3].running_mean)
@@ -130,7 +130,7 @@ def test_hooks_go_when_the_forward_raises() -> None:
     seen = seen_by(model, inputs)
     broken = nn.Sequential(nn.BatchNorm2d(1), Fails()).eval()
     with pytest.raises(RuntimeError, match="no more"):
-        reestimate(Together(networks=[broken]), inputs, seen, [{}])
+        reestimate(VariantBatch(networks=[broken]), inputs, seen, [{}])
     assert not broken[0]._forward_pre_hooks and not broken.training
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from primesvt.channels import remove_channels
 from primesvt.importance import keep
-from primesvt.importance.weights import random
+from primesvt.importance.magnitude import random
 from primesvt.models import reset
+from primesvt.models.shared_prefix import VariantBatch
 from primesvt.recovery import Recovery
-from primesvt.together import Together
 
 from ..lively import FAMILIES, Lively, lively
 
@@ -30,7 +30,7 @@ def cut(one: Lively, kept: dict[str, np.ndarray], kind: str) -> nn.Module:
     smaller = copy.deepcopy(one.model)
     recovery.before(smaller, kept)
     remove_channels(smaller, one.graph, kept)
-    recovery.after(Together(networks=[smaller]), [kept])
+    recovery.after(VariantBatch(networks=[smaller]), [kept])
     return smaller
 
 

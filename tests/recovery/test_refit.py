@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
-from primesvt.calibration.patches import patches
+from primesvt.calibration.least_squares import DAMPING, regression
+from primesvt.calibration.readers import patches
 from primesvt.channels import remove_channels
 from primesvt.models import reset
 from primesvt.recovery.refit import refit
-from primesvt.recovery.solve import DAMPING, regression
 
 from ..families.drawn import SEEDS, examples
 from ..lively import Lively, watched
@@ -299,7 +299,7 @@ def test_a_kernel_too_wide_for_patches_gets_a_mixing_of_channels(monkeypatch) ->
     keep = {"first": [[0, 2, 3, 5]]}
     told, errors = [], []
     for largest in (6 * 9, 6 * 9 - 1):
-        monkeypatch.setattr("primesvt.calibration.patches.LARGEST", largest)
+        monkeypatch.setattr("primesvt.calibration.readers.LARGEST", largest)
         one = watched(net, x, batch=8)
         told.append([reader.taps for reader in one.activity.readers["first"]])
         errors.append(error(one, cut(one, keep, fit=True)))
@@ -308,8 +308,8 @@ def test_a_kernel_too_wide_for_patches_gets_a_mixing_of_channels(monkeypatch) ->
 
 
 def test_many_patches_are_spread_over_images_and_places(monkeypatch) -> None:
-    monkeypatch.setattr("primesvt.calibration.patches.ROWS", 80)
-    monkeypatch.setattr("primesvt.calibration.patches.IMAGES", 4)
+    monkeypatch.setattr("primesvt.calibration.readers.ROWS", 80)
+    monkeypatch.setattr("primesvt.calibration.readers.IMAGES", 4)
     layer = nn.Conv2d(1, 1, 3, padding=1)
     x = torch.arange(10.0)[:, None, None, None] + torch.linspace(0, 0.5, 25).reshape(5, 5)
     rows = patches(layer, x)

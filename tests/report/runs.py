@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from primesvt.artifact import save_model
 from primesvt.channels import remove_channels, trace
+from primesvt.channels.plan import Plan, PlanStep, describe_inputs
+from primesvt.checkpoint.folder import save_model
+from primesvt.config import Limits, Method, PruneRecipe
 from primesvt.models import create_model
-from primesvt.plan import Plan, Step, describe_inputs
-from primesvt.recipe import Limits, Method, PruneRecipe
 
 FC1, FC3, CONV = "blocks.block4_0.mlp.fc1", "blocks.block3_0.mlp.fc1", "blocks.conv2a.conv1"
 SIZES = {FC1: 160, FC3: 128, CONV: 64}
@@ -140,7 +140,7 @@ def _pruned(kept: tuple[tuple[str, int], ...]) -> tuple[nn.Module, Plan]:
     example = torch.rand(1, 1, 8, 8)
     config = model.config.to_dict()
     remove_channels(model, trace(model, example), {name: range(n) for name, n in kept})
-    steps = tuple(Step(**step_of(name, n, None, BYTES)) for name, n in kept)
+    steps = tuple(PlanStep(**step_of(name, n, None, BYTES)) for name, n in kept)
     plan = Plan(
         model_hash="",
         config=config,

@@ -6,8 +6,8 @@ import pytest
 
 from primesvt.report import write_comparison
 from primesvt.report.comparison import compare_plans, compare_recipes
-from primesvt.report.comparisonplot import comparison_plot
-from primesvt.report.runfiles import read_run
+from primesvt.report.run_files import read_run
+from primesvt.report.tradeoff_plot import comparison_plot
 
 from .runs import FC1, costs, metrics_of, step_of, whole_run, write_run
 from .test_page import Page

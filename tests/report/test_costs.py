@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from primesvt.report import changes, write_comparison, write_report
-from primesvt.report.costs import cost_notes, cost_rows, firing_rates
-from primesvt.report.runfiles import read_run
+from primesvt.report.changes import cost_notes, cost_rows, firing_rates
+from primesvt.report.run_files import read_run
 
 from .runs import BYTES, costs, counted, metrics_of, write_run
 from .test_page import Page

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from primesvt.report.robustness import robustness
-from primesvt.report.runfiles import read_run
+from primesvt.report.heatmap import robustness
+from primesvt.report.run_files import read_run
 
 from .runs import CONV, FC1, FC3, costs, metrics_of, probe, reference, step_of, whole_run, write_run
 

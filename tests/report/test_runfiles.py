@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from primesvt.report.runfiles import read_run
+from primesvt.report.run_files import read_run
 
 from .runs import FC1, FC3, metrics_of, probe, reference, step_of, write_run
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from primesvt.artifact import load, save_model
+from primesvt.checkpoint.folder import load, save_model
 from primesvt.models import create_model
 from primesvt.report.names import block_of
-from primesvt.report.runfiles import read_run
+from primesvt.report.run_files import read_run
 from primesvt.report.sizes import block_sizes
 
 from .runs import costs, metrics_of, whole_run, write_run

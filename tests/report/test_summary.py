@@ -8,7 +8,7 @@ import re
 import pytest
 
 from primesvt.report import headline
-from primesvt.report.runfiles import read_run
+from primesvt.report.run_files import read_run
 from primesvt.report.summary import limits_asked, summary
 
 from .runs import FC1, FC3, costs, metrics_of, step_of, write_run

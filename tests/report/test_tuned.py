@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from primesvt.report import write_comparison, write_report
-from primesvt.report.runfiles import read_run
-from primesvt.report.tuned import tuning
+from primesvt.report.run_files import read_run
+from primesvt.report.summary import tuning
 
 from .runs import score, write_run
 from .test_page import Page

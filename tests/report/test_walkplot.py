@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from primesvt.report.runfiles import read_run
-from primesvt.report.walkplot import networks, walk_plot
+from primesvt.report.run_files import read_run
+from primesvt.report.tradeoff_plot import networks, walk_plot
 
 from .runs import (
     BYTES,

@@ -12,19 +12,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from primesvt.data import ImageSet, load_data
+from primesvt.distributed import ProcessGroup
 from primesvt.models.neurons import lif, reset
-from primesvt.processes import Processes
 from primesvt.training import Augmentation
-from primesvt.training.best import Best
-from primesvt.training.loop import Loop, learning_rate_factor
-from primesvt.training.randomness import repeatable
-from primesvt.training.recipe import Learning
-from primesvt.training.snapshot import Snapshot
+from primesvt.training.config import TrainingConfig
+from primesvt.training.loop import BestWeights, TrainingLoop, learning_rate_factor
+from primesvt.training.snapshot import Snapshot, repeatable
 
-ALONE = Processes.start(torch.device("cpu"))
+ALONE = ProcessGroup.start(torch.device("cpu"))
 IMAGES = torch.rand(26, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(IMAGES, torch.arange(26) % 3)
-LEARNING = Learning(
+LEARNING = TrainingConfig(
     epochs=3,
     batch_size=8,
     warmup_epochs=1,
@@ -56,17 +54,17 @@ def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(output, labels)
 
 
-def loop(learning: Learning = LEARNING, **options: Any) -> Loop:
+def loop(learning: TrainingConfig = LEARNING, **options: Any) -> TrainingLoop:
     torch.manual_seed(5)
     asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3} | options
-    return Loop(Net(), DATA, learning, **asked)
+    return TrainingLoop(Net(), DATA, learning, **asked)
 
 
 def quiet(stage: str, done: int, total: int) -> None:
     pass
 
 
-def trained(moving: Loop, best: Best) -> tuple[dict[str, Tensor], list[float]]:
+def trained(moving: TrainingLoop, best: BestWeights) -> tuple[dict[str, Tensor], list[float]]:
     """Weights and losses at the end of whatever is left."""
     for _ in range(len(moving.losses), moving.learning.epochs):
         moving.epoch(quiet)
@@ -75,9 +73,9 @@ def trained(moving: Loop, best: Best) -> tuple[dict[str, Tensor], list[float]]:
 
 
 @pytest.mark.parametrize("learning", [LEARNING, MIXED], ids=["plain", "mixed and averaged"])
-def test_it_goes_on_from_every_step(learning: Learning, tmp_path) -> None:
+def test_it_goes_on_from_every_step(learning: TrainingConfig, tmp_path) -> None:
     snapshots: list[Snapshot] = []
-    moving, best = loop(learning), Best()
+    moving, best = loop(learning), BestWeights()
 
     def keep() -> None:
         one, other = moving.snapshot(), best.snapshot()
@@ -94,7 +92,7 @@ def test_it_goes_on_from_every_step(learning: Learning, tmp_path) -> None:
     assert best.epoch == 2
 
     for snapshot in snapshots:
-        again, kept = loop(learning), Best()
+        again, kept = loop(learning), BestWeights()
         torch.manual_seed(1234)
         stored = Snapshot.load(snapshot.save(tmp_path / "state.safetensors"))
         again.restore(stored)
@@ -125,8 +123,8 @@ def test_an_epoch_that_had_ended_is_only_closed() -> None:
 
 
 def test_workers_change_nothing() -> None:
-    expected, losses = trained(loop(), Best())
-    found, others = trained(loop(workers=1), Best())
+    expected, losses = trained(loop(), BestWeights())
+    found, others = trained(loop(workers=1), BestWeights())
     assert others == losses
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -141,8 +139,8 @@ def test_progress_counts_all_steps() -> None:
 
 def test_bfloat16_is_close_and_not_the_same() -> None:
     learning = LEARNING.changed(epochs=1)
-    _, exact = trained(loop(learning), Best())
-    _, rounded = trained(loop(learning, bf16=True), Best())
+    _, exact = trained(loop(learning), BestWeights())
+    _, rounded = trained(loop(learning, bf16=True), BestWeights())
     assert exact != rounded
     assert rounded == pytest.approx(exact, abs=0.1)
 
@@ -167,7 +165,7 @@ def test_the_average_follows_the_weights() -> None:
 
 def test_averaged_weights_have_statistics_of_their_own() -> None:
     """Over three batches of training images, those that the number of the epoch draws."""
-    moving = loop(Learning(epochs=1, batch_size=8, warmup_epochs=0, ema=0.9))
+    moving = loop(TrainingConfig(epochs=1, batch_size=8, warmup_epochs=0, ema=0.9))
     moving.epoch(quiet)
     drawn = torch.randperm(26, generator=torch.Generator().manual_seed(0))[:24]
     net = moving.result
@@ -192,11 +190,11 @@ def test_our_images_are_decoded_once_and_give_the_batches_of_a_loader() -> None:
         def check(self, index: int) -> None: ...
 
     images = ImageSet(Source(), lambda image: image, name="few", indices=np.arange(26))
-    expected, losses = trained(loop(), Best())
+    expected, losses = trained(loop(), BestWeights())
     torch.manual_seed(5)
     asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3}
-    moving = Loop(Net(), images, LEARNING, **asked)
-    found, others = trained(moving, Best())
+    moving = TrainingLoop(Net(), images, LEARNING, **asked)
+    found, others = trained(moving, BestWeights())
     assert others == losses
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert sorted(decoded) == sorted([0, *range(1, 26)])
@@ -206,7 +204,7 @@ def test_images_too_many_for_memory_are_loaded_batch_by_batch(monkeypatch) -> No
     monkeypatch.setattr("primesvt.training.loop.IN_MEMORY", 100)
     digits = load_data("digits").test
     asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 10}
-    assert isinstance(Loop(Net(), digits, LEARNING, **asked).loader, DataLoader)
+    assert isinstance(TrainingLoop(Net(), digits, LEARNING, **asked).loader, DataLoader)
 
 
 def test_the_callers_random_state_is_put_back() -> None:
@@ -248,14 +246,14 @@ def test_many_networks_in_one_process_are_all_compiled(monkeypatch: pytest.Monke
         net = nn.Sequential(nn.Conv2d(2, width, 3), nn.Flatten(), nn.Linear(16 * width, 3))
         learning = LEARNING.changed(epochs=1, batch_size=26, compile=True)
         asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3}
-        Loop(net, DATA, learning, **asked).epoch(quiet)
+        TrainingLoop(net, DATA, learning, **asked).epoch(quiet)
     assert min(compiled) > 0
 
 
 def test_the_steps_are_those_of_a_plain_loop() -> None:
     """Order, augmentation, schedule, decay and clipping, written out once more, bit by bit."""
     moving = loop()
-    expected, losses = trained(moving, Best())
+    expected, losses = trained(moving, BestWeights())
     torch.manual_seed(5)
     net, generator = Net(), torch.Generator().manual_seed(LEARNING.seed)
     loader = DataLoader(DATA, batch_size=8, shuffle=True, drop_last=True, generator=generator)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from primesvt.training.order import Order
+from primesvt.training.loop import ResumableBatchSampler
 
 
-def order(images: int, batch: int, seed: int = 0, **place: int) -> Order:
-    return Order(images, batch, torch.Generator().manual_seed(seed), **place)
+def order(images: int, batch: int, seed: int = 0, **place: int) -> ResumableBatchSampler:
+    return ResumableBatchSampler(images, batch, torch.Generator().manual_seed(seed), **place)
 
 
 @pytest.mark.parametrize(("images", "batch"), [(10, 3), (12, 4), (5, 64)])
@@ -26,7 +26,7 @@ def test_the_order_is_that_of_a_shuffling_loader(images: int, batch: int) -> Non
         drop_last=True,
         generator=generator,
     )
-    ours = Order(images, batch, torch.Generator().manual_seed(7))
+    ours = ResumableBatchSampler(images, batch, torch.Generator().manual_seed(7))
     for _ in range(3):
         expected, found = [], []
         for each in loader:

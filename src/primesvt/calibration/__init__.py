@@ -1,20 +1,21 @@
 """What unlabeled inputs show of a network: who reads whom, spikes, covariances, gradients."""
 
-from primesvt.calibration.activity import Activity
-from primesvt.calibration.inputs import CALIBRATION_BATCH, Calibration, calibrating, calibration_of
+from primesvt.calibration.inputs import CALIBRATION_BATCH, CalibrationSet, calibration_of
 from primesvt.calibration.moments import Moments
-from primesvt.calibration.readers import Reader, readers_of
-from primesvt.calibration.wiring import Wiring, wire
+from primesvt.calibration.readers import Consumer, readers_of
+from primesvt.calibration.statistics import ActivationStatistics
+from primesvt.calibration.wiring import ModuleGraph, trace_modules
+from primesvt.models.forward import evaluating
 
 __all__ = [
     "CALIBRATION_BATCH",
-    "Activity",
-    "Calibration",
+    "ActivationStatistics",
+    "CalibrationSet",
+    "Consumer",
+    "ModuleGraph",
     "Moments",
-    "Reader",
-    "Wiring",
-    "calibrating",
     "calibration_of",
+    "evaluating",
     "readers_of",
-    "wire",
+    "trace_modules",
 ]

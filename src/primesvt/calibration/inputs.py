@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from primesvt.models import reset
 
-__all__ = ["CALIBRATION_BATCH", "Calibration", "calibrating", "calibration_of"]
+__all__ = ["CALIBRATION_BATCH", "CalibrationSet", "calibration_of"]
 
 Batch = tuple[Any, ...]
 CALIBRATION_BATCH = 64  # at least: means and variances of small batches say little
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class CalibrationSet:
     """Batches of model inputs (no labels) that show what a network's neurons really do.
 
     ``source`` gives the batches anew each time, always the same, so a large set is never held in
@@ -31,7 +30,7 @@ class Calibration:
 
     Example:
         >>> batches = [(torch.zeros(4, 3),), (torch.ones(2, 3),)]
-        >>> Calibration(source=lambda: iter(batches)).samples
+        >>> CalibrationSet(source=lambda: iter(batches)).samples
         6
     """
 
@@ -81,7 +80,7 @@ def calibration_of(
     batch_size: int = 64,
     workers: int = 0,
     limit: int | None = None,
-) -> Calibration:
+) -> CalibrationSet:
     """Calibration batches from a tensor, a ``Dataset`` or batches of inputs.
 
     Of pairs ``(input, label)`` the label is left out. ``limit`` is the most samples taken;
@@ -106,24 +105,10 @@ def calibration_of(
         batches = inputs.split(batch_size)
     else:
         batches = inputs if isinstance(inputs, Sequence | DataLoader) else list(inputs)
-    found = Calibration(source=partial(_limited, batches, limit), device=device)
+    found = CalibrationSet(source=partial(_limited, batches, limit), device=device)
     if next(iter(found), None) is None:
         raise ValueError("calibration holds no inputs; give at least one batch")
     return found
-
-
-@contextlib.contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Batch]:

@@ -8,23 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from primesvt.calibration.inputs import calibrating
 from primesvt.channels import ChannelGroup
 from primesvt.models import reset
+from primesvt.models.forward import LAYERS, NORMS, evaluating
 from primesvt.models.neurons import neurons
 
-__all__ = ["LAYERS", "NORMS", "Layer", "Wiring", "channel_axis", "wire"]
+__all__ = ["ModuleGraph", "channel_axis", "trace_modules"]
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # They leave every channel where it is.
 _POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2, nn.MaxPool3d: 3}
 _PASSING = (*NORMS, *_POOLS, nn.Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wiring:
+class ModuleGraph:
     """Names of layers, norms and neurons in the order they run, and who reads whose output.
 
     Attributes:
@@ -37,7 +34,7 @@ class Wiring:
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
-        >>> wire(net, (torch.zeros(3, 2),)).norm_after("0")
+        >>> trace_modules(net, (torch.zeros(3, 2),)).norm_after("0")
         True
     """
 
@@ -80,10 +77,10 @@ def channel_axis(layer: nn.Module) -> int:
     return next(-1 - n for kind, n in dims.items() if isinstance(layer, kind))
 
 
-def wire(model: nn.Module, example: tuple[Any, ...]) -> Wiring:
+def trace_modules(model: nn.Module, example: tuple[Any, ...]) -> ModuleGraph:
     """Run a model once and note which modules share tensors."""
     watch = _Watch(model)
-    with calibrating(model), watch:
+    with evaluating(model), watch:
         reset(model)
         model(*example)
         reset(model)
@@ -115,9 +112,9 @@ class _Watch:
         for handle in self.handles:
             handle.remove()
 
-    def wiring(self) -> Wiring:
+    def wiring(self) -> ModuleGraph:
         norms = {n for n, m in self.model.named_modules() if isinstance(m, NORMS)}
-        return Wiring(
+        return ModuleGraph(
             order=tuple(self.order),
             feeds={name: tuple(readers) for name, readers in self.feeds.items()},
             norms=frozenset(norms & self.order.keys()),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from primesvt.channels.layout import Layout, coordinates
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from primesvt.channels.check import Refusal
 
 Ids = npt.NDArray[np.int64]
 Kind = Literal["channel", "stream", "heads"]
@@ -123,7 +118,7 @@ class TensorInfo:
     counted: bool = True  # False for the second name of a shared tensor
 
 
-Cuts = Mapping[str, npt.ArrayLike]
+KeptChannels = Mapping[str, npt.ArrayLike]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +233,7 @@ class ChannelGraph:
         rows = np.take_along_axis(self.originals[name], self.kept(name, kept), axis=1)
         return [[int(i) for i in row] for row in rows]
 
-    def after(self, cuts: Cuts) -> ChannelGraph:
+    def after(self, cuts: KeptChannels) -> ChannelGraph:
         """The graph of the model that these cuts leave."""
         rows = {name: self.kept(name, kept) for name, kept in cuts.items()}
         sizes = {**self.sizes, **{self[n].symbol: r.shape[1] for n, r in rows.items()}}
@@ -249,7 +244,7 @@ class ChannelGraph:
         groups = tuple(replace(g, size=sizes[g.symbol]) for g in self.groups)
         return replace(self, groups=groups, sizes=sizes, originals=originals)
 
-    def freed(self, cuts: Cuts) -> Freed:
+    def freed(self, cuts: KeptChannels) -> Freed:
         """Exactly what ``remove_channels`` would free."""
         small = self.after(cuts)
         parameters = parameter_bytes = buffer_bytes = 0
@@ -276,18 +271,3 @@ class ChannelGraph:
             and info.counted
             and any(symbols & axis.symbols() for axis in info.axes)
         )
-
-    def check(
-        self,
-        model: nn.Module,
-        groups: Sequence[str] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Refusal, ...]:
-        """Cut a little of every free group on a copy and compare with the silenced original.
-
-        Returns one refusal per group that crashes or differs; an empty tuple means all is well.
-        ``progress`` is called with the rounds done and to do.
-        """
-        from primesvt.channels.check import check
-
-        return check(model, self, groups, progress)

@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from primesvt.channels.copies import is_tensor
 from primesvt.channels.graph import ChannelGroup, Ids
 from primesvt.channels.layout import Layout, coordinates
 from primesvt.channels.tracer import bind
+from primesvt.models.forward import is_tensor
 
 TOLERANCE = 1e-8  # relative, float64: other summation orders stay far below, wrong constants above
 

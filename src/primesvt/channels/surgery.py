@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from primesvt.channels.copies import state_tensors, unwrap
-from primesvt.channels.graph import ChannelGraph, ChannelGroup, Cuts, Ids
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels
+from primesvt.models.forward import state_tensors, unwrap
 
 
-def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: Cuts) -> ChannelGraph:
+def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> ChannelGraph:
     """Keep only the given channels of every named group, in place.
 
     dtype, device, memory format, ``requires_grad`` and each module's ``training`` flag stay as they

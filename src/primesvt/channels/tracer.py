@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from primesvt.channels.copies import is_tensor, state_tensors
 from primesvt.channels.rules import Call, Unlisted, find_rule
 from primesvt.channels.symbols import (
     Axis,
@@ -28,6 +27,7 @@ from primesvt.channels.symbols import (
     size_of,
     unit,
 )
+from primesvt.models.forward import is_tensor, state_tensors
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]

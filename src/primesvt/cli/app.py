@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
+import os
+import platform
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Protocol
 
 import tyro
 from pydantic import ValidationError
 
+from primesvt._files import FolderInUse
 from primesvt.cli.apply import Apply
 from primesvt.cli.console import Console
 from primesvt.cli.evaluate import Evaluate
@@ -20,11 +32,22 @@ from primesvt.cli.models import Models
 from primesvt.cli.prune import LIMITS_NOT_MET, Prune, base_recipe
 from primesvt.cli.report import Report
 from primesvt.cli.train import Train
-from primesvt.recipe import describe
+from primesvt.config import describe
 
-__all__ = ["ERROR", "INTERRUPTED", "LIMITS_NOT_MET", "OK", "main"]
+__all__ = [
+    "ERROR",
+    "FAULT",
+    "INTERRUPTED",
+    "IN_USE",
+    "LIMITS_NOT_MET",
+    "OK",
+    "TERMINATED",
+    "main",
+]
 
-OK, ERROR, INTERRUPTED = 0, 1, 130
+OK, ERROR = 0, 1
+FAULT, IN_USE = 70, 75  # EX_SOFTWARE and EX_TEMPFAIL of sysexits.h
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 DESCRIPTION = """Prune a pre-trained spiking vision transformer within your limits.
 
@@ -40,8 +63,14 @@ what a MODEL is:
   folder that `train`, `prune`, `finetune` or `apply` has written
 
 exit codes:
-  0 done; 1 a mistake in the input; 2 a mistake in the flags; 130 interrupted;
-  3 the limits cannot be met together (the best plan found is saved)"""
+    0  done
+    1  a mistake in the input
+    2  a mistake in the flags
+    3  the limits cannot be met together (the best plan found is saved)
+   70  a fault of primesvt itself; a file has the details
+   75  another process is writing to the folder
+  130  interrupted (SIGINT, Ctrl-C)
+  143  terminated (SIGTERM); what was measured is kept, as after Ctrl-C"""
 
 
 class Command(Protocol):
@@ -75,21 +104,77 @@ KEPT = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: everything ends as after Ctrl-C."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the ``primesvt`` command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     console = Console(as_json="--json" in argv)
     try:
-        command = parse(argv)
-        return command.run(console)
+        with _termination():
+            return parse(argv).run(console)
     except ValidationError as error:
         console.error(describe(error))
+    except FolderInUse as error:
+        console.error(str(error))
+        return IN_USE
     except (ValueError, OSError) as error:
         console.error(str(error))
-    except KeyboardInterrupt:
-        console.error(f"interrupted; {KEPT.get(' '.join(argv[:1]), 'nothing was written')}")
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
+        kept = KEPT.get(" ".join(argv[:1]), "nothing was written")
+        console.error(f"{'terminated' if ended else 'interrupted'}; {kept}")
+        return TERMINATED if ended else INTERRUPTED
+    except Exception as error:
+        console.error(_fault(error, argv))
+        return FAULT
     return ERROR
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM ends what runs here as Ctrl-C does; only a main thread can say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fault(error: Exception, argv: Sequence[str]) -> str:
+    """A line about an error that no user can have made, with the path of a file that has it all."""
+    first = next(iter(str(error).splitlines()), "")
+    line = f"a fault of primesvt itself, {type(error).__name__}{first and ': '}{first}"
+    parts = [f"{name} {_version(name)}" for name in ("primesvt", "torch", "spikingjelly", "numpy")]
+    try:
+        details = (
+            f"command: {shlex.join(['primesvt', *argv])}\n"
+            f"folder: {Path.cwd()}\n"
+            f"versions: python {platform.python_version()}, {', '.join(parts)}\n"
+            f"system: {platform.platform()}\n\n{''.join(traceback.format_exception(error))}"
+        )
+        handle, path = tempfile.mkstemp(prefix="primesvt-fault-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(details)
+    except OSError as problem:
+        return f"{line}; no file could be written about it ({problem.strerror})"
+    return f"{line}; please report it with the details in {path}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def parse(argv: Sequence[str]) -> Command:

@@ -11,8 +11,8 @@ import tyro
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.inspect import tracing
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
+from primesvt.config import parse_overrides
 
 __all__ = ["Apply"]
 
@@ -42,15 +42,23 @@ class Apply:
 
     def run(self, console: Console) -> int:
         """Cut, save, and say how much smaller the model is."""
-        from primesvt.artifact import save_model
-        from primesvt.checkpoint import open_model
-        from primesvt.fingerprint import model_digest
-        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
-        from primesvt.plan import Plan, apply_plan
+        from primesvt._files import contents, folder_lock
+
+        if self.out.exists() and (not self.out.is_dir() or contents(self.out)):
+            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
+        with folder_lock(self.out):
+            if contents(self.out):
+                raise ValueError(f"{self.out} was filled meanwhile; choose a new or empty folder")
+            return self._run(console)
+
+    def _run(self, console: Console) -> int:
+        from primesvt.channels.plan import Plan, apply_plan
+        from primesvt.checkpoint.folder import save_model
+        from primesvt.checkpoint.load import open_model
+        from primesvt.models.digest import model_digest
+        from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
 
         plan = Plan.load(self.plan)
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
         opened = open_model(
             self.model, family=self.family, overrides=parse_overrides(self.override)
         )

@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from primesvt.models import Loaded
+    from primesvt.models import CheckpointReport
 
 __all__ = ["Console", "PlainProgress", "duration", "seconds_of"]
 
@@ -62,7 +62,7 @@ class Console:
         """Print a sentence over as many lines as it needs, all but the first indented."""
         self.line(textwrap.fill(text, self.out.width, subsequent_indent="    "))
 
-    def loaded(self, loaded: Loaded | None) -> None:
+    def loaded(self, loaded: CheckpointReport | None) -> None:
         """Say what was inferred of an official checkpoint and what assumed; nothing for others."""
         for line in loaded.lines() if loaded else ():
             self.sentence(line)

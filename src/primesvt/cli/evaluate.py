@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from primesvt._format import megabytes
 from primesvt.cli import flags
 from primesvt.cli.console import Console
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import table, whole
-from primesvt.text import megabytes
+from primesvt.config import parse_overrides
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from primesvt.checkpoint import OpenedModel
-    from primesvt.data import Splits
+    from primesvt.checkpoint.load import OpenedModel
     from primesvt.models import SpikingViT
 
 __all__ = ["Evaluate"]
@@ -39,7 +38,7 @@ class Evaluate:
     """
 
     model: flags.Model
-    data: flags.Data = "digits"
+    data: flags.Data = None
     set: Literal["test", "selection"] = "test"
     """Images to measure on; the test set is best left alone until all choices are made."""
     time_steps: flags.TimeSteps = None
@@ -48,15 +47,15 @@ class Evaluate:
     device: flags.Device = "cpu"
     batch_size: flags.BatchSize = 64
     workers: flags.Workers = 0
-    seed: flags.Seed = 0
+    seed: flags.Seed = None
     folded: bool = False
     """Measure a quicker copy, as it would be deployed: batch norms folded, channels last (CPU)."""
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
         """Measure and print one row."""
-        from primesvt.batches import batch_note
-        from primesvt.checkpoint import open_model
+        from primesvt.checkpoint.load import open_model, own_data, splits_for
+        from primesvt.evaluation.batch_dependence import batch_note
 
         opened = open_model(
             self.model,
@@ -65,7 +64,8 @@ class Evaluate:
             overrides=parse_overrides(self.override),
         )
         console.loaded(opened.loaded)
-        splits = self._splits(opened)
+        own = own_data(self.model)
+        splits = splits_for(opened.model, self.data, own=own, seed=self.seed)
         dataset = splits.test if self.set == "test" else splits.selection
         if dataset is None:
             raise ValueError(f"{splits.name} has no test set; measure with --set selection")
@@ -73,10 +73,19 @@ class Evaluate:
         notes = [*batch_note(opened.model, self.batch_size, **{self.set: dataset})]
         if self.folded:
             notes.append(FOLDED)
-        loaded = opened.loaded and opened.loaded.to_dict()
-        console.result({"model": self.model, "loaded": loaded, "notes": notes, **found})
+        facts = {
+            "model": self.model,
+            "loaded": opened.loaded and opened.loaded.to_dict(),
+            "guessed_settings": dict(opened.loaded.assumed) if opened.loaded else {},
+            "data": splits.description(),
+            "data_spec": self.data or (own and own.spec),
+            "notes": notes,
+        }
+        console.result(facts | found)
         images = f"{self.set} set of {found['images']:,} {splits.unit}"
         console.line(f"{self.model} on {splits.name}, {images}")
+        if own is not None and self.data is None and own.spec != "digits":
+            console.sentence(f"Data: {own.spec}, as {own.told} says.")
         if splits.form:
             console.line(f"Event frames: {splits.form}.")
         for note in notes:
@@ -84,32 +93,19 @@ class Evaluate:
         console.say(_table(found))
         return 0
 
-    def _splits(self, opened: OpenedModel) -> Splits:
-        from primesvt.data import check_classes, load_data
-
-        splits = load_data(
-            self.data,
-            data_config=opened.data,
-            time_steps=opened.model.time_steps,
-            seed=self.seed,
-            held_out=opened.held_out,
-        )
-        check_classes(splits, opened.num_classes)
-        return splits
-
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
-        from primesvt.evaluation import outcomes, resolve_device
-        from primesvt.memory import buffer_bytes, parameter_bytes, parameter_count
-        from primesvt.processes import Processes
-        from primesvt.statistics import wilson_interval
+        from primesvt.distributed import ProcessGroup, resolve_device
+        from primesvt.evaluation.confidence import wilson_interval
+        from primesvt.evaluation.evaluator import outcomes
+        from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
 
         if self.folded and self.device != "cpu":
             raise ValueError(
                 f"--folded measures on the CPU, and --device is {self.device}; leave one of them"
                 " out"
             )
-        Processes.take_gpu()
-        processes = Processes.start(resolve_device(self.device))
+        ProcessGroup.take_gpu()
+        processes = ProcessGroup.start(resolve_device(self.device))
         model = _folded(opened.model, dataset, self.batch_size) if self.folded else opened.model
         with console.progress() as progress:
             correct = outcomes(
@@ -137,7 +133,7 @@ def _folded(model: SpikingViT, dataset: Any, batch_size: int) -> nn.Module:
     """The quicker copy, made for batches of the size that is asked for."""
     import torch
 
-    from primesvt.exporting.quick import quick
+    from primesvt.exporting.deploy import quick
 
     count = min(batch_size, len(dataset))
     images = [dataset[number % len(dataset)][0] for number in range(max(2, count))]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from primesvt._format import megabytes
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import table
-from primesvt.recipe import unset
-from primesvt.text import megabytes
+from primesvt.config import unset
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ class Export:
       their size and the time steps are fixed.
 
     what is checked:
-      The file and the model compute the same images, of the run's selection set.
+      The file and the model compute the same images, of its data's selection set.
       Too few equal predictions are an error, and the file is deleted.
 
     examples:
@@ -60,7 +60,7 @@ class Export:
     out: Annotated[Path | None, unset("PATH")] = None
     """File, or folder of the Hub layout; in RUN/export when not given."""
     data: Annotated[str | None, unset("DATA")] = None
-    """Images to compare on, as for `primesvt prune`; those of the run when not given."""
+    """Images to compare on, as for `primesvt prune`; the model's own when not given."""
     images: Annotated[int, tyro.conf.arg(metavar="N")] = 256
     """Compare on so many of them, at most."""
     batch_size: flags.BatchSize = 16

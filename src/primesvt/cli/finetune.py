@@ -12,12 +12,12 @@ import tyro
 from primesvt.cli import flags
 from primesvt.cli.console import Console, duration
 from primesvt.cli.tables import table
-from primesvt.recipe import unset
+from primesvt.config import unset
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from primesvt.recovery.finetuning import FinetuneRecord
+    from primesvt.training.record import FinetuneRecord
 
 __all__ = ["Finetune"]
 
@@ -97,7 +97,7 @@ class Finetune:
 
     def run(self, console: Console) -> int:
         """Fine-tune, then say what it gave and where it lies."""
-        from primesvt.recovery.finetuning import finetune
+        from primesvt.training.finetuning import finetune
 
         out = self.out or self.run_folder / "finetuned"
         with console.progress() as progress:
@@ -129,13 +129,19 @@ class Finetune:
         """Make the run's page anew, with what fine-tuning reached; of several processes, once."""
         if console.rank:
             return
+        from primesvt._files import FolderInUse, folder_lock
         from primesvt.report import write_report
 
-        console.line(f"The report: {write_report(self.run_folder)}")
+        try:
+            with folder_lock(self.run_folder):
+                console.line(f"The report: {write_report(self.run_folder)}")
+        except FolderInUse as error:
+            again = f"`primesvt report {self.run_folder}` does it"
+            console.sentence(f"The report was not made anew: {error}; {again}.")
 
     def _asked(self) -> dict[str, Any]:
         """The fields of the recipe file, and flags in their place."""
-        from primesvt.training.recipe import read_content
+        from primesvt.training.config import read_content
 
         content = {} if self.recipe is None else read_content(self.recipe)
         flags_given = {name: getattr(self, name) for name in FIELDS}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from primesvt.recipe import DATA
+from primesvt.config import DATA
 
 __all__ = [
     "BatchSize",
@@ -30,7 +30,7 @@ Model = Annotated[
     tyro.conf.Positional,
     _arg(metavar="MODEL", help="Registry name, checkpoint (.pth, .safetensors) or saved folder."),
 ]
-Data = Annotated[str, DATA]
+Data = Annotated[str | None, DATA]
 TimeSteps = Annotated[
     int | None,
     _arg(
@@ -62,6 +62,13 @@ BatchSize = Annotated[int, _arg(metavar="N", help="Images per forward pass.")]
 Workers = Annotated[
     int, _arg(metavar="N", help="Processes that decode images; 0 decodes in this one.")
 ]
-Seed = Annotated[int, _arg(metavar="N", help="Seed of the split into selection and test.")]
+Seed = Annotated[
+    int | None,
+    _arg(
+        metavar="N",
+        help="Seed of the split into selection and test; the run's, or 0, when not given.",
+        help_behavior_hint="",
+    ),
+]
 Out = Annotated[Path | None, _arg(metavar="DIR", help_behavior_hint="")]
 Json = Annotated[bool, _arg(help="Print one JSON object instead of tables.")]

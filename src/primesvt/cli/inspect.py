@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 
+from primesvt._format import megabytes, scaled
 from primesvt.cli import flags
 from primesvt.cli.console import Console
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import by_block, inside, table, whole
-from primesvt.recipe import unset
-from primesvt.text import megabytes, scaled
+from primesvt.config import parse_overrides, unset
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
     from primesvt.channels import ChannelGroup
-    from primesvt.checkpoint import OpenedModel
-    from primesvt.cli.counting import Counted
+    from primesvt.checkpoint.load import OpenedModel
+    from primesvt.cli.costs import Counted
 
 __all__ = ["Inspect", "tracing"]
+
 
 LARGE = 5_000_000  # parameters from which a trace takes seconds
 
@@ -61,8 +61,9 @@ class Inspect:
     def run(self, console: Console) -> int:
         """Trace the model and print layers or groups."""
         from primesvt.channels import trace
-        from primesvt.checkpoint import open_model
-        from primesvt.memory import inventory, parameter_count
+        from primesvt.checkpoint.load import open_model
+        from primesvt.profiling.layers import inventory
+        from primesvt.profiling.memory import parameter_count
 
         opened = open_model(
             self.model,
@@ -110,19 +111,15 @@ class Inspect:
 
     def _counted(self, opened: OpenedModel) -> Counted:
         """What the model costs: on images where there are any, on one random image otherwise."""
-        from primesvt.cli.counting import count
-        from primesvt.data import load_data
+        from primesvt.checkpoint.load import own_data, splits_for
 
         if self.data is not None and not self.costs:
             raise ValueError("--data is what --costs counts spikes on; give both")
         splits = None
         if self.data is not None:
-            splits = load_data(
-                self.data,
-                data_config=opened.data,
-                time_steps=opened.model.time_steps,
-                held_out=opened.held_out,
-            )
+            splits = splits_for(opened.model, self.data, own=own_data(self.model))
+        from primesvt.cli.costs import count
+
         return count(opened, splits, latency=self.latency)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,6 +105,7 @@ def _top1(published: dict[str, Any] | None, sources: dict[str, str]) -> str:
     return f"{published['top1']} {sources[published['source']]}" if published else ""
 
 
+@cache
 def _parameters(entry: ModelEntry) -> int:
     import torch
 

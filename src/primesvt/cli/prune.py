@@ -11,14 +11,11 @@ import tyro
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
-from primesvt.cli.overrides import parse_overrides
 from primesvt.cli.tables import change_table
-from primesvt.recipe import PRESETS, PruneRecipe, read_recipe, unset
+from primesvt.config import PRESETS, PruneRecipe, parse_overrides, read_recipe, unset
 
 if TYPE_CHECKING:
-    from primesvt.checkpoint import OpenedModel
-    from primesvt.data import Splits
-    from primesvt.pruning import PruneResult
+    from primesvt.pruning.result import PruneResult
 
 __all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
 
@@ -67,10 +64,10 @@ class Prune:
 
     def run(self, console: Console) -> int:
         """Prune, write the run folder, and say what was traded for what."""
-        from primesvt.batches import batch_note
-        from primesvt.checkpoint import open_model
-        from primesvt.constraints import Constraints
-        from primesvt.pruning import prune
+        from primesvt.checkpoint.load import open_model, splits_for
+        from primesvt.config import Constraints
+        from primesvt.evaluation.batch_dependence import batch_note
+        from primesvt.pruning.pipeline import prune
 
         recipe = self._resolved()
         constraints = Constraints(**recipe.limits.model_dump())
@@ -81,7 +78,13 @@ class Prune:
             overrides=parse_overrides(recipe.override),
         )
         console.loaded(opened.loaded)
-        splits = _splits(opened, recipe)
+        recipe = _with_data(recipe)
+        splits = splits_for(
+            opened.model,
+            recipe.data,
+            seed=recipe.run.seed,
+            selection_from_train=recipe.run.selection_from_train,
+        )
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
@@ -100,7 +103,8 @@ class Prune:
                 progress=progress,
             )
         metrics = result.metrics.to_dict()
-        console.result({"out": str(out), "metrics": metrics, "plan": result.plan.to_dict()})
+        facts = {"out": str(out), "data": result.metrics.data, "data_spec": recipe.data}
+        console.result({**facts, "metrics": metrics, "plan": result.plan.to_dict()})
         _close(console, result, out)
         return 0 if result.met else LIMITS_NOT_MET
 
@@ -120,7 +124,7 @@ class Prune:
 
     def _resolved(self) -> PruneRecipe:
         """The recipe with nothing left to the policy's habits."""
-        from primesvt.policies import usual_rates
+        from primesvt.pruning.policies import usual_rates
 
         recipe = self._checked_recipe()
         if recipe.method.rates is not None:
@@ -129,21 +133,18 @@ class Prune:
         return recipe.model_copy(update={"method": method})
 
 
-def _splits(opened: OpenedModel, recipe: PruneRecipe) -> Splits:
-    from primesvt.data import load_data
+def _with_data(recipe: PruneRecipe) -> PruneRecipe:
+    """The recipe with the model's own data where none are named, as recipe.yaml is to have them."""
+    from primesvt.checkpoint.load import own_data
 
-    return load_data(
-        recipe.data,
-        data_config=opened.data,
-        time_steps=opened.model.time_steps,
-        seed=recipe.run.seed,
-        held_out=opened.held_out,
-        allow_selection_from_train=recipe.run.selection_from_train,
-    )
+    own = own_data(recipe.model)
+    if recipe.data is not None or own is None:
+        return recipe
+    return recipe.model_copy(update={"data": own.found()})
 
 
 def _close(console: Console, result: PruneResult, out: Path) -> None:
-    from primesvt.report.costs import cost_notes
+    from primesvt.report.changes import cost_notes
 
     console.line(result.metrics.data)
     metrics = result.metrics.to_dict()

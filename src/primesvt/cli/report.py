@@ -40,16 +40,24 @@ class Report:
 
     def run(self, console: Console) -> int:
         """Write the page and say where it is."""
+        from primesvt._files import file_lock, folder_lock
         from primesvt.report import write_comparison, write_report
 
         if not self.runs:
             raise ValueError("no run given; name one, as in `primesvt report runs/sdt_v2_digits`")
         if self.out is not None and self.out.is_dir():
             raise ValueError(f"--out {self.out} is a folder; name a file, such as compared.html")
-        if len(self.runs) == 1:
-            path = write_report(self.runs[0], self.out)
+        if len(self.runs) > 1:
+            with file_lock(self.out or "comparison.html") as out:
+                path = write_comparison(self.runs, out)
+        elif self.out is not None:
+            with file_lock(self.out) as out:
+                path = write_report(self.runs[0], out)
+        elif self.runs[0].is_dir():
+            with folder_lock(self.runs[0]) as run:
+                path = write_report(run)
         else:
-            path = write_comparison(self.runs, self.out or "comparison.html")
+            path = write_report(self.runs[0])  # which says what is missing
         console.result({"runs": [str(run) for run in self.runs], "report": str(path)})
         console.line(f"The {'report' if len(self.runs) == 1 else 'comparison'}: {path}")
         return 0

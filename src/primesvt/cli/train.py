@@ -12,7 +12,7 @@ import tyro
 from primesvt.cli import flags
 from primesvt.cli.console import Console, duration, seconds_of
 from primesvt.cli.tables import table, whole
-from primesvt.recipe import unset
+from primesvt.config import unset
 
 if TYPE_CHECKING:
     from primesvt.training import TrainProgress

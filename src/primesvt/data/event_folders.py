@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from primesvt.data.frames import read_arrays
+
 from .errors import DataError
-from .frame_files import read_arrays
 from .frames import Frames, as_tensor
 from .sources import Labels, class_names, files_by_class
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .sources import Labels, Source
+from primesvt.data.config import DataConfig
 
-if TYPE_CHECKING:
-    from primesvt.models import DataConfig
+from .errors import DataError
+from .sources import Header, Labels, Source
 
-__all__ = ["ImageSet", "Part", "Preprocess"]
+__all__ = ["ImageSet", "Part", "Preprocess", "check_images"]
 
 Sample = tuple[Tensor, int]
 Indices = npt.NDArray[np.int64]
@@ -73,6 +73,46 @@ class Preprocess:
         if width * least_height <= height * least_width:
             return least_width, max(least_height, least_width * height // width)
         return max(least_width, least_height * width // height), least_height
+
+
+GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+PALETTES = frozenset({"P", "PA"})  # grey or not: their headers do not say
+
+
+def check_images(headers: Collection[Header], config: DataConfig, *, name: str) -> None:
+    """Raise ``DataError`` where images are of another kind than those that a model reads.
+
+    A grey photo among coloured ones is converted, and a photo that is larger than the model's input
+    is scaled down and cropped. Refused are sets of grey images alone for a model of three channels,
+    of coloured ones alone for a model of one, and of images that are all smaller than its input.
+
+    Example:
+        >>> from primesvt.data.config import CIFAR, DIGITS
+        >>> check_images({("RGB", (500, 375)), ("L", (20, 30))}, CIFAR, name="photos")
+        >>> check_images({("L", (8, 8))}, CIFAR, name="digits")
+        Traceback (most recent call last):
+            ...
+        primesvt.data.errors.DataError: the images of digits are grey, ... 3 channels (RGB); ...
+    """
+    channels, height, width = config.input_size
+    modes = {mode for mode, _ in headers} - PALETTES
+    fix = "give the data that the model was trained for, or save them as such images"
+    if modes and channels == 3 and modes <= GREY:
+        raise DataError(
+            f"the images of {name} are grey, but the model reads 3 channels (RGB); {fix}"
+        )
+    if modes and channels == 1 and not modes & GREY:
+        raise DataError(
+            f"the images of {name} are coloured, but the model reads 1 channel (grey); {fix}"
+        )
+    sizes = [size for _, size in headers]
+    if sizes and all(each[0] < width and each[1] < height for each in sizes):
+        largest = max(sizes)
+        raise DataError(
+            f"the images of {name} have at most {largest[0]}x{largest[1]} pixels, but the model "
+            f"reads {width}x{height}; give the data that the model was trained for, or enlarge "
+            "the files if that is how it was trained"
+        )
 
 
 REMEMBERED = 2**28  # bytes of prepared samples that a set keeps
@@ -146,10 +186,13 @@ class ImageSet(Dataset[Sample]):
         """The samples at ``indices`` of this set, as a set of its own."""
         return ImageSet(self.source, self.preprocess, name=name, indices=self.indices[indices])
 
-    def check(self) -> None:
-        """Look at every sample's header; ``DataError`` naming the first that is unusable."""
-        for index in self.indices:
-            self.source.check(int(index))
+    def check(self) -> set[Header]:
+        """Look at every sample's header; ``DataError`` naming the first that is unusable.
+
+        Returns the kinds of images that there are: none, where the samples are event frames.
+        """
+        found = {self.source.check(int(index)) for index in self.indices}
+        return {header for header in found if header is not None}
 
 
 class Part(Dataset[Sample]):
@@ -175,6 +218,13 @@ class Part(Dataset[Sample]):
             if listed is not None:
                 return np.asarray(listed).astype(np.int64)[self.indices]
         return None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many class names the dataset lists in ``classes``, as torchvision's do; else None."""
+        listed = getattr(self.dataset, "classes", None)
+        named = isinstance(listed, list | tuple) and all(isinstance(each, str) for each in listed)
+        return len(listed) if named and listed else None
 
     def choose(self, indices: Indices, *, name: str) -> Part:
         """The samples at ``indices`` of this part, as a part of its own."""

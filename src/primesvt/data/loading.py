@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from primesvt.data.config import DIGITS, DataConfig
+
 from .errors import DataError
-from .images import ImageSet, Part, Preprocess
+from .images import ImageSet, Part, Preprocess, check_images
 from .locations import PART_NAMES, find_pools
 from .sources import Digits
 from .splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
-
-if TYPE_CHECKING:
-    from primesvt.models import DataConfig
 
 __all__ = ["DIGITS_SELECTION", "DIGITS_TEST", "DataSpec", "load_data"]
 
 DataSpec = str | Path | Dataset[Any] | DataLoader[Any] | Mapping[str, Dataset[Any]] | Splits
 
+DIGITS_SIZE = (1, 8, 8)
 DIGITS_TEST = 450
 DIGITS_SELECTION = 450
 
@@ -61,7 +61,8 @@ def load_data(
 
     Raises:
         DataError: nothing there, an empty class folder, a sample that cannot be opened (named),
-            frames of other channels than the model's.
+            images or frames of other channels than the model's, images that are all smaller than
+            its input (see ``check_images``).
 
     Example:
         >>> splits = load_data("digits", seed=3)
@@ -71,7 +72,7 @@ def load_data(
     if isinstance(spec, Splits):
         return spec
     if isinstance(spec, str) and spec == "digits":
-        return _digits(_preprocess_digits(data_config), seed)
+        return _digits(data_config, seed)
     if isinstance(spec, str | Path):
         pools = find_pools(spec, data_config, time_steps)
     elif isinstance(spec, Mapping):
@@ -81,14 +82,23 @@ def load_data(
     splits = arrange(
         pools, seed=seed, held_out=held_out, allow_selection_from_train=allow_selection_from_train
     )
-    for part in (splits.calibration, splits.selection, splits.test):
-        if isinstance(part, ImageSet):
-            part.check()
+    parts = (splits.calibration, splits.selection, splits.test)
+    headers = set().union(*(part.check() for part in parts if isinstance(part, ImageSet)))
+    if data_config is not None:
+        check_images(headers, data_config, name=splits.name)
     return splits
 
 
-def _digits(preprocess: Preprocess, seed: int) -> Splits:
+def _digits(data_config: DataConfig | None, seed: int) -> Splits:
     """The fixed split of the digits; only which training images calibrate follows the seed."""
+    config = DIGITS if data_config is None else data_config
+    preprocess = Preprocess(config)
+    if config.input_size != DIGITS_SIZE:
+        reads = "x".join(map(str, config.input_size))
+        raise DataError(
+            f"digits are grey images of 8x8 pixels (1x8x8), but the model reads {reads}; "
+            "give the data that the model was trained for"
+        )
     everything = ImageSet(Digits(), preprocess, name="digits")
     sizes = [DIGITS_TEST, DIGITS_SELECTION]
     test, selection, train = draw(everything, sizes, seed=HELD_OUT_SEED)
@@ -99,14 +109,6 @@ def _digits(preprocess: Preprocess, seed: int) -> Splits:
         test=everything.choose(test, name="test"),
     )
     return arrange(pools, seed=seed)
-
-
-def _preprocess_digits(data_config: DataConfig | None) -> Preprocess:
-    if data_config is None:
-        from primesvt.models import model_entry
-
-        data_config = model_entry("sdt_v2_digits").data
-    return Preprocess(data_config)
 
 
 def _from_mapping(spec: Mapping[str, Dataset[Any]]) -> Pools:

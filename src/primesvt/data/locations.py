@@ -6,20 +6,18 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from primesvt.data.config import DataConfig
+from primesvt.data.frames import FrameFile
+
 from .errors import DataError
 from .event_folders import EVENT_DATASETS, EventDataset, EventFolders, event_parts
-from .frame_files import FrameFile
 from .frames import FrameSize
 from .images import ImageSet, Indices, Preprocess
 from .sources import ClassFolders, Labels, ParquetTable, class_names
 from .splits import Pools
-
-if TYPE_CHECKING:
-    from primesvt.models import DataConfig
 
 __all__ = ["PART_NAMES", "find_pools"]
 

@@ -14,7 +14,15 @@ from PIL import Image
 
 from .errors import DataError
 
-__all__ = ["ClassFolders", "Digits", "ParquetTable", "Source", "class_names", "files_by_class"]
+__all__ = [
+    "ClassFolders",
+    "Digits",
+    "Header",
+    "ParquetTable",
+    "Source",
+    "class_names",
+    "files_by_class",
+]
 
 Labels = npt.NDArray[np.int64]
 
@@ -22,6 +30,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 
 
 Sample_co = TypeVar("Sample_co", covariant=True)
+Header = tuple[str, tuple[int, int]]
+"""Mode of an image, as PIL names it, and its (width, height) in pixels."""
 
 
 class Source(Protocol[Sample_co]):
@@ -40,8 +50,11 @@ class Source(Protocol[Sample_co]):
         """Decode one sample; ``DataError`` naming it where that fails."""
         ...
 
-    def check(self, index: int) -> None:
-        """Look at the header of one sample only; ``DataError`` naming it where it is unusable."""
+    def check(self, index: int) -> Header | None:
+        """Look at the header of one sample only; ``DataError`` naming it where it is unusable.
+
+        None for samples that are no images.
+        """
         ...
 
 
@@ -69,8 +82,9 @@ class Digits:
     def sample(self, index: int) -> Image.Image:
         return Image.fromarray(self._pixels[index])
 
-    def check(self, index: int) -> None:
-        """Bundled images need no look."""
+    def check(self, index: int) -> Header:
+        """All alike."""
+        return "L", (8, 8)
 
 
 class ClassFolders:
@@ -92,9 +106,10 @@ class ClassFolders:
         path = self._files[index][0]
         return decode(str(path), lambda: Image.open(path))
 
-    def check(self, index: int) -> None:
+    def check(self, index: int) -> Header:
         path = self._files[index][0]
-        decode(str(path), lambda: Image.open(path), header_only=True)
+        image = decode(str(path), lambda: Image.open(path), header_only=True)
+        return image.mode, image.size
 
 
 class ParquetTable:
@@ -126,8 +141,10 @@ class ParquetTable:
     def sample(self, index: int) -> Image.Image:
         return decode(self._place(index), lambda: Image.open(self._bytes(index)))
 
-    def check(self, index: int) -> None:
-        decode(self._place(index), lambda: Image.open(self._bytes(index)), header_only=True)
+    def check(self, index: int) -> Header:
+        opened = self._bytes(index)
+        image = decode(self._place(index), lambda: Image.open(opened), header_only=True)
+        return image.mode, image.size
 
     def _bytes(self, index: int) -> io.BytesIO:
         value = self._images[int(index)].as_py()

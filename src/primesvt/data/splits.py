@@ -13,7 +13,16 @@ from .errors import DataError
 from .images import ImageSet, Indices, Part, Sample
 from .sources import Labels
 
-__all__ = ["Pools", "Splits", "arrange", "check_classes", "check_labels", "draw", "hold_out"]
+__all__ = [
+    "Pools",
+    "Splits",
+    "arrange",
+    "check_channels",
+    "check_classes",
+    "check_labels",
+    "draw",
+    "hold_out",
+]
 
 Pool = ImageSet | Part
 
@@ -144,9 +153,9 @@ def draw(pool: Pool, sizes: Sequence[int], *, seed: int, least: int = 1) -> list
 def check_classes(splits: Splits, num_classes: int) -> None:
     """Raise ``DataError`` where the labels do not fit a model that predicts ``num_classes``.
 
-    Sets that state their classes must have the model's class count. A file of frames and a user's
-    own ``Dataset`` only have to keep their listed labels in range; labels that are not listed are
-    checked batch by batch, by ``check_labels``.
+    Sets that state their classes must have the model's class count, a user's own ``Dataset`` that
+    lists their names in ``classes`` too. Others only have to keep their listed labels in range;
+    labels that are not listed are checked batch by batch, by ``check_labels``.
 
     Example:
         >>> from primesvt.data import load_data
@@ -156,7 +165,7 @@ def check_classes(splits: Splits, num_classes: int) -> None:
         primesvt.data.errors.DataError: digits has 10 classes, but the model predicts 100; ...
     """
     sets = [part for part in (splits.train, splits.selection, splits.test) if part is not None]
-    counts = [part.num_classes or 0 for part in sets if isinstance(part, ImageSet)]
+    counts = [part.num_classes or 0 for part in sets if isinstance(part, ImageSet | Part)]
     if any(counts) and max(counts) != num_classes:
         raise DataError(
             f"{splits.name} has {max(counts)} classes, but the model predicts {num_classes}; "
@@ -166,6 +175,27 @@ def check_classes(splits: Splits, num_classes: int) -> None:
         labels = part.labels if isinstance(part, ImageSet | Part) else None
         if labels is not None:
             check_labels(labels, num_classes, name=splits.name)
+
+
+def check_channels(splits: Splits, channels: int) -> None:
+    """Raise ``DataError`` where a first sample has other channels than a model reads.
+
+    Example:
+        >>> from primesvt.data import load_data
+        >>> check_channels(load_data("digits"), 3)
+        Traceback (most recent call last):
+            ...
+        primesvt.data.errors.DataError: digits has samples of 1 channel ([1, 8, 8]), but the ...
+    """
+    for part in (splits.calibration, splits.selection):  # the test set is not looked at yet
+        sample = part[0][0] if _size(part) else None
+        if isinstance(sample, Tensor) and sample.ndim > 2 and sample.shape[-3] != channels:
+            has = sample.shape[-3]
+            raise DataError(
+                f"{splits.name} has samples of {has} channel{'s' * (has != 1)} "
+                f"({list(sample.shape)}), but the model reads {channels}; "
+                "give the data that the model was trained for"
+            )
 
 
 def check_labels(labels: Labels | Tensor, num_classes: int, *, name: str = "the data") -> None:

@@ -4,7 +4,7 @@ Nothing is kept under its name before its own runtime has computed what the netw
 """
 
 from primesvt.exporting.agreement import Agreement
-from primesvt.exporting.quick import quick
+from primesvt.exporting.deploy import quick
 from primesvt.exporting.result import ExportResult, Rounded, Size
 from primesvt.exporting.run import export
 

@@ -10,22 +10,107 @@ import torch
 from spikingjelly.activation_based import base, layer
 from torch import Tensor, nn
 
-from primesvt.batches import mixing_of
-from primesvt.channels.copies import working_copy
-from primesvt.exporting.folding import Folded
-from primesvt.exporting.neurons import KNOWN, Plain, plain
-from primesvt.exporting.quick import simplify
+from primesvt.evaluation.batch_dependence import mixing_of
+from primesvt.exporting.batchnorm_folding import Folded, fold_norms
+from primesvt.exporting.packing import pack
+from primesvt.exporting.plain_neurons import KNOWN, Plain, plain
 from primesvt.models import reset
-from primesvt.models.families.qkformer.blocks import AcrossImages
-from primesvt.models.neurons import neurons
+from primesvt.models.blocks import ConvBN
+from primesvt.models.forward import working_copy
+from primesvt.models.neurons import AcrossImages, neurons
+from primesvt.models.strip import merge_head, strip_unused
 
-__all__ = ["Deployed", "deploy", "spiking_modules"]
+__all__ = ["DeployedNetwork", "deploy", "quick", "simplify", "spiking_modules"]
+
+
+def quick(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy that answers sooner on a CPU, for inference under ``torch.no_grad()`` alone.
+
+    Batch norms are folded, what nothing reads is gone, channels lie last and weights as the
+    processor's library reads them. It answers as the model does but for rounding, which may flip a
+    spike now and then: compare both on images of yours before you rely on it. The model is left as
+    it is; save that one, since the copy has no state to save.
+
+    Args:
+        model: with float32 weights.
+        example: what it reads, at least two samples; best as many as it will be given at a time.
+
+    Raises:
+        ValueError: a norm without running statistics, or one that something else reads past, so
+            that folding would change more than rounding.
+
+    Example:
+        >>> from primesvt import create_model
+        >>> model = create_model("sdt_v2_digits", pretrained=True)
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> net = quick(model, images)
+        >>> with torch.no_grad():
+        ...     net(images).shape
+        torch.Size([2, 10])
+    """
+    whole, made = (working_copy(model, double=True) for _ in range(2))
+    example = example.cpu()
+    double = example[:2].double()  # two show it; in double precision a batch takes its memory twice
+    with torch.no_grad():
+        before = _answer_of(whole, double)
+        simplify(made, double)
+        after = _answer_of(made, double)
+    if not torch.allclose(before, after, rtol=1e-6, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "folding batch norms would change what this model computes, as something else reads"
+            " the layers in front too; use the model as it is"
+        )
+    made = made.float().to(memory_format=torch.channels_last)
+    pack(made, example.float())
+    reset(made)
+    return made
+
+
+def simplify(model: nn.Module, example: Tensor, *, keep: bool = False) -> Folded:
+    """Take out, in place, what evaluation does not need; ``keep`` folds no norm.
+
+    Example:
+        >>> from primesvt import create_model
+        >>> model = create_model("sdt_v2_digits").eval()
+        >>> len(simplify(model, torch.rand(2, 1, 8, 8)).folded)
+        45
+    """
+    strip_unused(model)
+    merge_head(model)
+    folded = fold_norms(model, (example,), keep=keep)
+    for module in model.modules():
+        if isinstance(module, ConvBN):
+            _on_images(module)
+    return folded
+
+
+def _on_images(module: ConvBN) -> None:
+    """Let a layer on tokens work on the image: the same sums, without copies to a row."""
+    tokens = module.conv
+    if not isinstance(tokens, nn.Conv1d) or tokens.kernel_size != (1,) or tokens.stride != (1,):
+        return
+    if "weight" not in tokens._parameters or tokens.padding != (0,):
+        return
+    made = nn.Conv2d(tokens.in_channels, tokens.out_channels, 1, groups=tokens.groups, bias=False)
+    made.weight = nn.Parameter(tokens.weight.detach().unsqueeze(-1), requires_grad=False)
+    if tokens.bias is not None:
+        made.bias = nn.Parameter(tokens.bias.detach(), requires_grad=False)
+    made._forward_hooks.update(tokens._forward_hooks)
+    module.conv = made
+
+
+def _answer_of(model: nn.Module, x: Tensor) -> Tensor:
+    reset(model)
+    answer: Tensor = model(x)
+    reset(model)
+    return answer
+
 
 _DROPOUTS = (layer.Dropout, layer.Dropout2d)  # modules with a memory; in evaluation they pass on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployed:
+class DeployedNetwork:
     """A network as it is exported, and what became of the original.
 
     Attributes:
@@ -65,7 +150,7 @@ class Deployed:
         return tuple(notes)
 
 
-def deploy(model: nn.Module, example: Tensor) -> Deployed:
+def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
     """Copy a network and make the copy ready; the original is left as it is.
 
     Whether folding changed anything but rounding is checked in double precision on ``example``;
@@ -95,12 +180,12 @@ def deploy(model: nn.Module, example: Tensor) -> Deployed:
     return made
 
 
-def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> Deployed:
+def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> DeployedNetwork:
     """In double precision, so that folding rounds once."""
     copy = working_copy(model, double=True)
     _answer(copy, example)  # some networks fix what depends on the image size now
     norms = simplify(copy, example, keep=keep)
-    return Deployed(
+    return DeployedNetwork(
         network=copy,
         neurons=dict(_written_out(copy)),
         norms=norms,

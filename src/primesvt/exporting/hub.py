@@ -2,32 +2,160 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt._files import write_bytes, write_text
-from primesvt.artifact import load, save_model
-from primesvt.batches import batch_note, mixing_of
-from primesvt.exporting.agreement import Agreement
-from primesvt.exporting.card import card
-from primesvt.exporting.comparison import Comparison
+from primesvt.checkpoint.folder import load, save_model
+from primesvt.evaluation.batch_dependence import batch_note, mixing_of
+from primesvt.exporting.agreement import Agreement, Comparison
 from primesvt.exporting.deploy import spiking_modules
-from primesvt.exporting.origin import Origin
-from primesvt.exporting.picture import picture
-from primesvt.exporting.result import Size
+from primesvt.exporting.result import Size, prepared
 from primesvt.exporting.runtime import model_runner
-from primesvt.fingerprint import config_of
-from primesvt.memory import parameter_bytes
-from primesvt.report.runfiles import read_run
+from primesvt.exporting.source import ExportSource
+from primesvt.models import SpikingViT
+from primesvt.models.digest import config_of
+from primesvt.models.families import FAMILIES
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.report import Change, changes, headline
+from primesvt.report.changes import cost_notes
+from primesvt.report.run_files import RunFiles, read_run
+from primesvt.report.tradeoff_plot import Network, networks, text_of
 
-__all__ = ["upload", "write_hub"]
+__all__ = ["card", "picture", "upload", "write_hub"]
+
+
+_TRIED, _WAY, _LIMIT = "#9aa5b1", "#1f6feb", "#c2410c"
+
+
+def picture(run: RunFiles) -> tuple[bytes, str] | None:
+    """Every whole network that a run measured: a PNG, and the text that stands for it.
+
+    ``None`` where none but the unpruned one was measured.
+    """
+    found = networks(run)
+    taken = [each for each in found if each.role in ("before", "step", "plan")]
+    if len(found) < 2 or len(taken) < 2:
+        return None
+    first, last = taken[0], taken[-1]
+    text = (
+        f"Accuracy against parameter memory saved, for {len(found)} networks: from"
+        f" {text_of(first.value, images=run.images)} unpruned to"
+        f" {text_of(last.value, images=run.images)} with {last.saving:.1%} saved"
+    )
+    return _drawn(run, found, taken), text
+
+
+def _drawn(run: RunFiles, found: list[Network], taken: list[Network]) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    unit = 100.0 if run.images else 1.0
+    tried = [each for each in found if each.role == "tried"]
+    axes.scatter(*_points(tried, unit), s=14, color=_TRIED, label="measured on the way")
+    axes.plot(*_points(taken, unit), marker="o", color=_WAY, label="taken")
+    asked = run.metrics.get("limits", {}).get("max_accuracy_drop")
+    if asked is not None:
+        limit = unit * taken[0].value - asked
+        axes.axhline(limit, color=_LIMIT, linestyle="--", linewidth=1, label="accuracy limit")
+    _labelled(axes, run, taken, unit)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _labelled(axes: Any, run: RunFiles, taken: list[Network], unit: float) -> None:
+    axes.set_xlabel("parameter memory saved, %")
+    axes.set_ylabel("top-1 on the selection set, %" if run.images else "score")
+    values = [unit * each.value for each in taken]
+    room = max(values) - min(values) or 1.0
+    axes.set_ylim(min(values) - 3 * room, max(values) + room)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e5e7eb", linewidth=0.6)
+    axes.figure.legend(frameon=False, loc="outside upper center", ncols=3)
+
+
+def _points(networks: list[Network], unit: float) -> tuple[list[float], list[float]]:
+    return [100 * each.saving for each in networks], [unit * each.value for each in networks]
+
+
+def card(
+    origin: ExportSource,
+    found: Agreement,
+    *,
+    notes: tuple[str, ...] = (),
+    picture: tuple[str, str] | None = None,
+    repository: str | None = None,
+) -> str:
+    """README.md of a model folder: metadata for the Hub, then text in Markdown.
+
+    Args:
+        origin: a model of one of the families.
+        found: how the folder, loaded back, agrees with it.
+        notes: what must be known, one sentence each.
+        picture: name of the file, and the text that stands for it.
+        repository: where it will be pushed to.
+    """
+    model, metrics = origin.model, origin.metrics()
+    assert isinstance(model, SpikingViT)
+    environment = Environment(
+        loader=PackageLoader("primesvt"),
+        autoescape=False,  # Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.j2").render(
+        title=title_of(origin),
+        family=FAMILIES[model.config.family].title,
+        headline=headline(metrics) if metrics else "",
+        rows=[_cells(row) for row in changes(metrics)] if metrics else [],
+        told=cost_notes(metrics["after"]) if metrics else [],
+        data=metrics.get("data", ""),
+        config=model.config,
+        time_steps=model.time_steps,
+        prepared=prepared(model),
+        found=found,
+        notes=notes,
+        picture=picture,
+        repository=repository,
+    )
+
+
+def title_of(origin: ExportSource) -> str:
+    """The network's name, and that it was pruned, where it is a run's result.
+
+    Example:
+        >>> from primesvt.models import create_model
+        >>> title_of(ExportSource(model=create_model("sdt_v2_digits"), source="sdt_v2_digits"))
+        'sdt_v2_digits'
+    """
+    if origin.run is None or origin.recipe is None:
+        return origin.name
+    given = Path(origin.recipe.model)
+    name = given.parent.name if given.name == "model" else given.name
+    return f"{name}, pruned"
+
+
+def _cells(row: Change) -> tuple[str, ...]:
+    cells = (row.measure, row.before, row.after, row.change)
+    return tuple(cell.strip().replace("|", "\\|") for cell in cells)
+
 
 FILES = ("config.json", "model.safetensors")
 PICTURE = "accuracy.png"
 
 
 def write_hub(
-    origin: Origin,
+    origin: ExportSource,
     place: Path,
     staged: Path,
     comparison: Comparison,
@@ -74,7 +202,7 @@ def write_hub(
     return found, size, notes
 
 
-def _write_weights(origin: Origin, folder: Path) -> None:
+def _write_weights(origin: ExportSource, folder: Path) -> None:
     """The two files that ``primesvt.load`` reads: copies where there are some."""
     if origin.folder is None:
         save_model(origin.model, folder)
@@ -84,7 +212,11 @@ def _write_weights(origin: Origin, folder: Path) -> None:
 
 
 def _write_card(
-    origin: Origin, folder: Path, found: Agreement, notes: tuple[str, ...], repository: str | None
+    origin: ExportSource,
+    folder: Path,
+    found: Agreement,
+    notes: tuple[str, ...],
+    repository: str | None,
 ) -> None:
     shown = None
     if origin.run is not None and (drawn := picture(read_run(origin.run))) is not None:

@@ -4,22 +4,75 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from primesvt._files import write_bytes, write_json
-from primesvt.exporting.about import about, input_name, input_shape
-from primesvt.exporting.comparison import Comparison, Progress
+from primesvt._files import file_lock, write_bytes, write_json
+from primesvt.exporting.agreement import Comparison, Progress
 from primesvt.exporting.deploy import deploy
-from primesvt.exporting.onnx_file import check_onnx
-from primesvt.exporting.origin import Origin, open_origin, samples_of
-from primesvt.exporting.payload import onnx_payload, program_payload
-from primesvt.exporting.result import ExportResult, Size
-from primesvt.exporting.settings import ExportSettings, Format
-from primesvt.memory import parameter_bytes
+from primesvt.exporting.onnx import onnx_payload, program_payload
+from primesvt.exporting.onnx.model import check_onnx
+from primesvt.exporting.result import ExportResult, Size, about, input_name, input_shape
+from primesvt.exporting.source import ExportSource, open_origin, samples_of
+from primesvt.profiling.memory import parameter_bytes
 
-__all__ = ["export"]
+__all__ = ["ExportSettings", "Format", "export"]
+
+
+Format = Literal["onnx", "torch-export", "hub"]
+NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "hub": "hub"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Format, weights, and what must hold; a setting that cannot be is a ``ValueError``.
+
+    Attributes:
+        format: ``onnx``, ``torch-export`` or ``hub``.
+        weight_bits: 8 for weights in eight bits; ONNX only.
+        agreement: share of samples whose prediction must stay the same.
+        images: samples to compare on, at most.
+        batch_size: of the comparison.
+        push: repository on the Hugging Face Hub to upload to; Hub layout only.
+
+    Example:
+        >>> ExportSettings(format="onnx", weight_bits=8).file_name
+        'model-8bit.onnx'
+    """
+
+    format: Format = "onnx"
+    weight_bits: int | None = None
+    agreement: float = 0.99
+    images: int = 256
+    batch_size: int = 16
+    push: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            allowed = ", ".join(get_args(Format))
+            raise ValueError(f"format is {self.format!r}; allowed: {allowed}")
+        if self.weight_bits not in (None, 8):
+            raise ValueError(f"weight_bits is {self.weight_bits!r}; 8 is what can be had")
+        if self.weight_bits is not None and self.format != "onnx":
+            raise ValueError(
+                f"8-bit weights are written in ONNX files alone, not in {self.format}; use the"
+                " format onnx, or leave weight_bits out"
+            )
+        if not 0 <= self.agreement <= 1:
+            raise ValueError(
+                f"agreement is {self.agreement!r}, but is a share of predictions: 0 to 1"
+            )
+        for name in ("images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be at least 1")
+        if self.push is not None and self.format != "hub":
+            raise ValueError("only the format hub can be pushed; leave push out, or ask for hub")
+
+    @property
+    def file_name(self) -> str:
+        """What the result is called where no name is given."""
+        return "model-8bit.onnx" if self.weight_bits else NAMES[self.format]
 
 
 def export(
@@ -56,8 +109,8 @@ def export(
         weight_bits: 8 keeps weights in eight bits (``onnx`` only). So many of them, from the first
             layer on, stay in float32 that the predictions still agree.
         agreement: share of samples whose prediction must stay the same.
-        data: what to compare on, as ``primesvt.prune`` takes it: its selection set; the run's when
-            not given.
+        data: what to compare on, as ``primesvt.prune`` takes it: its selection set; the model's own
+            when not given.
         example_input: for a module without ``data``: inputs to compare on.
         batch_axis: of ``example_input``: the axis that counts samples.
         images: compare on so many samples, at most.
@@ -68,11 +121,14 @@ def export(
     Raises:
         ValueError: nothing that can be exported, a package that is missing, or a file that does
             not agree, which is deleted.
+        FolderInUse: another process is writing to ``out``; a ``ValueError`` too.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> shown = torch.rand(4, 1, 8, 8)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     made = export("sdt_v2_digits", f"{folder}/digits.pt2", format="torch-export")
+        ...     made = export(net, f"{folder}/net.pt2", format="torch-export", example_input=shown)
         >>> made.agreement.predictions, made.input
         (1.0, 'float32 [batch, 1, 8, 8]')
     """
@@ -100,14 +156,16 @@ def export(
     job = _Job(origin=origin, place=place, settings=settings, comparison=comparison)
     if progress is not None:
         progress("exporting", 0, 0)
-    return job.hub() if format == "hub" else job.file()
+    with file_lock(place):
+        _place(origin, settings, out)  # what lies there now
+        return job.hub() if format == "hub" else job.file()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     """One export: what, where to, and what it is compared with."""
 
-    origin: Origin
+    origin: ExportSource
     place: Path
     settings: ExportSettings
     comparison: Comparison
@@ -185,7 +243,7 @@ class _Job:
         ]
 
 
-def _place(origin: Origin, settings: ExportSettings, out: str | Path | None) -> Path:
+def _place(origin: ExportSource, settings: ExportSettings, out: str | Path | None) -> Path:
     """Where the result goes; checked before anything is computed."""
     if out is None:
         if isinstance(origin.source, nn.Module):

@@ -5,24 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from primesvt.channels.graph import Ids
-from primesvt.importance.compensated import obs
-from primesvt.importance.costs import removal_costs
-from primesvt.importance.evidence import Evidence, Importance, Scores
-from primesvt.importance.spikes import activity, firing_rate, membrane, taylor
-from primesvt.importance.weights import l1, l2, l2_folded, random
+from primesvt.importance.activity import activity, firing_rate, membrane, taylor
+from primesvt.importance.base import Criterion, CriterionContext, Scores
+from primesvt.importance.magnitude import l1, l2, l2_folded, random
+from primesvt.importance.obs import obs, removal_costs
 
 __all__ = [
     "IMPORTANCES",
     "WITHOUT_INPUTS",
-    "Evidence",
-    "Importance",
+    "Criterion",
+    "CriterionContext",
     "Scores",
     "find_importance",
     "keep",
     "removal_costs",
 ]
 
-IMPORTANCES: dict[str, Importance] = {
+IMPORTANCES: dict[str, Criterion] = {
     "l2": l2,
     "l1": l1,
     "l2_folded": l2_folded,
@@ -36,7 +35,7 @@ IMPORTANCES: dict[str, Importance] = {
 WITHOUT_INPUTS = frozenset({"l2", "l1", "l2_folded", "random"})
 
 
-def find_importance(name: str) -> Importance:
+def find_importance(name: str) -> Criterion:
     """An importance by name; an unknown one raises ``ValueError`` with the known names.
 
     Example:

@@ -6,23 +6,23 @@ Example:
     15112208
 """
 
+from primesvt.data.config import DataConfig
 from primesvt.models.config import ModelConfig
 from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families import build_model
 from primesvt.models.families.sdt_v2 import SDTv2Config
-from primesvt.models.loaded import Loaded
 from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
-from primesvt.models.official import from_official, to_official
-from primesvt.models.official_names import official_keys, official_modules
-from primesvt.models.provenance import DataConfig, Provenance
+from primesvt.models.official.convert import from_official, to_official
+from primesvt.models.official.names import official_keys, official_modules
+from primesvt.models.provenance import CheckpointReport, Provenance
 from primesvt.models.registry import create_model, list_models, model_entry
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import load_state
+from primesvt.models.state_dict import load_state
 
 __all__ = [
+    "CheckpointReport",
     "DataConfig",
     "IntegerNeuron",
-    "Loaded",
     "ModelConfig",
     "ModelEntry",
     "Provenance",

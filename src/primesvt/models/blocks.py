@@ -11,9 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from primesvt.models.inference import unwatched
+from primesvt.models.fast_paths import HalvingMaxPool, unwatched
 from primesvt.models.neurons import Spike, lif
-from primesvt.models.pooling import HalvingMaxPool
 
 __all__ = [
     "MLP",

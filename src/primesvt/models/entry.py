@@ -4,36 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from primesvt.data.config import DataConfig
 from primesvt.models.config import ModelConfig
-from primesvt.models.provenance import DataConfig
 
-__all__ = ["CIFAR", "DIGITS", "IMAGENET", "ModelEntry", "Published", "events"]
-
-IMAGENET = DataConfig(
-    input_size=(3, 224, 224),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    crop_ratio=0.875,
-)
-CIFAR = DataConfig(
-    input_size=(3, 32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
-)
-DIGITS = DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
-
-
-def events(channels: int, size: int) -> DataConfig:
-    """How frames of an event camera are prepared: counts as they are.
-
-    Example:
-        >>> events(2, 128).input_size
-        (2, 128, 128)
-    """
-    return DataConfig(
-        input_size=(channels, size, size),
-        mean=(0.0,) * channels,
-        std=(1.0,) * channels,
-        events=True,
-    )
+__all__ = ["ModelEntry", "Published"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Spiking neurons: with ``inference``, the one place that knows SpikingJelly."""
+"""Spiking neurons: with ``fast_paths``, the one place that knows SpikingJelly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from spikingjelly.activation_based import base, surrogate
 from torch import Tensor, nn
 
-from primesvt.models.inference import LIF, PLIF
+from primesvt.models.fast_paths import LIF, PLIF
 
 __all__ = [
+    "AcrossImages",
     "IntegerNeuron",
     "Spike",
     "Surrogate",
@@ -195,3 +196,25 @@ def memories(*models: nn.Module) -> list[base.MemoryModule]:
         if parts:
             left += [part for part in parts.values() if part is not None]
     return found
+
+
+class AcrossImages(nn.Module):
+    """A neuron that takes the images of a batch for further time steps.
+
+    ``[T, B, ...]`` to the same shape: the membrane runs over ``T * B`` steps, first all images of
+    time step 0, then all of step 1. So an image's spikes depend on those before it in the batch.
+
+    Example:
+        >>> neuron = AcrossImages(lif)
+        >>> neuron(torch.tensor([[1.5, 1.5, 1.5]])).tolist()
+        [[0.0, 1.0, 0.0]]
+
+    Source: official code of QKFormer, spiking self attention; reported there as issue 14.
+    """
+
+    def __init__(self, spike: Spike = lif) -> None:
+        super().__init__()
+        self.lif = spike()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.unflatten(self.lif(x.flatten(0, 1)), 0, x.shape[:2])

@@ -1,4 +1,4 @@
-"""Where a model's weights come from: how its images are prepared, and what it never saw."""
+"""Where a model's weights come from, and what was read and guessed when they were loaded."""
 
 from __future__ import annotations
 
@@ -6,27 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["DataConfig", "Provenance"]
+from primesvt.data.config import DataConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How images must be prepared: size ``(channels, height, width)``, then normalisation.
-
-    ``crop_ratio`` is the part of the resized image that the centre crop keeps; ``events``: the
-    samples are frames of an event camera, ``[time steps, channels, height, width]``.
-
-    Example:
-        >>> DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,)).crop_ratio
-        1.0
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_ratio: float = 1.0
-    interpolation: str = "bicubic"
-    events: bool = False
+__all__ = ["CheckpointReport", "Provenance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +43,70 @@ class Provenance:
             return cls(data=DataConfig(**fields), held_out=bool(content["held_out"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"damaged provenance ({error}); save the model again") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointReport:
+    """Where a model's settings come from; kept as ``model.loaded``.
+
+    Attributes:
+        source: the file.
+        family: name of the family, ``title`` the name people use.
+        nearest: the registered variant that is most alike; ``exact`` if the tensors are its own.
+        inferred: settings that names and shapes of the tensors gave away.
+        given: settings that the caller named.
+        assumed: settings that leave no trace in the tensors, mostly as ``nearest`` has them.
+        notes: what else a person should know, one sentence each: oddities of the official code
+            that are reproduced, choices made in reading the file.
+
+    Example:
+        >>> from primesvt.models import create_model, from_official, to_official
+        >>> from_official(to_official(create_model("sdt_v2_digits"))).loaded.nearest
+        'sdt_v2_digits'
+    """
+
+    source: str
+    family: str
+    title: str
+    nearest: str
+    exact: bool
+    inferred: Mapping[str, Any]
+    given: Mapping[str, Any]
+    assumed: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    def lines(self) -> tuple[str, ...]:
+        """The report, as short lines for a person.
+
+        Example:
+            >>> from primesvt.models import create_model, from_official, to_official
+            >>> model = from_official(to_official(create_model("sdt_v2_digits")))
+            >>> print(model.loaded.lines()[0])
+            a state dict: Spike-driven Transformer V2, as sdt_v2_digits
+        """
+        as_which = "as" if self.exact else "nearest published variant:"
+        told = [f"{self.source}: {self.title}, {as_which} {self.nearest}"]
+        for title, settings in (
+            ("read off the tensors", self.inferred),
+            ("given", self.given),
+            ("assumed, override by name", self.assumed),
+        ):
+            if settings:
+                told.append(f"{title}: {_listed(settings)}")
+        return (*told, *(f"note: {note}" for note in self.notes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_text(value)}" for name, value in settings.items())
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_text, value))})"
+    return str(value)

@@ -11,14 +11,16 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 
+from primesvt.data.config import DataConfig
 from primesvt.models.config import ModelConfig
 from primesvt.models.entry import ModelEntry
-from primesvt.models.families import FAMILIES, build_model
+from primesvt.models.families import FAMILIES, build_model, family_of
+from primesvt.models.nearest import nearest_entry
 from primesvt.models.provenance import Provenance
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import load_state
+from primesvt.models.state_dict import load_state
 
-__all__ = ["create_model", "list_models", "model_entry"]
+__all__ = ["create_model", "data_config", "list_models", "model_entry", "provenance_of"]
 
 
 _ENTRIES = {entry.name: entry for family in FAMILIES.values() for entry in family.entries()}
@@ -97,3 +99,34 @@ def _bundled(entry: ModelEntry) -> dict[str, Any]:
             f"the weights of {entry.name} cannot be read from the package ({error});"
             " install primesvt again"
         ) from error
+
+
+def provenance_of(model: SpikingViT) -> Provenance:
+    """Where a model's weights come from; for one made from a config, its nearest entry's data.
+
+    Example:
+        >>> provenance_of(create_model("sdt_v2_digits", pretrained=True)).held_out
+        True
+    """
+    return model.provenance or Provenance(data=data_config(model.config))
+
+
+def data_config(config: ModelConfig) -> DataConfig:
+    """How images for a model of this config are prepared: as for its nearest registry entry.
+
+    Example:
+        >>> data_config(model_entry("sdt_v2_55m").config).input_size
+        (3, 224, 224)
+    """
+    data = _nearest_data(config)
+    if data.input_size[0] != config.in_channels:
+        raise ValueError(
+            f"no registered {config.family} model reads {config.in_channels} channels, so how "
+            "images are prepared is unknown; use primesvt.prune in Python with your own Dataset"
+        )
+    return data
+
+
+def _nearest_data(config: ModelConfig) -> DataConfig:
+    settings = {name: value for name, value in config.to_dict().items() if name != "time_steps"}
+    return nearest_entry(family_of(config.family).entries(), settings).data

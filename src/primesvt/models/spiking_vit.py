@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from primesvt.models.config import ModelConfig
-from primesvt.models.inference import forgetting
-from primesvt.models.loaded import Loaded
+from primesvt.models.fast_paths import forgetting
 from primesvt.models.neurons import memories
-from primesvt.models.provenance import Provenance
+from primesvt.models.provenance import CheckpointReport, Provenance
 
 __all__ = ["SpikingViT"]
 
@@ -42,7 +41,7 @@ class SpikingViT(nn.Module):
         self.config = config
         self.time_steps = config.time_steps
         self.provenance: Provenance | None = None
-        self.loaded: Loaded | None = None
+        self.loaded: CheckpointReport | None = None
         self.blocks = nn.Sequential(OrderedDict(blocks))
         self.head = head
 

@@ -8,19 +8,19 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration import Calibration
-from primesvt.calibration.norms import Norm, Seen, before_each, norms_of, see
-from primesvt.together import Together, block_of
+from primesvt.calibration import CalibrationSet
+from primesvt.calibration.norm_inputs import Norm, NormInput, before_each, norm_input, norms_of
+from primesvt.models.shared_prefix import VariantBatch, block_of
 
 __all__ = ["reestimate"]
 
-Expected = Sequence[Mapping[str, list[Seen]]]
+Expected = Sequence[Mapping[str, list[NormInput]]]
 Kept = Mapping[str, Tensor]
 
 
 def reestimate(
-    together: Together,
-    calibration: Calibration,
+    together: VariantBatch,
+    calibration: CalibrationSet,
     expected: Expected,
     kept: Sequence[Kept],
     common: Kept | None = None,
@@ -51,14 +51,14 @@ def reestimate(
     """
     starts = together.starts if together.common is not None else [0] * len(kept)
     followers = [
-        _Follower(network, start, channels, expected)
+        _NormTracker(network, start, channels, expected)
         for network, start, channels in zip(together.networks, starts, kept, strict=True)
     ]
     ahead = []
     if together.common is not None and common is not None:
-        ahead = [_Follower(together.common, 0, common, expected)]
+        ahead = [_NormTracker(together.common, 0, common, expected)]
     with ExitStack() as listening:
-        listening.enter_context(together.calibrating())
+        listening.enter_context(together.evaluating())
         for follower in (*followers, *ahead):
             listening.enter_context(before_each(follower.norms, follower.see))
         for number, batch in enumerate(calibration):
@@ -71,7 +71,7 @@ def reestimate(
         follower.restore()
 
 
-class _Follower:
+class _NormTracker:
     """The norms of one network, from one block on, and where their statistics go."""
 
     def __init__(self, network: nn.Module, start: int, kept: Kept, expected: Expected) -> None:
@@ -91,7 +91,7 @@ class _Follower:
         """Normalise a call's input by statistics moved for it."""
         call = self.calls.get(name, 0)
         self.calls[name] = call + 1
-        was, now = self.expected[self.batch][name][call], see(norm, x)
+        was, now = self.expected[self.batch][name][call], norm_input(norm, x)
         kept = self.kept.get(name, slice(None))
         mean, variance = self.before[name]
         m, m0, v, v0 = now.mean, was.mean[kept], now.variance, was.variance[kept]

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration import Activity, Reader
+from primesvt.calibration import ActivationStatistics, Consumer
 from primesvt.channels.graph import Ids
+from primesvt.channels.plan import NOTHING
 from primesvt.channels.surgery import kept_along
-from primesvt.plan import NOTHING
+from primesvt.models.shared_prefix import VariantBatch
 from primesvt.recovery.batchnorm import reestimate
 from primesvt.recovery.refit import refit
-from primesvt.together import Together
 
 __all__ = ["RECOVERIES", "Recovery"]
 
@@ -39,7 +39,7 @@ class Recovery:
     """
 
     kind: str
-    activity: Activity | None = None
+    activity: ActivationStatistics | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in RECOVERIES:
@@ -57,7 +57,7 @@ class Recovery:
 
     def after(
         self,
-        together: Together,
+        together: VariantBatch,
         cuts: Sequence[Mapping[str, Ids]],
         common: Mapping[str, Ids] | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class Recovery:
             parts.append("batch norm" if parts else "batch norm only")
         return ", ".join(parts) or NOTHING
 
-    def _named(self, reader: Reader) -> str:
+    def _named(self, reader: Consumer) -> str:
         """A reader; of a grouped or very wide one only channels are mixed."""
         assert self.activity is not None
         spatial = reader.layer(self.activity.model).weight.shape[2:].numel() > 1

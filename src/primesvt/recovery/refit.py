@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from primesvt.calibration import Activity, Reader
+from primesvt.calibration import ActivationStatistics, Consumer
+from primesvt.calibration.least_squares import regression
 from primesvt.channels.graph import Ids
-from primesvt.recovery.solve import regression
 
 __all__ = ["refit"]
 
 
-def refit(model: nn.Module, activity: Activity, cuts: Mapping[str, Ids]) -> None:
+def refit(model: nn.Module, activity: ActivationStatistics, cuts: Mapping[str, Ids]) -> None:
     """Fold what removed channels gave into the weights of the channels that stay, in place.
 
     ``model`` still has all its channels: it is cut afterwards. Every removed input channel ``p`` of
@@ -31,7 +31,7 @@ def refit(model: nn.Module, activity: Activity, cuts: Mapping[str, Ids]) -> None
         activity: moments in front of the readers.
         cuts: group -> kept channels ``[positions, k]``.
     """
-    by_tensor: dict[str, tuple[Reader, Tensor]] = {}
+    by_tensor: dict[str, tuple[Consumer, Tensor]] = {}
     for name, rows in cuts.items():
         for reader in activity.readers[name]:
             kept = _kept(activity, name, reader, rows)
@@ -43,7 +43,7 @@ def refit(model: nn.Module, activity: Activity, cuts: Mapping[str, Ids]) -> None
                 _fold(model, activity, reader, kept)
 
 
-def _kept(activity: Activity, name: str, reader: Reader, rows: Ids) -> Tensor:
+def _kept(activity: ActivationStatistics, name: str, reader: Consumer, rows: Ids) -> Tensor:
     """True for every input channel of a reader that survives the cut of one group."""
     group = activity.graph[name]
     chosen = np.zeros((group.positions, group.size), dtype=bool)
@@ -52,7 +52,7 @@ def _kept(activity: Activity, name: str, reader: Reader, rows: Ids) -> Tensor:
     return torch.from_numpy(np.where(ids < 0, True, chosen.reshape(-1)[ids.clip(min=0)]))
 
 
-def _fold(model: nn.Module, activity: Activity, reader: Reader, mask: Tensor) -> None:
+def _fold(model: nn.Module, activity: ActivationStatistics, reader: Consumer, mask: Tensor) -> None:
     layer, moments = reader.layer(model), activity.inputs(reader)
     seen = mask.repeat_interleave(reader.taps)
     kept, gone = seen.nonzero().flatten(), (~seen).nonzero().flatten()
@@ -66,7 +66,7 @@ def _fold(model: nn.Module, activity: Activity, reader: Reader, mask: Tensor) ->
         layer.bias += _per_output(layer, reader, constant).to(layer.bias)
 
 
-def _mix(layer: nn.Module, reader: Reader, mixing: Tensor, kept: Tensor, gone: Tensor) -> None:
+def _mix(layer: nn.Module, reader: Consumer, mixing: Tensor, kept: Tensor, gone: Tensor) -> None:
     """``W[:, kept] += W[:, gone] @ mixing``, in every group of a grouped convolution apart."""
     assert isinstance(layer.weight, Tensor)
     weight = layer.weight.flatten(1) if reader.taps > 1 else layer.weight
@@ -83,7 +83,7 @@ def _mix(layer: nn.Module, reader: Reader, mixing: Tensor, kept: Tensor, gone: T
     layer.weight.copy_(updated.reshape(layer.weight.shape))
 
 
-def _per_output(layer: nn.Module, reader: Reader, constant: Tensor) -> Tensor:
+def _per_output(layer: nn.Module, reader: Consumer, constant: Tensor) -> Tensor:
     """What constant inputs ``[in * taps]`` add to every output; of channels, inside the image."""
     weight = layer.weight
     assert isinstance(weight, Tensor)

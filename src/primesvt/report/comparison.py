@@ -9,14 +9,12 @@ from typing import Any
 
 from primesvt._files import write_text
 from primesvt.report.changes import Change, changes
-from primesvt.report.comparisonplot import comparison_plot
-from primesvt.report.heat import Cell, Heat, Row
+from primesvt.report.heatmap import Cell, Heatmap, Row
 from primesvt.report.names import by_block, inside
-from primesvt.report.page import asked, render
-from primesvt.report.plantable import kept_share
-from primesvt.report.runfiles import RunFiles, flat, read_run
-from primesvt.report.summary import limits_asked, summary
-from primesvt.report.tuned import tuning
+from primesvt.report.page import asked, kept_share, render
+from primesvt.report.run_files import RunFiles, flat, read_run
+from primesvt.report.summary import limits_asked, summary, tuning
+from primesvt.report.tradeoff_plot import comparison_plot
 
 __all__ = ["Difference", "compare_plans", "compare_recipes", "write_comparison"]
 
@@ -68,7 +66,7 @@ def compare_recipes(runs: Sequence[RunFiles]) -> list[Difference]:
     return sorted(found, key=lambda each: not each.differs)
 
 
-def compare_plans(runs: Sequence[RunFiles]) -> Heat | None:
+def compare_plans(runs: Sequence[RunFiles]) -> Heatmap | None:
     """The share of its channels that every group keeps in every run; ``None`` if none was cut."""
     kept = [{step["group"]: kept_share(step) for step in run.steps} for run in runs]
     cut = {name for each in kept for name in each}
@@ -88,7 +86,7 @@ def compare_plans(runs: Sequence[RunFiles]) -> Heat | None:
             )
             for name in names
         ]
-    return Heat(
+    return Heatmap(
         label=f"Share of channels kept by {len(order)} groups in {len(runs)} runs",
         corner="Channel group",
         columns=tuple(f"{number}: {name}" for number, name in enumerate(_names(runs), start=1)),

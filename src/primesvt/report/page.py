@@ -2,24 +2,82 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt._files import write_text
-from primesvt.report.changes import Change, changes, headline
-from primesvt.report.costs import cost_notes, firing_rates
-from primesvt.report.plantable import plan_table
-from primesvt.report.robustness import robustness
-from primesvt.report.runfiles import RunFiles, flat, read_run
+from primesvt.report.changes import Change, changes, cost_notes, firing_rates, headline
+from primesvt.report.heatmap import robustness
+from primesvt.report.names import block_of, inside
+from primesvt.report.run_files import RunFiles, flat, read_run
 from primesvt.report.sizes import block_sizes
-from primesvt.report.summary import summary
-from primesvt.report.tuned import tuning
-from primesvt.report.walkplot import text_of, walk_plot
+from primesvt.report.summary import summary, tuning
+from primesvt.report.tradeoff_plot import text_of, walk_plot
+
+__all__ = ["Cut", "asked", "kept_share", "plan_table", "render", "write_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One row: ``kept`` is the share of channels that stay, ``accuracy`` empty if not measured."""
+
+    block: str
+    group: str
+    rate: str
+    channels: str
+    kept: float
+    accuracy: str
+    saving: str
+    recovery: str
+    detail: str
+
+
+def plan_table(run: RunFiles) -> list[Cut]:
+    """The cuts of a plan, in the order in which they were taken."""
+    return [_cut(step, images=run.images) for step in run.steps]
+
+
+def kept_share(step: Mapping[str, Any]) -> float:
+    """The share of its channels that a group keeps.
+
+    Example:
+        >>> kept_share({"before": [4, 8], "after": [4, 2]})
+        0.25
+    """
+    return float(step["after"][1]) / float(step["before"][1])
+
+
+def _cut(step: Mapping[str, Any], *, images: bool) -> Cut:
+    recovery = step.get("recovery", "")
+    return Cut(
+        block=block_of(step["group"]),
+        group=inside(step["group"]),
+        # A lossless cut before the policy's own has no rate.
+        rate="lossless" if recovery.startswith("lossless") else f"{step['rate']:.0%}",
+        channels=f"{_width(*step['before'])} to {_width(*step['after'])}",
+        kept=kept_share(step),
+        accuracy="" if step["accuracy"] is None else text_of(step["accuracy"], images=images),
+        saving=f"{step['saving']:.1%}",
+        recovery=_short(recovery),
+        detail=recovery,
+    )
+
+
+def _short(recovery: str) -> str:
+    """Without the names of the layers that made up for the cut."""
+    return re.sub(r" \([^)]*\)", "", recovery).partition(";")[0]
+
+
+def _width(positions: int, size: int) -> str:
+    return f"{positions} x {size}" if positions > 1 else str(size)
+
 
 # The costs that are shown large, as far as they were measured: the first two of these.
 LARGE = (
@@ -28,8 +86,6 @@ LARGE = (
     "Membrane potentials per image",
     "Peak activations per image",
 )
-
-__all__ = ["asked", "render", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +116,19 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 def render(template: str, **content: Any) -> str:
     """A template of the package filled in; a name that it misses is an error."""
-    environment = Environment(
+    return _templates().get_template(template).render(**content)
+
+
+@cache
+def _templates() -> Environment:
+    """Made once, as compiling a template takes longer than filling it in."""
+    return Environment(
         loader=PackageLoader("primesvt"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
 
 
 def asked(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from primesvt.models import build_model
 from primesvt.report.names import block_of
-from primesvt.report.runfiles import RunFiles
+from primesvt.report.run_files import RunFiles
 
 __all__ = ["BlockSize", "block_sizes", "sizes_of"]
 
@@ -89,7 +89,7 @@ def _unpruned(run: RunFiles) -> nn.Module | None:
 
 def _traced(run: RunFiles) -> dict[str, int]:
     from primesvt.channels import trace
-    from primesvt.plan import example_inputs
+    from primesvt.channels.plan import example_inputs
 
     model = _unpruned(run)
     if model is None or not run.plan.get("inputs"):

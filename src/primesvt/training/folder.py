@@ -10,14 +10,19 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from torch import nn
 
-from primesvt._files import check_writable, write_json, write_text
-from primesvt.processes import Processes
-from primesvt.recipe import describe
-from primesvt.training.recipe import Learning
+from primesvt._files import check_writable, contents, write_json, write_text
+from primesvt.channels.plan import Plan
+from primesvt.checkpoint.folder import save_model
+from primesvt.config import describe
+from primesvt.distributed import ProcessGroup
+from primesvt.training.config import FinetuneRecipe, TrainingConfig
+from primesvt.training.record import FinetuneRecord
 from primesvt.training.snapshot import Snapshot
 
-__all__ = ["Saver", "TrainingFolder", "check_free"]
+__all__ = ["Saver", "TrainingFolder", "TunedFolder", "check_free"]
+
 
 RECIPE, STATE, MODEL, RECORD, PROGRESS = (
     "recipe.yaml",
@@ -45,7 +50,7 @@ class TrainingFolder:
         self,
         path: Path,
         *,
-        recipe: Learning,
+        recipe: TrainingConfig,
         context: Mapping[str, Any],
         task: str = "a training",
     ) -> None:
@@ -134,13 +139,13 @@ class Saver:
     Example:
         >>> import torch
         >>> saved = []
-        >>> saver = Saver(lambda: saved.append(1), 0.0, Processes(device=torch.device("cpu")))
+        >>> saver = Saver(lambda: saved.append(1), 0.0, ProcessGroup(device=torch.device("cpu")))
         >>> saver.if_due()
         >>> saved
         [1]
     """
 
-    def __init__(self, save: Callable[[], None], every: float, processes: Processes) -> None:
+    def __init__(self, save: Callable[[], None], every: float, processes: ProcessGroup) -> None:
         if not every >= 0:
             raise ValueError(f"save_every is {every}, but must be at least 0 seconds")
         self._save, self._every, self._processes = save, every, processes
@@ -156,7 +161,7 @@ class Saver:
     def if_due(self) -> None:
         """Save, if the last time is long enough ago; at most a twentieth of all time goes there."""
         pause = self._every and max(self._every, COST * self._took)
-        if self._processes.agree(time.monotonic() - self._last >= pause):
+        if self._processes.broadcast(time.monotonic() - self._last >= pause):
             self.now()
 
 
@@ -177,7 +182,7 @@ def check_free(path: Path, *, task: str) -> None:
             "choose a folder that you may write to"
         )
     check_writable(above)
-    there = {entry.name for entry in path.iterdir()} if above == path else set()
+    there = set(contents(path))
     other = {name for name in there - {MODEL, RECIPE} if not name.startswith(".")}
     if other and not there & {STATE, RECORD}:
         raise ValueError(
@@ -198,3 +203,39 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
         each = (_differences(there.get(n), here.get(n), f"{path}.{n}".strip(".")) for n in names)
         return [found for several in each for found in several]
     return [] if there == here else [f"{path} is {there!r} there and {here!r} here"]
+
+
+PLAN = "plan.json"
+
+
+class TunedFolder(TrainingFolder):
+    """A folder of one fine-tuning: the same as of a training, with the plan of the pruned network.
+
+    Args:
+        path: new, empty, or of the same recipe. Nothing is written before ``create``.
+        recipe: what is asked.
+        context: what else the result depends on.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+
+    def __init__(self, path: Path, *, recipe: FinetuneRecipe, context: Mapping[str, Any]) -> None:
+        super().__init__(path, recipe=recipe, context=context, task="a fine-tuning")
+        check_free(path, task=self.task)
+
+    def finished(self) -> FinetuneRecord | None:
+        """The record of a fine-tuning that has ended."""
+        record = self.finished_record()
+        try:
+            return None if record is None else FinetuneRecord.from_dict(record)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.path} is damaged (record.json); delete the folder to start anew"
+            ) from error
+
+    def finish_with(self, model: nn.Module, plan: Plan, record: FinetuneRecord) -> None:
+        """Write the plan and the model, then the record."""
+        plan.save(self.path / PLAN)
+        save_model(model, self.model, plan=plan)
+        self.finish(record.to_dict())

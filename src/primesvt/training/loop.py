@@ -7,20 +7,129 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from primesvt.data import ImageSet
-from primesvt.evaluation import Progress
+from primesvt.distributed import ProcessGroup
+from primesvt.evaluation.evaluator import Progress
 from primesvt.models import reset
-from primesvt.processes import Processes
-from primesvt.training.order import Order
-from primesvt.training.randomness import random_states, restore_random_states
-from primesvt.training.recipe import Learning
-from primesvt.training.snapshot import Snapshot, named
+from primesvt.training.config import TrainingConfig
+from primesvt.training.snapshot import Snapshot, named, random_states, restore_random_states
 
-__all__ = ["Loop", "Loss", "computes_in_bf16", "learning_rate_factor"]
+__all__ = [
+    "BestWeights",
+    "Loss",
+    "ResumableBatchSampler",
+    "TrainingLoop",
+    "computes_in_bf16",
+    "learning_rate_factor",
+]
+
+
+class ResumableBatchSampler(Sampler[list[int]]):
+    """The batches of an epoch, or what is left of them; incomplete ones are left out.
+
+    Args:
+        images: how many there are.
+        batch_size: images of a step, over all processes.
+        generator: draws the permutations.
+        rank: the process whose share of each batch is wanted.
+        size: how many processes there are.
+
+    Example:
+        >>> order = ResumableBatchSampler(5, 2, torch.Generator().manual_seed(0))
+        >>> _ = order.begin()
+        >>> first = list(order)
+        >>> order.skip(1)
+        >>> len(first), list(order) == first[1:]
+        (2, True)
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, generator: Generator, *, rank: int = 0, size: int = 1
+    ) -> None:
+        self.images, self.generator = images, generator
+        self.share = max(1, min(batch_size, images) // size)
+        self.rank, self.batch_size = rank, self.share * size
+        self.steps = images // self.batch_size
+        self.state = generator.get_state()
+        self._permutation = torch.arange(images)
+        self._first = 0
+
+    def begin(self) -> int:
+        """Draw the order of an epoch; returns a seed for the processes that load it."""
+        self.state = self.generator.get_state()
+        seed = torch.empty((), dtype=torch.int64).random_(generator=self.generator).item()
+        self._permutation = torch.randperm(self.images, generator=self.generator)
+        self._first = 0
+        return int(seed)
+
+    def again(self, state: Tensor) -> int:
+        """Draw the order of the epoch that began in a state of the generator."""
+        self.generator.set_state(state)
+        return self.begin()
+
+    def skip(self, steps: int) -> None:
+        """Leave out the first steps of the epoch."""
+        self._first = steps
+
+    def end(self) -> None:
+        """Close the epoch."""
+        # torch's RandomSampler draws once more here: with it, trainings on record repeat bitwise.
+        torch.randperm(self.images, generator=self.generator)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self._first, self.steps):
+            begin = step * self.batch_size + self.rank * self.share
+            yield self._permutation[begin : begin + self.share].tolist()
+
+    def __len__(self) -> int:
+        return self.steps - self._first
+
+
+class BestWeights:
+    """Accuracies as they come, and the weights of the best; of equals, the later.
+
+    Args:
+        first: the number of the first candidate: 0 where weights are judged before any training.
+
+    Example:
+        >>> best = BestWeights()
+        >>> for accuracy in (0.5, 0.7, 0.6):
+        ...     best.offer(torch.nn.Linear(1, 1), accuracy)
+        >>> best.epoch
+        2
+    """
+
+    def __init__(self, *, first: int = 1) -> None:
+        self.first, self.epoch = first, first
+        self.accuracies: list[float] = []
+        self.state: dict[str, Tensor] = {}
+
+    def offer(self, model: nn.Module, accuracy: float) -> None:
+        """Take the weights as they are now, if none before were better."""
+        self.accuracies.append(accuracy)
+        if accuracy >= max(self.accuracies):
+            self.epoch = self.first + len(self.accuracies) - 1
+            self.state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def give(self, model: nn.Module) -> None:
+        """Put the best weights into a model."""
+        model.load_state_dict(self.state)
+
+    def snapshot(self) -> Snapshot:
+        """What the choice depends on so far."""
+        facts = {"best": self.epoch, "accuracies": list(self.accuracies)}
+        return Snapshot(tensors=named("best", self.state), facts=facts)
+
+    def restore(self, snapshot: Snapshot, device: torch.device) -> None:
+        """Go on from there."""
+        self.epoch = snapshot.facts["best"]
+        self.accuracies = list(snapshot.facts["accuracies"])
+        self.state = {k: v.to(device) for k, v in snapshot.part("best").items()}
+
 
 IN_MEMORY = 2**31  # bytes of prepared training images that are kept as one tensor
 ESTIMATED_ON = 1024  # images for the batch-norm statistics of averaged weights
@@ -31,7 +140,7 @@ Loss = Callable[[Any, Tensor, Tensor], Tensor]
 Targets are labels ``[B]``, or shares of all classes ``[B, classes]`` where images are mixed."""
 
 
-class Loop:
+class TrainingLoop:
     """Weights, optimizer, schedule, order of images and random states of one training.
 
     Args:
@@ -51,10 +160,10 @@ class Loop:
         self,
         model: nn.Module,
         images: Dataset[Any],
-        learning: Learning,
+        learning: TrainingConfig,
         *,
         loss: Loss,
-        processes: Processes,
+        processes: ProcessGroup,
         fill: Tensor,
         classes: int,
         workers: int = 0,
@@ -64,7 +173,7 @@ class Loop:
         self.model, self.learning, self.loss, self.processes = model, learning, loss, processes
         self.fill, self.classes, self.bf16, self.stage = fill, classes, bf16, stage
         self.generator = torch.Generator().manual_seed(learning.seed)
-        self.order = Order(
+        self.order = ResumableBatchSampler(
             len(cast(Sized, images)),
             learning.batch_size,
             self.generator,
@@ -108,10 +217,10 @@ class Loop:
             progress(self.stage, self.done, self.steps)
             after_step()
         self.order.end()
-        self.processes.align(self.model)
+        self.processes.broadcast_state(self.model)
         if self.average is not None:
             self._estimate_statistics(self.average.module)
-            self.processes.align(self.average)
+            self.processes.broadcast_state(self.average)
         self.losses.append(self.total / self.order.steps)
         self.step, self.total = 0, 0.0
 
@@ -245,7 +354,7 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
 
 
 def _loader(
-    images: Dataset[Any], order: Order, generator: torch.Generator, workers: int
+    images: Dataset[Any], order: ResumableBatchSampler, generator: torch.Generator, workers: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches of an epoch, out of one tensor where all images are ours and fit into memory."""
     if isinstance(images, ImageSet) and len(images):
@@ -264,7 +373,7 @@ def _loader(
 class _Prepared:
     """Batches of images that are decoded once, when the first epoch begins."""
 
-    def __init__(self, images: ImageSet, order: Order) -> None:
+    def __init__(self, images: ImageSet, order: ResumableBatchSampler) -> None:
         self._images, self._order = images, order
         self._labels = torch.from_numpy(images.labels)
         self._all: Tensor | None = None
@@ -293,7 +402,7 @@ def _compiled(network: nn.Module) -> Callable[..., Any]:
     return torch.compile(network)
 
 
-def _optimizer(model: nn.Module, learning: Learning) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, learning: TrainingConfig) -> torch.optim.AdamW:
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [

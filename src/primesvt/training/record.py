@@ -11,50 +11,119 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
+from torch import nn
 
-from primesvt import __version__
+from primesvt.evaluation.confidence import Accuracy
 from primesvt.models import list_models, model_entry
-from primesvt.statistics import wilson_interval
-from primesvt.training.recipe import TrainRecipe
+from primesvt.training.config import TrainRecipe
 
 __all__ = [
-    "Score",
+    "FinetuneRecord",
+    "FinetuneResult",
+    "SetAccuracies",
     "TrainProgress",
     "TrainRecord",
     "recorded_recipe",
-    "score_of",
     "shared_note",
     "versions",
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Score:
-    """Top-1 accuracy on one set, with its Wilson interval at 95 % confidence."""
+class SetAccuracies:
+    """Top-1 of one network on both sets."""
 
-    accuracy: float
-    low: float
-    high: float
-    images: int
+    selection: Accuracy
+    test: Accuracy | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SetAccuracies:
+        """Read what ``dataclasses.asdict`` made."""
+        return cls(**{name: _accuracy(content[name]) for name in ("selection", "test")})
 
 
-def score_of(correct: npt.NDArray[Any]) -> Score:
-    """The score of per-sample outcomes, right or wrong.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneRecord:
+    """How a pruned network was fine-tuned, and what that gave; written as ``record.json``.
 
-    Example:
-        >>> import numpy as np
-        >>> score_of(np.array([True, False])).images
-        2
+    Attributes:
+        command: the command line, where there was one.
+        run: the run folder, where there is one.
+        recipe: what was asked, fully resolved.
+        context: what else the result depends on: digests of both networks and of the selection set,
+            images and batches, the kind of device and its precision.
+        data: the sets, in one line.
+        data_spec: name or path of data that stood in place of the run's.
+        versions: of Python and the packages that compute.
+        processes: how many shared every batch.
+        parameters: of the pruned network.
+        seconds: of training and measuring, over all starts.
+        kept_epoch: 0 where the weights before fine-tuning are the best.
+        loss: mean of each epoch.
+        selection_accuracy: before fine-tuning, then after each epoch.
+        unpruned, before: the teacher, and the pruned network before fine-tuning.
+        selection, test: the weights kept.
+        notes: what a reader must know beside the figures.
     """
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-    return Score(accuracy=float(correct.mean()), low=low, high=high, images=len(correct))
+
+    format: int = 1
+    command: str
+    run: str | None
+    recipe: Mapping[str, Any]
+    context: Mapping[str, Any]
+    data: str
+    data_spec: str | None = None
+    versions: Mapping[str, str]
+    processes: int
+    parameters: int
+    seconds: float
+    kept_epoch: int
+    loss: tuple[float, ...]
+    selection_accuracy: tuple[float, ...]
+    unpruned: SetAccuracies | None
+    before: SetAccuracies
+    selection: Accuracy
+    test: Accuracy | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def after(self) -> SetAccuracies:
+        """The weights kept."""
+        return SetAccuracies(selection=self.selection, test=self.test)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> FinetuneRecord:
+        """Read what ``to_dict`` made."""
+        values = dict(content)
+        for name in ("unpruned", "before"):
+            values[name] = None if values[name] is None else SetAccuracies.from_dict(values[name])
+        for name in ("selection", "test"):
+            values[name] = _accuracy(values[name])
+        for name in ("loss", "selection_accuracy", "notes"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """The fine-tuned network, in evaluation mode, and its record."""
+
+    model: nn.Module
+    record: FinetuneRecord
+
+
+def _accuracy(content: Mapping[str, Any] | None) -> Any:
+    return None if content is None else Accuracy(**content)
 
 
 def versions() -> dict[str, str]:
     """What a training depends on beside its recipe."""
     packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
-    ours = {"python": platform.python_version(), "primesvt": __version__}
+    ours = {"python": platform.python_version(), "primesvt": version("primesvt")}
     return ours | {name: version(name) for name in packages}
 
 
@@ -147,8 +216,8 @@ class TrainRecord:
     parameters: int
     seconds: float
     kept_epoch: int
-    selection: Score
-    test: Score | None
+    selection: Accuracy
+    test: Accuracy | None
     loss: tuple[float, ...]
     selection_accuracy: tuple[float, ...]
     notes: tuple[str, ...] = ()
@@ -162,7 +231,7 @@ class TrainRecord:
     def from_dict(cls, content: Mapping[str, Any]) -> TrainRecord:
         """Read what ``to_dict`` gave."""
         scores = {name: content[name] for name in ("selection", "test")}
-        read = {name: None if s is None else Score(**s) for name, s in scores.items()}
+        read = {name: None if s is None else Accuracy(**s) for name, s in scores.items()}
         lists = {name: tuple(content[name]) for name in ("loss", "selection_accuracy")}
         notes = tuple(content.get("notes", ()))
         return cls(**{**content, **read, **lists, "notes": notes})

@@ -3,25 +3,190 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import overload
+from typing import Any, cast, overload
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from primesvt.artifact import save_model
-from primesvt.batches import batch_note
-from primesvt.data import check_classes, load_data
+from primesvt.checkpoint.folder import save_model
+from primesvt.data import Splits, check_classes, load_data
+from primesvt.data.digest import data_digest
 from primesvt.data.splits import HELD_OUT_SEED
-from primesvt.evaluation import Progress, resolve_device
-from primesvt.models import Provenance, SpikingViT, create_model, model_entry
-from primesvt.processes import Processes
-from primesvt.training.fit import Fit
+from primesvt.distributed import ProcessGroup, resolve_device
+from primesvt.evaluation.batch_dependence import batch_note
+from primesvt.evaluation.confidence import Accuracy, accuracy_of_outcomes
+from primesvt.evaluation.evaluator import Progress, outcomes
+from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, model_entry
+from primesvt.training.config import TrainRecipe
 from primesvt.training.folder import Saver, TrainingFolder, check_free
-from primesvt.training.randomness import repeatable
-from primesvt.training.recipe import TrainRecipe
-from primesvt.training.record import TrainProgress, TrainRecord, shared_note, versions
+from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16, learning_rate_factor
+from primesvt.training.record import (
+    TrainProgress,
+    TrainRecord,
+    shared_note,
+    versions,
+)
+from primesvt.training.snapshot import Snapshot, repeatable
 
-__all__ = ["train"]
+__all__ = ["Fit", "black", "heads_of", "learning_rate_factor", "train"]
+
+
+class Fit:
+    """The moving parts of one training: the loop, and the best weights so far."""
+
+    def __init__(
+        self,
+        model: SpikingViT,
+        splits: Splits,
+        recipe: TrainRecipe,
+        config: DataConfig,
+        processes: ProcessGroup,
+        workers: int,
+    ) -> None:
+        assert splits.train is not None
+        self.model, self.splits, self.recipe, self.config = model, splits, recipe, config
+        self.processes, self.workers = processes, workers
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                nn.init.constant_(module.weight, recipe.norm_weight)
+        self.loop = TrainingLoop(
+            model,
+            splits.train,
+            recipe,
+            loss=self._loss,
+            processes=processes,
+            fill=black(config),
+            classes=model.config.num_classes,
+            workers=workers,
+            bf16=computes_in_bf16(recipe.precision, processes.device),
+        )
+        self.best = BestWeights()
+        self.scored_at_once = max(recipe.batch_size, 128)
+        self._begin, self._pace = time.monotonic(), 0.0
+        self._began_with: list[int] = [processes.size]
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, without the time in which nothing ran."""
+        return time.monotonic() - self._begin
+
+    def run(
+        self,
+        progress: Progress,
+        *,
+        save: Callable[[], None],
+        after_step: Callable[[], None],
+        stop_after: float | None = None,
+    ) -> bool:
+        """What is left of all epochs, and whether they are done.
+
+        ``save`` is called where an epoch has ended, ``after_step`` within epochs. No epoch begins
+        that would, by the time the last one took, end more than ``stop_after`` seconds from now.
+        """
+        begin = last = time.monotonic()
+        for number in range(len(self.loop.losses), self.recipe.epochs):
+            steps = self.loop.order.steps - self.loop.step
+            self.loop.epoch(progress, after_step)
+            self._pace = steps * self.loop.order.batch_size / (time.monotonic() - last)
+            judged = self.loop.result
+            self.best.offer(judged, self.score(self.splits.selection, judged).accuracy)
+            save()
+            now = time.monotonic()
+            late = stop_after is not None and 2 * now - last - begin > stop_after
+            if number + 1 < self.recipe.epochs and self.processes.broadcast(late):
+                return False
+            last = now
+        return True
+
+    def score(
+        self, dataset: Dataset[tuple[Tensor, int]], model: nn.Module | None = None
+    ) -> Accuracy:
+        """Top-1 accuracy in evaluation mode; of the network itself when no other is given."""
+        correct = outcomes(
+            model or self.model,
+            dataset,
+            batch_size=self.scored_at_once,
+            device=self.processes.device,
+            workers=self.workers,
+            processes=self.processes,
+        )
+        return accuracy_of_outcomes(correct)
+
+    def context(self) -> dict[str, Any]:
+        """What the weights depend on beside the recipe."""
+        assert self.splits.train is not None
+        return {
+            "training_images": len(cast(Sized, self.splits.train)),
+            "selection_set": data_digest(self.splits.selection),
+            "device": self.processes.device.type,
+        }
+
+    def progress(self) -> TrainProgress:
+        """How far it has come."""
+        return TrainProgress(
+            recipe=self.recipe.to_dict(),
+            data=self.splits.description(),
+            versions=versions(),
+            epochs_done=len(self.loop.losses),
+            epochs=self.recipe.epochs,
+            seconds=round(self.seconds, 1),
+            images_per_second=round(self._pace, 1),
+            loss=tuple(round(loss, 6) for loss in self.loop.losses),
+            selection_accuracy=tuple(self.best.accuracies),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Everything that the rest depends on."""
+        loop, best = self.loop.snapshot(), self.best.snapshot()
+        more = {"seconds": self.seconds, "began_with": self._began_with, "versions": versions()}
+        facts = {**loop.facts, **best.facts, **more}
+        return Snapshot(tensors={**loop.tensors, **best.tensors}, facts=facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from there."""
+        self.loop.restore(snapshot)
+        self.best.restore(snapshot, self.processes.device)
+        self._begin -= snapshot.facts["seconds"]
+        self._began_with = [*snapshot.facts["began_with"], self.processes.size]
+
+    def notes(self) -> tuple[str, ...]:
+        """What the weights depend on that the recipe does not say."""
+        counts = sorted(set(self._began_with))
+        if len(counts) == 1:
+            return ()
+        return (f"Stopped and gone on with other numbers of processes: {counts}.",)
+
+    def _loss(self, output: Tensor | tuple[Tensor, ...], images: Tensor, targets: Tensor) -> Tensor:
+        """Smoothed cross-entropy, averaged over the heads of a model that has two."""
+        smoothing = self.recipe.label_smoothing
+        heads = [head.float() for head in heads_of(output)]
+        losses = [F.cross_entropy(head, targets, label_smoothing=smoothing) for head in heads]
+        return torch.stack(losses).mean()
+
+
+def heads_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The logits ``[B, classes]`` of every head, in training mode.
+
+    Example:
+        >>> len(heads_of((torch.zeros(1, 2), torch.zeros(1, 2))))
+        2
+    """
+    return output if isinstance(output, tuple) else (output,)
+
+
+def black(config: DataConfig) -> Tensor:
+    """Black after normalisation, ``[C]``.
+
+    Example:
+        >>> black(DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.25,))).tolist()
+        [-2.0]
+    """
+    return -torch.tensor(config.mean) / torch.tensor(config.std)
 
 
 @overload
@@ -89,27 +254,40 @@ def train(
         ValueError: folder not writable or used, unknown model or option, data that do not fit,
             a loss that is not finite, a batch that the processes cannot share evenly.
     """
-    Processes.take_gpu()
-    processes = Processes.start(resolve_device(device))
+    ProcessGroup.take_gpu()
+    processes = ProcessGroup.start(resolve_device(device))
     out = Path(out_dir)
     processes.on_main(lambda: check_free(out, task="a training"))
     with repeatable(recipe.seed, recipe.threads, processes.device):
         fit = _prepared(recipe, processes, workers)
-        folder = processes.on_main(
-            lambda: TrainingFolder(out, recipe=recipe, context=fit.context())
-        )
-        record = processes.on_main(folder.finished_record)
-        if record is not None:
-            return TrainRecord.from_dict(record)
-        stopped = processes.on_main(folder.stopped)
-        if stopped is None:
-            processes.on_main(folder.create)
-        else:
-            fit.restore(stopped)
-        saver = Saver(lambda: _save(fit, folder), save_every, processes)
-        told = progress or (lambda stage, done, total: None)
-        done = fit.run(told, save=saver.now, after_step=saver.if_due, stop_after=stop_after)
-        return _finished(fit, folder, command) if done else fit.progress()
+        folder = TrainingFolder(out, recipe=recipe, context=fit.context())
+        with processes.locked(out):
+            processes.on_main(lambda: check_free(out, task="a training"))
+            return _in_folder(fit, folder, command, progress, save_every, stop_after)
+
+
+def _in_folder(
+    fit: Fit,
+    folder: TrainingFolder,
+    command: str,
+    progress: Progress | None,
+    save_every: float,
+    stop_after: float | None,
+) -> TrainRecord | TrainProgress:
+    """Begin, go on, or give what is finished; compared before anything is written there."""
+    on_main = fit.processes.on_main
+    record = on_main(folder.finished_record)
+    if record is not None:
+        return TrainRecord.from_dict(record)
+    stopped = on_main(folder.stopped)
+    if stopped is None:
+        on_main(folder.create)
+    else:
+        fit.restore(stopped)
+    saver = Saver(lambda: _save(fit, folder), save_every, fit.processes)
+    told = progress or (lambda stage, done, total: None)
+    done = fit.run(told, save=saver.now, after_step=saver.if_due, stop_after=stop_after)
+    return _finished(fit, folder, command) if done else fit.progress()
 
 
 def _save(fit: Fit, folder: TrainingFolder) -> None:
@@ -117,7 +295,7 @@ def _save(fit: Fit, folder: TrainingFolder) -> None:
     fit.processes.on_main(lambda: folder.save(snapshot, progress))
 
 
-def _prepared(recipe: TrainRecipe, processes: Processes, workers: int) -> Fit:
+def _prepared(recipe: TrainRecipe, processes: ProcessGroup, workers: int) -> Fit:
     """Model, data and all that can be wrong with them found out."""
     model = _fresh_model(recipe).to(processes.device)
     config = model_entry(recipe.model).data

@@ -1,0 +1,197 @@
+"""A plan: which channels stay, in the order in which the cuts were taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from primesvt._files import write_json
+from primesvt.channels.graph import ChannelGraph
+from primesvt.channels.surgery import remove_channels
+from primesvt.channels.tracing import trace
+
+__all__ = ["FORMAT", "Kept", "Plan", "PlanStep", "apply_plan", "describe_inputs", "example_inputs"]
+
+FORMAT = 1
+NOTHING = "nothing"
+Kept = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanStep:
+    """One cut, and the whole network after it.
+
+    Attributes:
+        group: the channel group.
+        rate: the pruning rate it was probed at.
+        before, after: front positions and channels at each, ``(positions, size)``.
+        accuracy: top-1 on the selection set as a fraction, or the score; ``None`` where this
+            network was not measured, as groups were cut together.
+        drop: how much less that is than for the unpruned network.
+        bound: one-sided confidence bound of the drop, where outcomes are paired.
+        saving: parameter bytes gone, as a fraction.
+        parameter_bytes: what is left.
+        recovery: what made up for the cut, such as ``least squares (mlp.fc2), batch norm``.
+    """
+
+    group: str
+    rate: float
+    before: tuple[int, int]
+    after: tuple[int, int]
+    accuracy: float | None
+    drop: float | None
+    bound: float | None
+    saving: float
+    parameter_bytes: int
+    recovery: str = NOTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was cut, replayable on any model of the same architecture.
+
+    Attributes:
+        model_hash: digest of the unpruned model.
+        config: its config; ``None`` for a foreign module.
+        inputs: shape and dtype of each input it was traced with.
+        steps: cuts in the order taken.
+        groups: group -> kept channels, ORIGINAL indices nested per front position.
+
+    Example:
+        >>> Plan(model_hash="", config=None, inputs=(), steps=(), groups={}).to_dict()["format"]
+        1
+    """
+
+    model_hash: str
+    config: Mapping[str, Any] | None
+    inputs: tuple[Mapping[str, Any], ...]
+    steps: tuple[PlanStep, ...]
+    groups: Mapping[str, Kept]
+
+    @property
+    def recovered(self) -> bool:
+        """Something made up for a cut: a replay, which has no such weights, is another network."""
+        return any(step.recovery != NOTHING for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Any, *, source: str = "the plan") -> Plan:
+        """Read what ``to_dict`` made; anything else raises one ``ValueError``."""
+        made = content.get("format") if isinstance(content, Mapping) else None
+        if made != FORMAT:
+            raise ValueError(
+                f"{source} is no plan of format {FORMAT} (found format {made}); "
+                "give the plan.json of a run folder, or update primesvt"
+            )
+        try:
+            plan = cls(
+                model_hash=str(content["model_hash"]),
+                config=content["config"],
+                inputs=tuple(_input(given) for given in content["inputs"]),
+                steps=tuple(_step(step) for step in content["steps"]),
+                groups={
+                    str(name): tuple(tuple(map(int, row)) for row in rows)
+                    for name, rows in content["groups"].items()
+                },
+            )
+        except KeyError as error:
+            raise ValueError(f"{source} is damaged: {error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{source} is damaged: {type(error).__name__} {error}") from error
+        if {step.group for step in plan.steps} != set(plan.groups):
+            raise ValueError(f"{source} is damaged: its steps and its groups name different ones")
+        return plan
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``plan.json``, whole or not at all."""
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan file, or the plan of a run folder."""
+        path = Path(path)
+        path = path / "plan.json" if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"there is no plan {str(path)!r}; give a run folder") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON file: {error}") from error
+        return cls.from_dict(content, source=str(path))
+
+
+def describe_inputs(example: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
+    """Shape and dtype of example inputs, as a plan keeps them.
+
+    Example:
+        >>> describe_inputs((torch.zeros(1, 3),))
+        ({'shape': [1, 3], 'dtype': 'float32'},)
+    """
+    return tuple(
+        {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        for value in example
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def example_inputs(inputs: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
+    """Inputs of the recorded shapes, always the same, to trace a model with."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.rand(list(given["shape"]), generator=generator).to(getattr(torch, given["dtype"]))
+        for given in inputs
+    )
+
+
+def apply_plan(
+    model: nn.Module, plan: Plan, *, example_input: Any = None, graph: ChannelGraph | None = None
+) -> ChannelGraph:
+    """Cut a model in place as a plan says, and return the graph of the smaller model.
+
+    Args:
+        model: unpruned, of the plan's architecture; its weights may differ.
+        plan: what to keep.
+        example_input: what to trace with; inputs of the recorded shapes, when not given.
+        graph: the model's graph, to spare the trace.
+
+    Raises:
+        ValueError: a group that the model does not have, or has at another size.
+    """
+    if graph is None:
+        graph = trace(
+            model, example_inputs(plan.inputs) if example_input is None else example_input
+        )
+    for step in plan.steps:
+        group = graph[step.group]
+        if (group.positions, group.size) != step.before:
+            raise ValueError(
+                f"the plan was made for {_size(*step.before)} channels in {step.group}, but this "
+                f"model has {_size(group.positions, group.size)}; give the unpruned model it was "
+                "made for"
+            )
+    return remove_channels(model, graph, plan.groups)
+
+
+def _input(content: Mapping[str, Any]) -> dict[str, Any]:
+    shape, dtype = [int(n) for n in content["shape"]], str(content["dtype"])
+    if min(shape, default=1) < 0 or not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"an input of shape {shape} and dtype {dtype}")
+    return {"shape": shape, "dtype": dtype}
+
+
+def _step(content: Mapping[str, Any]) -> PlanStep:
+    before, after = tuple(content["before"]), tuple(content["after"])
+    return PlanStep(**{**content, "before": before, "after": after})
+
+
+def _size(positions: int, size: int) -> str:
+    return f"{positions} x {size}" if positions > 1 else str(size)

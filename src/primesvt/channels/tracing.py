@@ -1,0 +1,274 @@
+"""From the record of one trace to the channel graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from primesvt.channels.graph import (
+    ChannelGraph,
+    ChannelGroup,
+    Kind,
+    Member,
+    Role,
+    Status,
+    TensorInfo,
+)
+from primesvt.channels.layout import Layout
+from primesvt.channels.naming import group_names
+from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
+from primesvt.channels.tracer import Record, run
+from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
+from primesvt.models.neurons import neurons
+
+
+def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
+    """Discover the channel groups of any module from one forward pass on a CPU copy.
+
+    Args:
+        model: any ``nn.Module``; wrappers (DDP, ``torch.compile``) are looked through. It is not
+            changed, and no neuron state is left behind.
+        example_input: a small input tensor, or a tuple of positional arguments.
+
+    Returns:
+        The graph of every group that some convolution or linear layer produces.
+
+    Raises:
+        ValueError: lazy modules, whose widths are not known yet.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from primesvt.channels import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+        >>> print(trace(net, torch.randn(1, 1, 5, 5)))
+        0: 8 channels, made by 0, read by 2
+        2: 2 channels, made by 2, read by nothing; protected: reaches the model's output
+    """
+    inner = unwrap(model)
+    _refuse_lazy(inner)
+    duplicate = working_copy(inner)
+    args = example_args(duplicate, example_input)
+    shorten(duplicate)
+    record = run(duplicate, args)
+    return Builder(model=duplicate, record=record).graph(example_input)
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, tensor in state_tensors(model).items():
+        if is_lazy(tensor):
+            raise ValueError(f"'{name}' is lazy (no shape yet): run one forward before tracing")
+
+
+@dataclass(kw_only=True)
+class _Class:
+    """Everything known about one leaf symbol after the trace."""
+
+    symbol: Symbol
+    members: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=dict)
+    leads: bool = False  # stands in front of another symbol on a produced axis
+    tangled: bool = False  # occurs twice in one product
+
+
+@dataclass(kw_only=True)
+class Builder:
+    """Turns symbols into numbered layouts and groups."""
+
+    model: nn.Module
+    record: Record
+    numbers: dict[Symbol, int] = field(default_factory=dict)
+
+    def graph(self, example_input: Any) -> ChannelGraph:
+        self._freeze_parametrized()
+        tensors = self._tensors()
+        classes = self._classes(tensors)
+        read = {leaf for r in self.record.reads for leaf in self._leaf_numbers(r.axes[r.dim])}
+        drafts = [
+            self._group(number, entry, number in read)
+            for number, entry in classes.items()
+            if self._produced(entry)
+        ]
+        drafts = [g for g in drafts if g.kind != "heads" or (g.status == "free" and g.size > 1)]
+        order = {tensor: i for i, (tensor, _) in enumerate(self.record.links["producer"])}
+        drafts.sort(key=lambda g: (order[g.producers[0].tensor], g.kind == "heads"))
+        names = group_names(drafts, self._module_symbols(), self._chains())
+        groups = tuple(replace(g, name=n) for g, n in zip(drafts, names, strict=True))
+        originals = {g.name: np.tile(np.arange(g.size), (g.positions, 1)) for g in groups}
+        example = example_input if isinstance(example_input, tuple) else (example_input,)
+        return ChannelGraph(
+            groups=groups,
+            tensors=tensors,
+            sizes={n: s.size for s, n in self.numbers.items()},
+            originals=originals,
+            notes=tuple(dict.fromkeys(str(f) for f in self.record.freezes)),
+            example=example,
+        )
+
+    # --- layouts --------------------------------------------------------------------------
+
+    def number(self, symbol: Symbol) -> int:
+        return self.numbers.setdefault(symbol.find(), len(self.numbers))
+
+    def layout(self, axis: Axis) -> Layout:
+        """Factors of size 1 that nothing confirmed are dropped; a lone one stays."""
+        symbols = flatten(axis)
+        solid = [s for s in symbols if not (s.ghost and s.size == 1)] or list(symbols[:1])
+        parts = tuple(
+            Layout(kind="concat", parts=tuple(self.layout((p,)) for p in s.parts))
+            if s.parts
+            else Layout(kind="symbol", symbol=self.number(s))
+            for s in solid
+        )
+        return parts[0] if len(parts) == 1 else Layout(kind="product", parts=parts)
+
+    def _tensors(self) -> dict[str, TensorInfo]:
+        state = state_tensors(self.model)
+        first = {id(tensor): name for name, tensor in reversed(state.items())}
+        return {
+            name: TensorInfo(
+                axes=tuple(self.layout(axis) for axis in axes),
+                item_bytes=state[name].element_size(),
+                is_parameter=isinstance(state[name], nn.Parameter),
+                counted=first[id(state[name])] == name,
+                groups=self.layout(self.record.groups[name])
+                if name in self.record.groups
+                else None,
+            )
+            for name, axes in self.record.tensors.items()
+        }
+
+    def _leaf_numbers(self, axis: Axis) -> frozenset[int]:
+        return self.layout(axis).symbols()
+
+    def _module_symbols(self) -> dict[str, frozenset[int]]:
+        return {
+            name: frozenset(
+                n for axes in outputs for axis in axes for n in self._leaf_numbers(axis)
+            )
+            for name, outputs in self.record.outputs.items()
+        }
+
+    def _chains(self) -> frozenset[str]:
+        """Modules with several weights and no neuron: RepConv, for one."""
+        makers = {tensor.rpartition(".")[0] for tensor, _ in self.record.links["producer"]}
+        return frozenset(
+            path
+            for path, module in self.model.named_modules()
+            if sum(m.startswith(f"{path}.") for m in makers) > 1
+            and not any(callable(getattr(m, "reset", None)) for m in module.modules())
+            and next(neurons(module), None) is None
+        )
+
+    # --- classes and groups ---------------------------------------------------------------
+
+    def _classes(self, tensors: dict[str, TensorInfo]) -> dict[int, _Class]:
+        symbols = {n: s for s, n in self.numbers.items()}
+        classes: dict[int, _Class] = {}
+        for name, info in tensors.items():
+            for dim, layout in enumerate(info.axes):
+                for number, fronts in layout.paths():
+                    entry = classes.setdefault(number, _Class(symbol=symbols[number]))
+                    fronts = fronts or self._block_fronts(info, dim)
+                    entry.members.setdefault((name, dim), []).append(fronts)
+                for number in layout.tangled():
+                    classes[number].tangled = True
+        numbered = {n for s, n in self.numbers.items() if s.numbered}
+        for name, dim in self.record.links["producer"]:
+            for number in tensors[name].axes[dim].leading(numbered):
+                classes[number].leads = True
+        return classes
+
+    def _block_fronts(self, info: TensorInfo, dim: int) -> tuple[int, ...]:
+        """Axis 1 of a grouped weight is read block by block: its groups stand in front of it."""
+        if info.groups is None or dim != 1 or len(info.axes) < 2:
+            return ()
+        if info.groups.symbols() == info.axes[0].symbols():  # depthwise
+            return ()
+        return tuple(n for n, _ in info.groups.paths())
+
+    def _produced(self, entry: _Class) -> bool:
+        return any(m in self.record.links["producer"] for m in entry.members)
+
+    def _group(self, number: int, entry: _Class, summed_away: bool) -> ChannelGroup:
+        members = tuple(self._member(name, dim) for name, dim in entry.members)
+        fronts = () if entry.leads else self._free_fronts(number, entry)
+        order = {key: i for i, key in enumerate(self.record.links["producer"])}
+        members = tuple(sorted(members, key=lambda m: order.get((m.tensor, m.axis), len(order))))
+        kind: Kind = "heads" if entry.leads else "stream" if entry.symbol.summed else "channel"
+        status, reason = self._status(entry, members, summed_away)
+        return ChannelGroup(
+            name="",
+            kind=kind,
+            size=entry.symbol.size,
+            fronts=tuple(s.size for n in fronts for s in [self._symbol(n)]),
+            members=members,
+            status=status,
+            reason=reason,
+            symbol=number,
+            front_symbols=fronts,
+        )
+
+    def _symbol(self, number: int) -> Symbol:
+        return list(self.numbers)[number]
+
+    def _free_fronts(self, number: int, entry: _Class) -> tuple[int, ...]:
+        """Symbols in front of the group in every member, along which choices may differ."""
+        paths = [fronts for found in entry.members.values() for fronts in found]
+        common = [f for f in paths[0] if all(f in fronts for fronts in paths[1:])]
+        return tuple(
+            f
+            for f in common
+            if not self._symbol(f).pinned
+            and self._symbol(f).size > 1
+            and (f, number) not in self._mixed
+        )
+
+    @cached_property
+    def _mixed(self) -> frozenset[tuple[int, int]]:
+        """(front, symbol): the front is dropped from a tensor that carries the symbol elsewhere."""
+        found: set[tuple[int, int]] = set()
+        for read in self.record.reads:
+            dropped = self._leaf_numbers(read.axes[read.dim])
+            others = (a for d, a in enumerate(read.axes) if d != read.dim)
+            rest = {n for axis in others for n in self._leaf_numbers(axis)}.difference(dropped)
+            found.update((front, symbol) for front in dropped for symbol in rest)
+        return frozenset(found)
+
+    def _member(self, tensor: str, axis: int) -> Member:
+        role: Role = "follower"
+        if (tensor, axis) in self.record.links["producer"]:
+            role = "producer"
+        elif (tensor, axis) in self.record.links["reader"]:
+            role = "reader"
+        return Member(tensor=tensor, axis=axis, role=role, module=tensor.rpartition(".")[0])
+
+    def _status(
+        self, entry: _Class, members: tuple[Member, ...], summed_away: bool
+    ) -> tuple[Status, str]:
+        symbol = entry.symbol
+        if symbol.freeze is not None:
+            return "frozen", str(symbol.freeze)
+        if symbol.protected:
+            return "protected", symbol.protected
+        if entry.tangled:
+            return "frozen", "the channels stand more than once on one axis"
+        if not summed_away and not any(m.role == "reader" for m in members):
+            return "frozen", "nothing in the forward reads them"
+        return "free", ""
+
+    def _freeze_parametrized(self) -> None:
+        for path, module in self.model.named_modules():
+            if not is_parametrized(module):
+                continue
+            why = Freeze(
+                operator="parametrization", module=path, reason="the module is parametrized"
+            )
+            for name, axes in self.record.tensors.items():
+                if name.startswith(f"{path}." if path else ""):
+                    freeze((s for axis in axes for s in axis), why)

@@ -1,0 +1,235 @@
+"""Proof on a copy that a cut means removal: the pruned model against the silenced original.
+
+Foreign forwards may have sizes written into them, or derive constants from a width. Neither shows
+in a trace, so a small part of every group is cut on one copy, silenced where it is read on
+another, and every intermediate result of the two runs is compared. Only activations are silenced:
+what a forward computes from weights alone stays as it is, and has to come out the same after a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
+from primesvt.channels.layout import Layout
+from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
+from primesvt.channels.surgery import check_widths, remove_channels
+from primesvt.channels.symbols import Axis
+from primesvt.channels.tracer import module_stack, run
+from primesvt.channels.tracing import Builder
+from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
+from primesvt.models.neurons import neurons, reset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A group that cannot be cut although its trace allows it."""
+
+    group: str
+    module: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        where = f" in module '{self.module}'" if self.module else ""
+        return f"{self.group}: {self.reason}{where}; {self.fix}"
+
+
+def verify(
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[str] | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Refusal]:
+    """Find the channel groups whose removal would change what the rest of a network computes.
+
+    A part of every group is cut on a copy, in double precision, and every intermediate result is
+    compared with that of the original in which all readers of the channels see zeros. A forward
+    that has sizes written into it crashes then, and one that derives a constant from a width
+    differs.
+
+    Args:
+        model: the network that was traced; not changed.
+        graph: its channel groups.
+        groups: names of those to check; all free ones when not given.
+        progress: called with the rounds done and to do.
+
+    Returns:
+        One refusal for every group that cannot be cut; none means that all cuts are exact.
+
+    Raises:
+        ValueError: the graph belongs to a network of other widths.
+
+    Example:
+        >>> from primesvt.channels import trace
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> verify(net, trace(net, torch.zeros(1, 4)))
+        []
+    """
+    names = (
+        list(groups)
+        if groups is not None
+        else [g.name for g in graph.groups if g.status == "free" and g.kind != "heads"]
+    )
+    names = [n for n in names if graph[n].size > 1]
+    check_widths(state_tensors(unwrap(model)), graph)
+    prober = _TracedCopy(model=model, graph=graph)
+    refusals: list[Refusal] = []
+    inner = [n for n in names if graph[n].kind != "stream"]
+    rounds = [*_rounds(inner), *((1 / 2, [n]) for n in names if graph[n].kind == "stream")]
+    for done, (share, chosen) in enumerate(rounds, start=1):
+        refused = {r.group for r in refusals}
+        prober.share = share
+        _search(prober, [n for n in chosen if n not in refused], refusals)
+        if progress is not None:
+            progress(done, len(rounds))
+    order = {name: i for i, name in enumerate(names)}
+    return sorted(refusals, key=lambda r: order[r.group])
+
+
+def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
+    """How much of which groups to cut at once.
+
+    All a little; then halves, so that of any two groups one is cut without the other (two widths
+    that a forward wrongly takes for one agree as long as both are cut alike); last, those that
+    passed down to two channels.
+    """
+    yield 1 / 8, names
+    for bit in range(max(0, len(names) - 1).bit_length()):
+        yield 1 / 2, [n for i, n in enumerate(names) if i >> bit & 1]
+    yield 1.0, names
+
+
+def _search(prober: _TracedCopy, names: list[str], refusals: list[Refusal]) -> None:
+    """Halve a failing set until every offender stands alone."""
+    failure = prober.try_cut(names) if names else None
+    if failure is None:
+        return
+    if len(names) == 1:
+        refusals.append(
+            Refusal(group=names[0], module=failure.module, reason=failure.reason, fix=failure.fix)
+        )
+        return
+    middle = len(names) // 2
+    before = len(refusals)
+    _search(prober, names[:middle], refusals)
+    _search(prober, names[middle:], refusals)
+    if len(refusals) == before:  # only together: refuse them together rather than guess
+        refusals.extend(
+            Refusal(
+                group=name,
+                module=failure.module,
+                reason=f"together with {len(names) - 1} other groups: {failure.reason}",
+                fix=failure.fix,
+            )
+            for name in names
+        )
+
+
+def trial_cut(group: ChannelGroup, share: float) -> Ids:
+    """Remove about this share of the channels, others at every position; keep one or two."""
+    gone = max(1, min(int(group.size * share), group.size - 2))
+    rows = [
+        sorted(set(range(group.size)) - {(p + i) % group.size for i in range(gone)})
+        for p in range(group.positions)
+    ]
+    return np.asarray(rows, dtype=np.int64)
+
+
+@dataclass(kw_only=True)
+class _TracedCopy:
+    """One traced double-precision copy, run silenced and run pruned."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    copy: nn.Module = field(init=False)
+    args: tuple[Any, ...] = field(init=False)
+    share: float = 1 / 8
+    _layouts: dict[Axis, Layout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.copy = working_copy(self.model, double=True)
+        self.args = example_args(self.copy, self.graph.example, double=True)
+        shorten(self.copy)
+        self.args = tuple(_varied(a) for a in self.args)
+        _soften_neurons(self.copy)
+        self.record = run(self.copy, self.args)
+        self.builder = Builder(model=self.copy, record=self.record)
+        self.own = self.builder.graph(self.args)
+        self.results = [
+            [[self.layout(axis) for axis in axes] for axes in call] for call in self.record.results
+        ]
+        self.reads = [
+            (r.call, r.operand, r.dim, self.layout(r.axes[r.dim]))
+            for r in self.record.reads
+            if r.live
+        ]
+        self.operands: dict[int, dict[int, list[Layout]]] = {}
+        for r in self.record.reads:
+            layouts = [self.layout(axis) for axis in r.axes]
+            self.operands.setdefault(r.call, {})[r.operand] = layouts
+        self.sizes = {n: s.size for s, n in self.builder.numbers.items()}
+
+    def layout(self, axis: Axis) -> Layout:
+        if axis not in self._layouts:
+            self._layouts[axis] = self.builder.layout(axis)
+        return self._layouts[axis]
+
+    def try_cut(self, names: list[str]) -> Failure | None:
+        cuts = {name: trial_cut(self.own[name], self.share) for name in names}
+        kept = {self.own[n].symbol: (self.own[n], rows) for n, rows in cuts.items()}
+        silenced = Silenced(traced=self, kept=kept)
+        _forward(self.copy, self.args, silenced, silenced.stack)
+        pruned = working_copy(self.copy)
+        remove_channels(pruned, self.own, cuts)
+        compared = Compared(expected=silenced.prints)
+        try:
+            _forward(pruned, self.args, compared, compared.stack)
+        except Exception as error:  # whatever a foreign forward raises is the finding
+            line = (str(error).splitlines() or [""])[0]
+            reason = f"the forward fails after a cut ({type(error).__name__}: {line})"
+            return Failure(module=compared.where(), reason=reason, fix=CRASH)
+        return compared.finish()
+
+
+def _varied(value: Any) -> Any:
+    """A constant example shows nothing: use seeded noise in its place."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.is_meta:
+        return value
+    if value.numel() and value.min() < value.max():
+        return value
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
+
+
+def _soften_neurons(model: nn.Module) -> None:
+    """Let every neuron answer with a sigmoid of its input.
+
+    Silent neurons would hide a wrong constant (0 * scale is 0), and thresholds would hide small
+    ones. A neuron acts on each channel alone, so what a cut means to the rest does not change.
+    """
+
+    def soft(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        given = args[0] if args else None
+        if isinstance(given, torch.Tensor) and getattr(out, "shape", None) == given.shape:
+            return given.sigmoid()
+        return out
+
+    for module in neurons(model):
+        module.register_forward_hook(soft)
+
+
+def _forward(
+    model: nn.Module, args: tuple[Any, ...], mode: TorchDispatchMode, stack: list[str]
+) -> None:
+    reset(model)
+    with torch.no_grad(), module_stack(model, stack, None), mode:
+        model(*args)
+    reset(model)

@@ -1,0 +1,143 @@
+"""Widths of channel groups: grids, pruning rates, and how many channels a rate keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from primesvt.channels.graph import ChannelGraph, Ids
+
+__all__ = [
+    "FAR_RATES",
+    "PERCENTS",
+    "RATES",
+    "WidthGrid",
+    "Widths",
+    "check_rates",
+    "every_width",
+    "first_channels",
+    "kept_count",
+    "rates_of",
+    "usual_rates",
+    "widths",
+]
+
+
+RATES = tuple(step / 10 for step in range(1, 10))
+
+
+# Layers that hardly matter can give nearly all they have where recovery makes up for it.
+FAR_RATES = (*RATES, 0.95, 0.98)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthGrid:
+    """A channel group and the widths that it may take.
+
+    ``widths`` maps channels kept at each position to the pruning rate, from wide to narrow.
+    """
+
+    group: str
+    positions: int
+    size: int
+    parameters: int
+    widths: Mapping[int, float]
+
+    def at(self, rate: float) -> int:
+        """The width at a rate, or at the next lower one that the group has."""
+        fitting = [kept for kept, own in self.widths.items() if own <= rate + 1e-9]
+        return min(fitting, default=self.size)
+
+
+def first_channels(graph: ChannelGraph, kept: Widths) -> dict[str, Ids]:
+    """The first channels of every group, ``[positions, count]``, where only their number matters.
+
+    Example:
+        >>> import torch
+        >>> from primesvt.channels import trace
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 1))
+        >>> first_channels(trace(net, torch.zeros(1, 2)), {"0": 3})["0"].tolist()
+        [[0, 1, 2]]
+    """
+    return {
+        group: np.tile(np.arange(count, dtype=np.int64), (graph[group].positions, 1))
+        for group, count in kept.items()
+    }
+
+
+def kept_count(size: int, rate: float) -> int:
+    """Channels that stay: ``max(1, floor(size (1 - rate) + 1/2))``, in exact arithmetic.
+
+    Example:
+        >>> [kept_count(15, rate) for rate in (0.1, 0.5, 0.9)], kept_count(2, 0.9)
+        ([14, 8, 2], 1)
+    """
+    return max(1, math.floor(size * (1 - Fraction(str(rate))) + Fraction(1, 2)))
+
+
+def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, float]:
+    """Kept channels -> the highest rate that gives them, for every rate that removes something.
+
+    With ``multiple`` they are the nearest multiples of it, the larger of two as near.
+
+    Example:
+        >>> widths(4, (0.1, 0.2, 0.3, 0.9)), widths(32, (0.1, 0.4, 0.9), multiple=8)
+        ({3: 0.3, 1: 0.9}, {16: 0.4, 8: 0.9})
+    """
+    counts = ((kept_count(size, rate), rate) for rate in sorted(rates))
+    found = {multiple * max(1, (2 * k + multiple) // (2 * multiple)): r for k, r in counts}
+    return {kept: rate for kept, rate in found.items() if kept < size}
+
+
+def rates_of(policy: str) -> tuple[float, ...]:
+    """The pruning rates that are usual for a policy.
+
+    Example:
+        >>> rates_of("prime")[-1], rates_of("allocate")[-1]
+        (0.9, 0.98)
+    """
+    return FAR_RATES if policy == "allocate" else RATES
+
+
+def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
+    """Ascending, different pruning rates; ``ValueError`` for none, or one outside 0 .. 1."""
+    wrong = [rate for rate in rates if not 0 < rate < 1]
+    if wrong or not rates:
+        named = f"{wrong[0]:g}" if wrong else "none"
+        raise ValueError(
+            f"pruning rates must lie between 0 and 1, such as 0.1 0.5 0.9; got {named}"
+        )
+    return tuple(sorted(set(rates)))
+
+
+Widths = Mapping[str, int]
+
+
+PERCENTS = tuple(step / 100 for step in range(1, 99))
+FINE = ("uniform", "global", "random")  # policies of one rate, which is all that they choose
+
+
+def usual_rates(policy: str) -> tuple[float, ...]:
+    """The pruning rates that are usual for a policy, ascending.
+
+    Example:
+        >>> len(usual_rates("uniform")), usual_rates("psvit")[-1], usual_rates("allocate")[-1]
+        (98, 0.9, 0.98)
+    """
+    return PERCENTS if policy in FINE else rates_of(policy)
+
+
+def every_width(grid: WidthGrid, rates: Sequence[float]) -> WidthGrid:
+    """The same group with all widths down to that of the highest rate.
+
+    Example:
+        >>> group = WidthGrid(group="fc", positions=1, size=4, parameters=8, widths={2: 0.5})
+        >>> every_width(group, (0.5,)).widths
+        {3: 0.25, 2: 0.5}
+    """
+    least = kept_count(grid.size, max(rates))
+    return replace(grid, widths={k: 1 - k / grid.size for k in range(grid.size - 1, least - 1, -1)})

@@ -1,0 +1,209 @@
+"""Save and load a model without pickle: ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from torch import Tensor, nn
+
+from primesvt._files import save_safetensors, write_json
+from primesvt.channels import ChannelGraph, remove_channels, trace
+from primesvt.channels.plan import Plan, apply_plan, example_inputs
+from primesvt.channels.widths import first_channels
+from primesvt.models import Provenance, build_model
+from primesvt.models.digest import config_of
+from primesvt.models.forward import unwrap
+from primesvt.models.state_dict import check_shapes
+from primesvt.models.strip import match_state
+
+__all__ = ["load", "model_folder", "save_model"]
+
+FORMAT = 1
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None) -> Path:
+    """Write a model's folder; each file is whole or not there, ``config.json`` comes last.
+
+    Args:
+        model: a registry model, pruned or not, or any module with a state dict of tensors.
+        folder: made where it is missing.
+        plan: how the model was cut; a foreign module cannot be loaded again without it.
+    """
+    folder, model = Path(folder), unwrap(model)
+    state = {name: value for name, value in model.state_dict().items() if _is_tensor(name, value)}
+    config = config_of(model)
+    made = getattr(model, "provenance", None)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "config": config,
+        "time_steps": getattr(model, "time_steps", None) if config else None,
+        "provenance": made.to_dict() if made else None,
+        "inputs": list(plan.inputs) if plan else [],
+        "plan": plan.to_dict() if plan and config is None else None,
+    }
+    # Shared tensors are stored under each of their names.
+    save_safetensors(folder / "model.safetensors", {k: v.clone() for k, v in state.items()})
+    write_json(folder / "config.json", content)
+    return folder
+
+
+def load(folder: str | Path, into: Module | None = None) -> Any:
+    """Load a model that ``train``, ``prune`` or ``apply`` has saved, in evaluation mode.
+
+    A registry model is built on the meta device from the config of the *unpruned* model and shrunk
+    to the shapes in the file by the same surgery as in pruning, so constants that depend on
+    original widths stay original. Where the file shows that the lossless step took out unread
+    parameters or a distillation head, they are taken out of the built model too.
+
+    Args:
+        folder: a run folder, or the model folder in it.
+        into: for a module of your own: a fresh, unpruned instance, which is cut as the plan says,
+            filled and returned.
+
+    Raises:
+        ValueError: no model there, a file that is cut short or does not fit, or a foreign module
+            without ``into``.
+
+    Example:
+        >>> import tempfile
+        >>> from primesvt.models import create_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_model(create_model("sdt_v2_digits"), folder)
+        ...     load(folder).config.num_classes
+        10
+    """
+    place = model_folder(folder)
+    if place is None:
+        raise _no_model(folder)
+    folder = place
+    content = _config(folder / "config.json")
+    state = _tensors(folder / "model.safetensors")
+    if content["config"] is None:
+        model: nn.Module = _foreign(content, into, folder)
+    else:
+        if into is not None:
+            raise ValueError(f"{folder} holds a registry model; load it without into=")
+        model = _registered(content, state, folder)
+    check_shapes(model.state_dict(), state, source=str(folder / "model.safetensors"))
+    model.load_state_dict(state, assign=into is None)
+    return model.eval()
+
+
+def _registered(content: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            model = build_model(content["config"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    if content.get("provenance") is not None:
+        model.provenance = Provenance.from_dict(content["provenance"])
+    if content["time_steps"] is not None:
+        model.time_steps = int(content["time_steps"])
+    match_state(model, state)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if any(name in state and state[name].shape != shape for name, shape in expected.items()):
+        _shrink(model, state, content["inputs"], folder)
+    return model
+
+
+def _shrink(model: nn.Module, state: Mapping[str, Tensor], inputs: list[Any], folder: Path) -> None:
+    """Cut every group of a meta model to the width that the stored tensors have."""
+    if not inputs:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} does not fit the config beside it; save it again"
+        )
+    try:
+        graph = trace(model, example_inputs(inputs))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder} does not fit together: {error}; save it again") from error
+    stored = {}
+    for group in graph:
+        if group.status != "free" or group.kind == "heads":
+            continue
+        width = _stored_width(graph, group.name, state)
+        if width is not None and 1 <= width < group.size:
+            stored[group.name] = width
+    remove_channels(model, graph, first_channels(graph, stored))
+
+
+def _stored_width(graph: ChannelGraph, name: str, state: Mapping[str, Tensor]) -> int | None:
+    """Channels per position in the stored tensors, read off an axis that is all the group's."""
+    group = graph[name]
+    for member in group.members:
+        stored = state.get(member.tensor)
+        if stored is not None and (graph.ids(group, member) >= 0).all():
+            return stored.shape[member.axis] * group.size // graph.shape(member.tensor)[member.axis]
+    return None
+
+
+def _foreign(content: Mapping[str, Any], into: nn.Module | None, folder: Path) -> nn.Module:
+    if into is None:
+        raise ValueError(
+            f"{folder} holds a {content['class']}, which primesvt cannot build; "
+            "give a fresh instance: primesvt.load(folder, into=MyNet())"
+        )
+    if content["plan"] is not None:
+        apply_plan(into, Plan.from_dict(content["plan"], source=str(folder / "config.json")))
+    return into
+
+
+def model_folder(path: str | Path) -> Path | None:
+    """The folder of a saved model that a path names: a run folder, that folder, or a file in it.
+
+    ``None`` for any other file; a folder without a model raises ``ValueError``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for place in (path / "model", path):
+            if (place / "config.json").is_file():
+                return place
+        raise _no_model(path)
+    is_ours = path.name in ("model.safetensors", "config.json")
+    return path.parent if is_ours and (path.parent / "config.json").is_file() else None
+
+
+def _no_model(path: str | Path) -> ValueError:
+    return ValueError(
+        f"there is no saved model in {str(path)!r}: no config.json there or in its model folder; "
+        "give a folder that primesvt train, prune or apply has written"
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}; save the model again") from error
+    made = content.get("format") if isinstance(content, dict) else None
+    wanted = {"format", "class", "config", "time_steps", "inputs", "plan"}
+    if made != FORMAT or not wanted <= set(content):
+        raise ValueError(
+            f"{path} is no model config of format {FORMAT} (found format {made}); "
+            "save the model again, or update primesvt"
+        )
+    return dict(content)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return tensors_from_bytes(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"there is no {path}; save the model again") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is cut short or no safetensors file; copy it again, or save the model again"
+        ) from error
+
+
+def _is_tensor(name: str, value: object) -> bool:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the state dict holds a {type(value).__name__} under {name!r}, no tensor")
+    return True

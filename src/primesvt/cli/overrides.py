@@ -1,5 +1,0 @@
-"""Settings of a model as words on the command line."""
-
-from primesvt.overrides import parse_overrides
-
-__all__ = ["parse_overrides"]

@@ -1,0 +1,382 @@
+"""How good a network is: per-sample outcomes, always on the same images in the same order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from primesvt._progress import Progress
+from primesvt.calibration import evaluating
+from primesvt.checkpoint.load import Data, splits_for
+from primesvt.data import Splits
+from primesvt.data.digest import data_digest
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, resolve_device
+from primesvt.evaluation.batch_dependence import batch_note, score_note
+from primesvt.evaluation.confidence import Outcomes
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.evaluation.sharded import ShardedEvaluation, StopEarly
+from primesvt.models import reset
+from primesvt.models.forward import first_samples
+from primesvt.models.shared_prefix import VariantBatch
+
+__all__ = [
+    "DataEvaluator",
+    "Evaluator",
+    "Measurement",
+    "Progress",
+    "Score",
+    "ScoreEvaluator",
+    "evaluator_for",
+    "example_for",
+    "measured",
+    "outcomes",
+    "telling",
+]
+
+
+Score = Callable[[nn.Module], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The score of one network: its mean, and the outcome of every sample where they are known.
+
+    ``outcomes`` is boolean (right or wrong), or float, or ``None`` for a score that is one number.
+    ``rejected`` says that it left a race: the outcomes are those of the samples it had seen.
+    """
+
+    value: float
+    outcomes: Outcomes | None = None
+    rejected: bool = False
+
+
+def measured(value: Any) -> Measurement:
+    """What a score callable returned, as a measurement.
+
+    Raises ``ValueError`` unless it is one finite number or a vector of finite outcomes.
+
+    Example:
+        >>> measured([True, False, True, True]).value
+        0.75
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.ndim > 1 or array.size == 0:
+        raise ValueError(
+            "score must return one number or a vector of per-sample outcomes, "
+            f"but returned {type(value).__name__} of shape {list(array.shape)}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"score returned {array[~np.isfinite(array)].flat[0]}; it must be finite")
+    if array.ndim == 0:
+        return Measurement(value=float(array))
+    right_or_wrong = bool(np.isin(array, (0, 1)).all())
+    found: Outcomes = array.astype(np.bool_) if right_or_wrong else array.astype(np.float64)
+    return Measurement(value=float(found.mean()), outcomes=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEvaluator:
+    """A user's own score: model -> number (higher is better), or a vector of outcomes.
+
+    Each of several ``processes`` calls it, and what it gives the first one counts for all.
+    """
+
+    score: Score
+    device: torch.device
+    points: bool = False
+    processes: ProcessGroup = SINGLE_PROCESS
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Call the score on a network in evaluation mode with fresh neurons."""
+        model.to(self.device)
+        reset(model)
+        with evaluating(model):
+            return self.processes.gather_calls(lambda: measured(self.score(model)))[0]
+
+    def context(self) -> dict[str, Any]:
+        """The name of the score and the kind of device."""
+        kind = type(self.score)
+        module = getattr(self.score, "__module__", kind.__module__)
+        name = getattr(self.score, "__qualname__", kind.__qualname__)
+        return {"score": f"{module}.{name}", "device": self.device.type}
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """That the score's own batches matter, where they do."""
+        return score_note(model)
+
+
+REPORT_AFTER = 2.0  # seconds of one evaluation
+
+
+def outcomes(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    stage: str = "evaluating",
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> npt.NDArray[np.bool_]:
+    """Which samples a classifier gets right, in the order of the data set.
+
+    Runs in evaluation mode without gradients; neurons are reset around every batch, and each
+    module's ``training`` flag is put back.
+
+    Args:
+        model: gives logits ``[B, classes]``; moved to ``device``.
+        dataset: pairs of a tensor and a label.
+        batch_size: samples per forward pass; part of what is measured, as sums depend on it, and
+            in some models every image on the others of its batch (``batch_note``).
+        device: where to compute; where the model is, when not given.
+        workers: processes that load samples.
+        progress: called as ``progress(stage, done, total)`` after every batch.
+        stage: what to tell ``progress``.
+        processes: those that deal out the batches among them; all of them find all outcomes.
+
+    Raises:
+        ValueError: an empty data set, labels outside the classes, no logits, no such device.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.eye(3), torch.tensor([0, 1, 0]))
+        >>> outcomes(nn.Identity(), data).tolist()
+        [True, True, False]
+    """
+    place = resolve_device(device, model)
+    model.to(place)
+    return _outcomes(
+        VariantBatch(networks=[model]),
+        dataset,
+        place,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        stage=stage,
+        processes=processes,
+    )[0]
+
+
+def _outcomes(
+    together: VariantBatch,
+    dataset: Dataset[Any],
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None,
+    stage: str,
+    leaves: StopEarly | None = None,
+    data: Hashable = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> list[npt.NDArray[np.bool_]]:
+    """For every network which samples it gets right, as ``ShardedEvaluation`` finds it."""
+    total = len(cast(Sized, dataset))
+    if total == 0:
+        raise ValueError("the data set is empty; give at least one sample")
+    rounds = ShardedEvaluation(
+        together=together,
+        dataset=dataset,
+        device=device,
+        batch_size=batch_size,
+        processes=processes,
+        workers=workers,
+        leaves=leaves,
+        data=data,
+        tell=(lambda _: None) if progress is None else (lambda done: progress(stage, done, total)),
+    )
+    return rounds.run()
+
+
+class Evaluator(Protocol):
+    """Measures networks, and knows what a measurement depends on beside the network.
+
+    ``points``: the accuracy limit is in percentage points, not in the score's own unit.
+    ``processes``: those that measure together; each of them finds the same.
+    """
+
+    @property
+    def points(self) -> bool: ...
+
+    @property
+    def processes(self) -> ProcessGroup: ...
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Measure one network."""
+        ...
+
+    def context(self) -> dict[str, Any]:
+        """Data and settings, comparable between runs."""
+        ...
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """What a reader of the results must know."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEvaluator:
+    """Top-1 on the selection set; the test set is never looked at here.
+
+    Several ``processes`` deal out the batches of every set, each of which is what one would form.
+    ``progress`` hears of a measurement, as stage ``"measuring"``, once it has taken two seconds.
+    """
+
+    splits: Splits
+    batch_size: int
+    device: torch.device
+    workers: int = 0
+    points: bool = True
+    processes: ProcessGroup = SINGLE_PROCESS
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, model: nn.Module) -> Measurement:
+        """Outcomes on the selection set."""
+        progress = None if self.progress is None else _once_long(self.progress)
+        return self.on(self.splits.selection, model, progress=progress, stage="measuring")
+
+    def together(
+        self,
+        together: VariantBatch,
+        race: SequentialTest | None = None,
+        before: Outcomes | None = None,
+    ) -> list[Measurement]:
+        """Outcomes of several networks on the selection set.
+
+        In a race against the outcomes ``before`` of the unpruned network, those that are rejected
+        leave it, and see no further image.
+        """
+        runners = [race.start() for _ in together.networks] if race is not None else []
+
+        def leaves(number: int, right: npt.NDArray[np.bool_]) -> bool:
+            assert before is not None
+            seen = runners[number].images
+            known = before[seen : seen + len(right)]
+            return runners[number].add(known.astype(np.int64) - right.astype(np.int64))
+
+        found = _outcomes(
+            together,
+            self.splits.selection,
+            self.device,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            progress=None if self.progress is None else _once_long(self.progress),
+            stage="measuring",
+            leaves=leaves if runners and before is not None else None,
+            data=("selection", id(self.splits.selection)),
+            processes=self.processes,
+        )
+        early = [len(right) < len(cast(Sized, self.splits.selection)) for right in found]
+        return [
+            Measurement(value=float(right.mean()), outcomes=right, rejected=rejected)
+            for right, rejected in zip(found, early, strict=True)
+        ]
+
+    def on(
+        self,
+        dataset: Dataset[Any],
+        model: nn.Module,
+        *,
+        progress: Progress | None = None,
+        stage: str = "evaluating",
+    ) -> Measurement:
+        """Outcomes on any set, under the same settings."""
+        found = outcomes(
+            model,
+            dataset,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+            progress=progress,
+            stage=stage,
+            processes=self.processes,
+        )
+        return Measurement(value=float(found.mean()), outcomes=found)
+
+    def context(self) -> dict[str, Any]:
+        """The selection set, batch size and kind of device."""
+        return {
+            "selection_set": data_digest(self.splits.selection),
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+        }
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
+        """The batches, where the images of a batch influence each other."""
+        sets = {"selection": self.splits.selection, "test": self.splits.test}
+        return batch_note(model, self.batch_size, **sets)
+
+
+def telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
+    """The evaluator that reports on a long first measurement; probes report as a whole."""
+    if isinstance(evaluate, DataEvaluator):
+        return replace(evaluate, progress=progress)
+    return evaluate
+
+
+def _once_long(progress: Progress) -> Progress:
+    """The same progress, silent for the first two seconds, so that short probes say nothing."""
+    begin = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        if time.monotonic() - begin >= REPORT_AFTER:
+            progress(stage, done, total)
+
+    return report
+
+
+def evaluator_for(
+    model: nn.Module,
+    data: Data | None,
+    score: Score | None,
+    device: torch.device,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> Evaluator:
+    if (data is None) == (score is None):
+        raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
+    if score is not None:
+        return ScoreEvaluator(score=score, device=device, processes=processes)
+    assert data is not None
+    splits = _in_random_order(splits_for(model, data, seed=seed), seed)
+    return DataEvaluator(
+        splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
+    )
+
+
+def example_for(
+    example_input: Any, calibration: Iterable[Any] | Tensor | None, evaluate: Evaluator
+) -> tuple[Any, ...]:
+    """Inputs to trace with; empty where only the score can show one."""
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    source: Any = calibration
+    if source is None and isinstance(evaluate, DataEvaluator):
+        source = evaluate.splits.calibration
+    if source is None:
+        return ()
+    if isinstance(source, Dataset):
+        first = next(iter(DataLoader(source, batch_size=2)))
+    else:
+        first = source if isinstance(source, Tensor) else next(iter(source))
+    return first_samples((first[0] if isinstance(first, tuple | list) else first,))
+
+
+def _in_random_order(splits: Splits, seed: int) -> Splits:
+    """Selection images in one order drawn by the seed, which early decisions rest on."""
+    size = len(cast(Sized, splits.selection))
+    order = np.random.default_rng([seed, size]).permutation(size)
+    return replace(splits, selection=Subset(splits.selection, order.tolist()))

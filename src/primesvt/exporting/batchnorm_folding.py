@@ -1,0 +1,189 @@
+"""Batch norms that nothing trains any more: folded into the layer in front, or a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from primesvt.calibration.wiring import ModuleGraph, trace_modules
+from primesvt.models.attention import PaddedBN, RepConv
+from primesvt.models.forward import LAYERS, NORMS, Layer
+
+__all__ = ["Folded", "ScaleShift", "fold_norms"]
+
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """Names of the batch norms that went into a layer, and of those left as a scale and a shift."""
+
+    folded: tuple[str, ...]
+    scaled: tuple[str, ...]
+
+
+class ScaleShift(nn.Module):
+    """What a batch norm in evaluation computes, per channel on one axis: ``x * scale + shift``.
+
+    Example:
+        >>> ScaleShift(torch.tensor([2.0]), torch.tensor([1.0]))(torch.ones(2, 1)).tolist()
+        [[3.0], [3.0]]
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, *, axis: int = 1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = (1,) * (x.ndim - 1 - self.axis)
+        return x * self.scale.view(-1, *ones) + self.shift.view(-1, *ones)
+
+
+def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False) -> Folded:
+    """Take the batch norms out of a network in evaluation mode, in place.
+
+    One that is all that reads a convolution or a linear layer, perhaps through other such norms or
+    a view, goes into its weight and bias: ``W g / sqrt(var + eps)`` and
+    ``(b - mean) g / sqrt(var + eps) + beta``, computed in double precision and rounded once. Any
+    other becomes a ``ScaleShift``. The padding of a ``RepConv`` moves to its depthwise layer, which
+    spares the 1x1 convolution in front the border.
+
+    Args:
+        model: with its own copy of every weight.
+        example: inputs that show which layer feeds which norm.
+        keep: fold nothing, make every norm a ``ScaleShift``.
+
+    Raises:
+        ValueError: a norm without running statistics, which depends on the batch.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
+        >>> fold_norms(net, (torch.zeros(4, 2),))
+        Folded(folded=('1',), scaled=())
+        >>> net[1]
+        Identity()
+    """
+    wiring = trace_modules(model, example)
+    sources = {} if keep else _sources(model, wiring)
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, NORMS)}
+    with torch.no_grad():
+        for name in sorted(norms, key=_place(wiring)):
+            _replace(model, name, norms[name], sources.get(name))
+    folded = tuple(name for name in norms if name in sources)
+    return Folded(folded=folded, scaled=tuple(name for name in norms if name not in sources))
+
+
+def _place(wiring: ModuleGraph) -> Any:
+    """Norms in the order in which they run; those that never do come last."""
+    places = {name: place for place, name in enumerate(wiring.order)}
+    return lambda name: places.get(name, len(places))
+
+
+def _sources(model: nn.Module, wiring: ModuleGraph) -> dict[str, str]:
+    """Norm -> the layer that it can be folded into."""
+    fed = [name for readers in wiring.feeds.values() for name in readers]
+    found: dict[str, str] = {}
+    for name in wiring.order:
+        readers = wiring.feeds.get(name, ())
+        source = found.get(name, name)
+        if len(readers) == 1 and fed.count(readers[0]) == 1 and _takes(model, source, readers[0]):
+            found[readers[0]] = source
+    return found
+
+
+def _takes(model: nn.Module, source: str, reader: str) -> bool:
+    layer, norm = model.get_submodule(source), model.get_submodule(reader)
+    if not isinstance(layer, LAYERS) or not isinstance(norm, NORMS):
+        return False
+    padded = isinstance(_owner(model, reader), PaddedBN)
+    own = "weight" in layer._parameters  # a parametrized weight is computed anew each time
+    return own and norm.num_features == len(layer.weight) and (not padded or _pointwise(layer))
+
+
+def _replace(model: nn.Module, name: str, norm: nn.Module, source: str | None) -> None:
+    scale, shift = _affine(norm, name)
+    owner = _owner(model, name)
+    if source is None:
+        if not isinstance(owner, PaddedBN):  # that one reads its norm's statistics
+            model.set_submodule(name, _scale_shift(norm, scale, shift))
+        return
+    layer = model.get_submodule(source)
+    assert isinstance(layer, LAYERS)
+    _into(layer, scale, shift)
+    model.set_submodule(name, nn.Identity())
+    if isinstance(owner, PaddedBN) and isinstance(layer, nn.Conv2d):
+        pad = name.rpartition(".")[0]
+        model.set_submodule(pad, nn.Identity())
+        _pad(layer, _owner(model, pad))
+
+
+def _pad(layer: nn.Conv2d, owner: nn.Module) -> None:
+    """Let a 1x1 convolution, or the one behind it, do what the norm between them padded."""
+    behind = owner.depthwise if isinstance(owner, RepConv) else None
+    if not isinstance(behind, nn.Conv2d) or not _shifts(behind):
+        # A 1x1 convolution makes of padded zeros what the norm made of a zero input.
+        layer.padding = (1, 1)
+        return
+    # The bias lies on every pixel, border included, so behind a kernel it is a constant again.
+    assert layer.bias is not None
+    constant = layer.bias * behind.weight.sum((1, 2, 3))
+    behind.bias = nn.Parameter(constant, requires_grad=False)
+    behind.padding, layer.bias = (1, 1), None
+
+
+def _affine(norm: Any, name: str) -> Moments:
+    """Scale and shift of a norm, in double precision."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            f"{name} has no running statistics, so its answer depends on the batch and cannot be"
+            " written down; make it with track_running_stats=True"
+        )
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _scale_shift(norm: Any, scale: Tensor, shift: Tensor) -> ScaleShift:
+    dtype = norm.running_mean.dtype
+    # SpikingJelly's norms for sequences have time steps in front.
+    axis = 2 if getattr(norm, "step_mode", "s") == "m" else 1
+    return ScaleShift(scale.to(dtype), shift.to(dtype), axis=axis)
+
+
+def _into(layer: Layer, scale: Tensor, shift: Tensor) -> None:
+    weight = layer.weight
+    ones = (1,) * (weight.ndim - 1)
+    bias = 0.0 if layer.bias is None else layer.bias.double()
+    layer.weight = nn.Parameter(
+        (weight.double() * scale.view(-1, *ones)).to(weight.dtype), requires_grad=False
+    )
+    layer.bias = nn.Parameter((bias * scale + shift).to(weight.dtype), requires_grad=False)
+
+
+def _pointwise(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride == (1, 1)
+        and layer.padding in ((0, 0), 0)
+    )
+
+
+def _shifts(layer: nn.Conv2d) -> bool:
+    """Whether a constant on its input becomes one constant per channel."""
+    plain = layer.bias is None and "weight" in layer._parameters
+    return plain and layer.groups == layer.in_channels == layer.out_channels
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])

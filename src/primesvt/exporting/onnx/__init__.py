@@ -1,0 +1,141 @@
+"""An ONNX file with all that is done to it: float32 or 8-bit weights, padded channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from primesvt.exporting.deploy import DeployedNetwork
+from primesvt.exporting.onnx.channel_padding import aligned
+from primesvt.exporting.onnx.int8_weights import (
+    fewest,
+    rounded_count,
+    weight_count,
+    with_8bit_weights,
+)
+from primesvt.exporting.onnx.model import OPSET, only_logits, onnx_model, weight_bytes
+from primesvt.exporting.result import Rounded, Size
+from primesvt.exporting.runtime import Runner, module_runner, onnx_runner, program_runner
+from primesvt.exporting.torch_export import ExportedGraph, export_program, program_bytes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["Payload", "onnx_payload", "program_payload"]
+
+FLOAT, ROUNDED = "Exported", "Exported, 8-bit weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What is written to disk.
+
+    Attributes:
+        content: the file.
+        run: makes a function of a batch from the file's bytes.
+        watched: computes the same graph with the spikes of every neuron layer as further outputs.
+        neurons: names of these, in that order.
+        sizes: of the float32 file, and of this one.
+        opset: of ONNX.
+        rounded: which weights are in eight bits.
+    """
+
+    content: bytes = field(repr=False)
+    run: Callable[[bytes], Runner] = field(repr=False)
+    watched: Runner = field(repr=False)
+    neurons: tuple[str, ...] = field(repr=False)
+    sizes: tuple[Size, ...]
+    opset: int | None = None
+    rounded: Rounded | None = None
+
+
+def program_payload(made: DeployedNetwork, example: Tensor, *, axis: int = 0) -> Payload:
+    """A program of PyTorch's exporter, which ``torch.export.load`` reads."""
+    content = program_bytes(export_program(made, example, axis=axis))
+    watched = export_program(made, example, axis=axis, watch=True)
+    weights = sum(t.numel() * t.element_size() for t in made.network.state_dict().values())
+    return Payload(
+        content=content,
+        run=program_runner,
+        watched=module_runner(watched.program.module()),
+        neurons=watched.outputs[1:],
+        sizes=(Size(step=FLOAT, weights=weights, file=len(content)),),
+    )
+
+
+def onnx_payload(
+    made: DeployedNetwork,
+    example: Tensor,
+    *,
+    axis: int = 0,
+    input_name: str = "images",
+    about: Mapping[str, str] | None = None,
+    holds: Callable[[Runner], bool] | None = None,
+) -> Payload:
+    """An ONNX file.
+
+    Args:
+        made: the network.
+        example: an input with two samples or more.
+        axis: the one that counts samples.
+        input_name: of the input.
+        about: what the file says of itself.
+        holds: asks for 8-bit weights, as many from the output on as can be rounded while ``holds``
+            says of the file's logits that they are good enough.
+
+    Raises:
+        ValueError: no weight can be rounded, or the file would not be smaller.
+    """
+    graph = export_program(made, example, axis=axis, watch=True)
+    watched = aligned(onnx_model(graph, input_name=input_name, about=about or {}))
+    shipped = only_logits(watched)
+    if holds is None:
+        return _payload(graph, watched, shipped)
+    front = _front(shipped, holds)
+    rounded = with_8bit_weights(watched, front=front)
+    payload = _payload(graph, rounded, only_logits(rounded), _size(FLOAT, shipped))
+    before, after = (size.file or 0 for size in payload.sizes)
+    if after >= before:
+        raise ValueError(
+            f"8-bit weights would make a file of {after:,} bytes out of {before:,}; leave"
+            " weight_bits out"
+        )
+    found, total = rounded_count(rounded), weight_count(shipped)
+    return replace(payload, rounded=Rounded(bits=8, layers=found, total=total, front=front))
+
+
+def _front(model: ModelProto, holds: Callable[[Runner], bool]) -> int:
+    """How many weights at the input must stay in float32."""
+
+    def passes(front: int) -> bool:
+        rounded = with_8bit_weights(model, front=front)
+        return holds(onnx_runner(rounded.SerializeToString()))
+
+    front = fewest(passes, weight_count(model) - 1)
+    if front is None:
+        raise ValueError(
+            "no weight can be rounded to 8 bits without more predictions changing than allowed;"
+            " ask for a lower agreement, or leave weight_bits out"
+        )
+    return front
+
+
+def _payload(
+    graph: ExportedGraph, watched: ModelProto, shipped: ModelProto, *before: Size
+) -> Payload:
+    step = ROUNDED if before else FLOAT
+    return Payload(
+        content=shipped.SerializeToString(),
+        run=onnx_runner,
+        watched=onnx_runner(watched.SerializeToString()),
+        neurons=graph.outputs[1:],
+        sizes=(*before, _size(step, shipped)),
+        opset=OPSET,
+    )
+
+
+def _size(step: str, model: ModelProto) -> Size:
+    return Size(step=step, weights=weight_bytes(model), file=model.ByteSize())

@@ -1,0 +1,102 @@
+"""Importance by what channels do on calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from primesvt.calibration import Moments
+from primesvt.channels import ChannelGroup
+from primesvt.importance.base import CriterionContext, Scores
+
+__all__ = ["activity", "firing_rate", "membrane", "taylor"]
+
+
+def firing_rate(evidence: CriterionContext, group: ChannelGroup) -> Scores:
+    """Mean output of each channel's neuron, ``[positions, size]``; the mean over tied neurons.
+
+    Channels without a neuron of their own (inner channels of a linear chain, residual streams)
+    count by the mean absolute input of what reads them.
+    """
+    seen = evidence.seen
+    if seen.neurons(group):
+        return _over_neurons(evidence, group, seen.rates)
+    return _over_readers(evidence, group, lambda name: seen.moments(name).mean.abs())
+
+
+def membrane(evidence: CriterionContext, group: ChannelGroup) -> Scores:
+    """Mean absolute membrane potential of each channel's neuron.
+
+    Channels without a neuron of their own count by the root mean square of what reads them.
+
+    Source: Li et al., "Towards efficient deep spiking neural networks construction with spiking
+    activity based pruning" (SCA, arXiv 2406.01072), ICML 2024.
+    """
+    seen = evidence.seen
+    if seen.neurons(group):
+        return _over_neurons(evidence, group, seen.potentials)
+    return _over_readers(evidence, group, lambda name: _root_mean_square(seen.moments(name)))
+
+
+def activity(evidence: CriterionContext, group: ChannelGroup) -> Scores:
+    """Variance of each channel's spikes times the squared norm of the weights that read it.
+
+    This is the squared error in the readers' outputs when the channel is replaced by its mean.
+    Where only a product reads the channels (q and k), it is the squared norm of their part of it.
+    """
+    seen = evidence.seen
+    if not seen.readers[group.name]:
+        return seen.products(group).diagonal(dim1=1, dim2=2).numpy().copy()
+    total = np.zeros((group.positions, group.size))
+    for reader in seen.readers[group.name]:
+        variance = seen.moments(reader.module).covariance.diagonal()
+        weights = reader.columns(evidence.model).square().sum(1)
+        total += reader.per_channel(variance * weights, group)
+    return total
+
+
+def taylor(evidence: CriterionContext, group: ChannelGroup) -> Scores:
+    """First-order effect of silencing each channel on the loss, without labels.
+
+    The mean over samples of ``|sum of value x gradient|`` where the channel is read, or behind its
+    neuron; the loss is the cross-entropy to the network's own prediction.
+
+    Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
+    inference" (arXiv 1611.06440), equation 8.
+    """
+    seen = evidence.seen
+    if not seen.readers[group.name]:
+        return _over_neurons(evidence, group, seen.sensitivities)
+    return _over_readers(evidence, group, seen.sensitivities)
+
+
+def _root_mean_square(moments: Moments) -> Tensor:
+    return (moments.products.diagonal() / max(1, moments.count)).sqrt()
+
+
+def _over_neurons(
+    evidence: CriterionContext, group: ChannelGroup, values: Callable[[str], Tensor]
+) -> Scores:
+    names = evidence.seen.neurons(group)
+    if not names:
+        raise ValueError(
+            f"no neuron and no layer shows what the channels of {group.name} do; choose importance"
+            " l2, l2_folded, l1 or random, or exclude the group"
+        )
+    found = [values(name).double().numpy() for name in names]
+    mean: Scores = np.mean(found, axis=0).reshape(group.positions, group.size)
+    return mean
+
+
+def _over_readers(
+    evidence: CriterionContext, group: ChannelGroup, values: Callable[[str], Tensor]
+) -> Scores:
+    readers = evidence.seen.readers[group.name]
+    if not readers:
+        return _over_neurons(evidence, group, values)
+    total = np.zeros((group.positions, group.size))
+    for reader in readers:
+        total += reader.per_channel(values(reader.module), group)
+    return total

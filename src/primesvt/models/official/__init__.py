@@ -1,0 +1,1 @@
+"""Official checkpoint files: read, recognised, and converted to the names used here."""

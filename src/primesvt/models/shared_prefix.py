@@ -1,0 +1,209 @@
+"""Several networks on the same inputs: what they have in common is computed once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from primesvt.models.forward import evaluating
+from primesvt.models.neurons import reset
+from primesvt.models.spiking_vit import SpikingViT
+
+__all__ = ["ActivationCache", "CacheKey", "VariantBatch", "block_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheKey:
+    """Where an activation was met: what entered a block of all networks that are equal before it.
+
+    Args:
+        inputs: names the data that the networks are run on, always in the same batches.
+        block: the block that it enters.
+        before: tells networks apart that differ in front of that block.
+    """
+
+    inputs: Hashable
+    block: int
+    before: Hashable
+
+
+@dataclass(kw_only=True)
+class ActivationCache:
+    """Activations by place and batch, as far as a memory ceiling allows.
+
+    What does not fit is computed again. Data are always read from their first batch on, so the
+    first batches of a place stay, and room is made by places that were not asked for longest.
+
+    Args:
+        ceiling: bytes that all of them may take together.
+
+    Example:
+        >>> import torch
+        >>> place = CacheKey(inputs="selection", block=3, before=())
+        >>> prefixes = ActivationCache(ceiling=100)
+        >>> for batch in range(2):
+        ...     prefixes.keep(place, batch, torch.zeros(20))
+        >>> [prefixes.find(place, batch) is not None for batch in range(2)]
+        [True, False]
+    """
+
+    ceiling: int
+    taken: int = field(default=0, init=False)
+    _kept: dict[CacheKey, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def find(self, place: CacheKey, batch: int) -> Tensor | None:
+        """What was kept of a batch; nobody may write into it."""
+        known = self._kept.get(place, {}).get(batch)
+        if known is not None:
+            self._kept[place] = self._kept.pop(place)  # asked for last
+        return known
+
+    def keep(self, place: CacheKey, batch: int, activation: Tensor) -> None:
+        """Keep an activation if there is room, or can be made."""
+        size = activation.untyped_storage().nbytes()
+        if size > self.ceiling:
+            return
+        for old in [other for other in self._kept if other != place]:
+            if self.taken + size <= self.ceiling:
+                break
+            self.taken -= sum(t.untyped_storage().nbytes() for t in self._kept.pop(old).values())
+        if self.taken + size <= self.ceiling:
+            self._kept.setdefault(place, {})[batch] = activation
+            self.taken += size
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantBatch:
+    """Networks that equal a common one up to a block each, run from there on.
+
+    The common network runs block by block. In front of every block all networks that first differ
+    in it take over its activation and go on alone, and the result is bit by bit what each network
+    gives on its own. Without a common network (any ``nn.Module``) each runs in full.
+
+    With ``prefixes`` those activations are kept, and a later call on the same batch begins with
+    them. Without, only one is held at a time.
+
+    Args:
+        networks: what to run.
+        common: the network that they share their first blocks with.
+        starts: for every network its first block that is not the common network's.
+        prefixes: where activations are kept.
+        before: block -> what tells apart networks that differ in front of it.
+
+    Example:
+        >>> import torch
+        >>> from primesvt.models import create_model
+        >>> net = create_model("sdt_v2_digits").eval()
+        >>> pair = VariantBatch(networks=[net, net], common=net, starts=[0, 3])
+        >>> [logits.shape for logits in pair(torch.zeros(2, 1, 8, 8))]
+        [torch.Size([2, 10]), torch.Size([2, 10])]
+    """
+
+    networks: Sequence[nn.Module]
+    common: SpikingViT | None = None
+    starts: Sequence[int] = ()
+    prefixes: ActivationCache | None = None
+    before: Callable[[int], Hashable] = lambda _: ()
+
+    def __call__(self, *inputs: Any, data: Hashable = None, batch: int = 0) -> list[Any]:
+        """What every network gives for one batch, with fresh neurons.
+
+        ``data`` and ``batch`` name the batch for activations that are kept; they are kept for named
+        data only.
+        """
+        if self.common is None:
+            return [_alone(network, inputs) for network in self.networks]
+        (x,) = inputs
+        return self._branched(self.common, x, data, batch)
+
+    def _branched(self, common: SpikingViT, x: Any, data: Hashable, batch: int) -> list[Any]:
+        networks = [network for network in self.networks if isinstance(network, SpikingViT)]
+        for network in networks:
+            network.enter(x)  # one model takes the size of its first image
+        found: dict[int, Any] = {}
+        reset(common)
+        place, activation = 0, common.enter(x)
+        for block in sorted(set(self.starts)):
+            place, activation = self._nearest(place, activation, block, data, batch)
+            for module in common.blocks[place:block]:
+                activation = module(activation)
+            if block > place:
+                self._keep(block, activation, data, batch)
+            place = block
+            for number, network in enumerate(networks):
+                if self.starts[number] == block:
+                    found[number] = network.resume(activation, block)
+        reset(common)
+        return [found[number] for number in range(len(self.networks))]
+
+    def _nearest(
+        self, place: int, activation: Tensor, block: int, data: Hashable, batch: int
+    ) -> tuple[int, Tensor]:
+        """The last activation up to a block that is known, and the block that it enters."""
+        if self.prefixes is not None and data is not None:
+            for later in range(block, place, -1):
+                known = self.prefixes.find(self._place(later, data), batch)
+                if known is not None:
+                    return later, known
+        return place, activation
+
+    def _keep(self, block: int, activation: Tensor, data: Hashable, batch: int) -> None:
+        if self.prefixes is not None and data is not None:
+            self.prefixes.keep(self._place(block, data), batch, activation)
+
+    def _place(self, block: int, data: Hashable) -> CacheKey:
+        return CacheKey(inputs=data, block=block, before=self.before(block))
+
+    def only(self, numbers: Sequence[int]) -> VariantBatch:
+        """Some of the networks."""
+        if len(numbers) == len(self.networks):
+            return self
+        return replace(
+            self,
+            networks=[self.networks[number] for number in numbers],
+            starts=[self.starts[number] for number in numbers] if self.common is not None else (),
+        )
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, without gradients, for all of them."""
+        with contextlib.ExitStack() as stack:
+            for network in (*self.networks, *([self.common] if self.common else [])):
+                stack.enter_context(evaluating(network))
+            yield
+
+
+def block_of(model: nn.Module) -> Callable[[str], int]:
+    """In which block of a model a module lies, by its name; the head counts as one more.
+
+    0 for every module of a network without blocks.
+
+    Example:
+        >>> from primesvt.models import create_model
+        >>> model = create_model("sdt_v2_digits")
+        >>> find, last = block_of(model), len(model.blocks) - 1
+        >>> find("blocks.block4_0.mlp.fc1.conv") == last, find("head.fc") == last + 1
+        (True, True)
+    """
+    if not isinstance(model, SpikingViT):
+        return lambda _: 0
+    places = {name: number for number, (name, _) in enumerate(model.blocks.named_children())}
+
+    def find(module: str) -> int:
+        first, _, rest = module.partition(".")
+        if first == "head":
+            return len(places)
+        return places.get(rest.partition(".")[0], 0) if first == "blocks" else 0
+
+    return find
+
+
+def _alone(network: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    reset(network)
+    result = network(*inputs)
+    reset(network)
+    return result

@@ -1,0 +1,145 @@
+"""What a network costs: parameters, buffers, membrane potentials, activations."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from primesvt._files import safetensors_bytes
+from primesvt.models import reset
+from primesvt.models.forward import batch_of, unwrap
+
+__all__ = [
+    "buffer_bytes",
+    "file_bytes",
+    "membrane_bytes",
+    "parameter_bytes",
+    "parameter_count",
+    "peak_activation_bytes",
+]
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of a model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters, shared ones once: the memory that savings are measured in.
+
+    Example:
+        >>> parameter_bytes(nn.Linear(3, 2))
+        32
+    """
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def buffer_bytes(model: nn.Module) -> int:
+    """Bytes of all buffers (running statistics of batch norms), shared ones once.
+
+    Example:
+        >>> buffer_bytes(nn.BatchNorm2d(4))
+        40
+    """
+    return sum(b.numel() * b.element_size() for b in model.buffers())
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Bytes of ``model.safetensors`` on the disk: all tensors, shared ones under each name.
+
+    Example:
+        >>> file_bytes(nn.Linear(3, 2)) - parameter_bytes(nn.Linear(3, 2))  # names and shapes
+        144
+    """
+    state = unwrap(model).state_dict()
+    tensors = {name: each.clone() for name, each in state.items() if isinstance(each, Tensor)}
+    return len(safetensors_bytes(tensors))
+
+
+def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
+    """Bytes of all membrane potentials per sample, measured on one forward pass.
+
+    One potential per neuron, whatever the number of time steps; the first axis of the example is
+    the batch.
+    """
+    sizes: dict[str, int] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, base.MemoryModule):
+
+            def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                current = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+                steps = len(current) if getattr(module, "step_mode", "s") == "m" else 1
+                sizes[name] = current.numel() // steps * current.element_size()
+
+            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        _forward(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sizes.values()) // batch_of(example)
+
+
+def peak_activation_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
+    """Most bytes that tensors made by one forward pass hold at the same time.
+
+    Counts every operator's result while it lives, as plain PyTorch runs it: temporary values
+    inside an operator are not seen. It is for the whole batch of the example.
+    """
+    counter = _LiveBytes()
+    with counter:
+        _forward(model, example)
+    return counter.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
+                self._follow(leaf)
+        return result
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._known.pop(key)
+
+
+def _forward(model: nn.Module, example: tuple[Any, ...]) -> None:
+    """One forward pass that leaves no trace behind."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    reset(model)
+    try:
+        with torch.no_grad():
+            model(*example)
+    finally:
+        reset(model)
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,157 @@
+"""Inputs as users give them, made ready for a run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from primesvt.calibration import CALIBRATION_BATCH, CalibrationSet, calibration_of
+from primesvt.checkpoint.load import Data
+from primesvt.config import Constraints, parse_bytes
+from primesvt.data import Splits
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
+from primesvt.models import reset
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.settings import Settings
+
+__all__ = [
+    "Data",
+    "calibration_for",
+    "divide",
+    "images_needed",
+    "memory_bytes",
+    "parted",
+    "set_aside",
+    "working_copy",
+]
+
+
+# Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
+DISAGREEMENT = 3.0
+
+
+SEARCHED = 0.4  # of the selection images
+
+
+def images_needed(limit: float, *, level_quantile: float = 1.645) -> int:
+    """Images on which a bound can tell a drop of half the limit from the limit.
+
+    ``(z / limit)^2 x disagreement x 4``, with a disagreement of three times the limit.
+
+    Example:
+        >>> images_needed(0.03), images_needed(0.01)
+        (1083, 3248)
+    """
+    return math.ceil((level_quantile / limit) ** 2 * DISAGREEMENT * limit * 4)
+
+
+def divide(
+    splits: Splits, limit: float, *, seed: int = 0
+) -> tuple[Splits, Dataset[Any] | None, str]:
+    """Set aside most of the selection images for the confirmation, if both parts are large enough.
+
+    Three of five, drawn by the seed: the search chooses mostly by distances and may err, the
+    confirmation decides. Returns the splits to search with, the images set aside (or ``None``), and
+    a sentence for the result.
+    """
+    size, needed = len(cast(Sized, splits.selection)), images_needed(limit)
+    wanted = math.ceil(needed / SEARCHED)
+    if size < wanted:
+        return (
+            splits,
+            None,
+            f"{size:,} selection images are too few to set some aside and confirm the plan on them"
+            f" (a limit of {100 * limit:g} points wants {wanted:,}): what was searched for on"
+            " them is judged on them too, and looks a little too good.",
+        )
+    rest, aside = parted(splits, seed=seed)
+    kept = len(cast(Sized, aside))
+    told = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
+    return rest, aside, told
+
+
+def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
+    """The selection images to search with, and those set aside, whatever their number."""
+    size = len(cast(Sized, splits.selection))
+    order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)
+    rest = Subset(splits.selection, order[:searched].tolist())
+    return replace(splits, selection=rest), Subset(splits.selection, order[searched:].tolist())
+
+
+def set_aside(
+    evaluate: Evaluator,
+    settings: Settings,
+    constraints: Constraints,
+    earlier: ProbeTable | None,
+    seed: int,
+) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
+    """Selection images for the confirmation, where that is asked for and possible.
+
+    Solving again from earlier probes keeps the images that those were made on.
+    """
+    wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
+    if not isinstance(evaluate, DataEvaluator):
+        return evaluate, None, ()
+    if earlier is not None and earlier.reference is not None:
+        return _as_before(evaluate, earlier.reference, wanted=wanted, seed=seed)
+    if not wanted:
+        return evaluate, None, ()
+    limit = constraints.max_accuracy_drop / 100
+    splits, aside, told = divide(evaluate.splits, limit, seed=seed)
+    return replace(evaluate, splits=splits), aside, (told,)
+
+
+def _as_before(
+    evaluate: DataEvaluator, earlier: Reference, *, wanted: bool, seed: int
+) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
+    """The images that the earlier probes were made on: all of them, or the part for searching."""
+    before = earlier.context.get("selection_set")
+    rest, aside = parted(evaluate.splits, seed=seed)
+    searching = replace(evaluate, splits=rest)
+    if before == searching.context()["selection_set"]:
+        told = "The earlier probes left images aside, which confirm the plan and choose nothing."
+        return searching, aside if wanted else None, (told,) if wanted else ()
+    if wanted:
+        return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
+    return evaluate, None, ()
+
+
+def calibration_for(
+    given: Iterable[Any] | Tensor | None,
+    evaluate: Evaluator,
+    device: torch.device,
+    batch_size: int,
+) -> CalibrationSet | None:
+    """Inputs without labels, where any were given or come with the data."""
+    source: Any = given
+    if source is None and isinstance(evaluate, DataEvaluator):
+        source = evaluate.splits.calibration
+    if source is None:
+        return None
+    # Batch norms are estimated batch by batch: small batches would estimate badly.
+    size = max(batch_size, CALIBRATION_BATCH)
+    workers = evaluate.workers if isinstance(evaluate, DataEvaluator) else 0
+    return calibration_of(source, device=device, batch_size=size, workers=workers)
+
+
+def memory_bytes(limit: str | float | None) -> int | None:
+    """A memory limit in bytes; ``ValueError`` for what is no size, or none at all."""
+    found = parse_bytes(limit, name="memory_limit") if isinstance(limit, str) else limit
+    if found is None:
+        return None
+    if not 0 < found < math.inf:
+        raise ValueError(f"memory_limit is {limit}, but must be above 0, such as '4GB'")
+    return int(found)
+
+
+def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    reset(model)
+    return copy.deepcopy(model).to(device).eval()

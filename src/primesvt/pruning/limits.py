@@ -1,0 +1,222 @@
+"""Limits on time and on membrane potentials: what cuts save of them, and whether they hold."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from primesvt.channels import ChannelGraph, remove_channels
+from primesvt.channels.widths import Widths, first_channels, widths
+from primesvt.config import Constraints
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.evaluation.evaluator import Progress
+from primesvt.exporting.onnx_timing import Files
+from primesvt.profiling.latency_table import LatencyTable
+from primesvt.profiling.limits import LimitOutcome
+from primesvt.profiling.memory import membrane_bytes
+from primesvt.profiling.timing import batched, device_of, placed
+from primesvt.profiling.width_latency import Stopwatch
+from primesvt.pruning.lossless import StartNetwork
+from primesvt.pruning.settings import Settings
+
+__all__ = [
+    "LatencyLimit",
+    "LimitOutcome",
+    "MembraneLimit",
+    "check_limits",
+    "limit_notes",
+    "limits_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyLimit:
+    """A limit on the time of a forward pass, in milliseconds."""
+
+    stopwatch: Stopwatch
+    constraints: Constraints
+
+    @property
+    def name(self) -> str:
+        return "latency"
+
+    @property
+    def needed(self) -> float:
+        """Milliseconds to save."""
+        return self._before - self._allowed
+
+    def saved(self, cuts: Widths) -> float:
+        """Groups alone, added up, by the latency table."""
+        return self.stopwatch.saved(cuts)
+
+    def proved(self, cuts: Widths) -> float:
+        """The cut network timed against the whole one."""
+        return self._before * (1 - self.stopwatch.network(cuts).share)
+
+    def at(self, cuts: Widths) -> LimitOutcome:
+        """The limit at a plan."""
+        after = self._before - self.proved(cuts)
+        return LimitOutcome(
+            name=self.name,
+            before=self._before,
+            after=after,
+            allowed=self._allowed,
+            batch=self.stopwatch.batch,
+        )
+
+    @property
+    def _before(self) -> float:
+        return self.stopwatch.whole.milliseconds
+
+    @property
+    def _allowed(self) -> float:
+        found = self.constraints.allowed_milliseconds(self._before)
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembraneLimit:
+    """A limit on the memory of membrane potentials, in bytes per sample.
+
+    Every channel of a group has as many potentials as any other, so one cut of a group tells what
+    all of them save.
+
+    Args:
+        model: the unpruned network; never changed.
+        graph: its channel graph.
+        example: inputs to run.
+        allowed: the most bytes per sample.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    example: tuple[Any, ...] = field(repr=False)
+    allowed: int
+    _known: dict[frozenset[tuple[str, int]], int] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return "membrane"
+
+    @property
+    def needed(self) -> float:
+        """Bytes to save."""
+        return self._bytes({}) - self.allowed
+
+    def saved(self, cuts: Widths) -> float:
+        """Every group by its channels, added up."""
+        return sum(self._each(group) * (self._size(group) - kept) for group, kept in cuts.items())
+
+    def proved(self, cuts: Widths) -> float:
+        """The cut network run once."""
+        return self._bytes({}) - self._bytes(cuts)
+
+    def at(self, cuts: Widths) -> LimitOutcome:
+        """The limit at a plan."""
+        return LimitOutcome(
+            name=self.name,
+            before=self._bytes({}),
+            after=self._bytes(cuts),
+            allowed=self.allowed,
+        )
+
+    def _each(self, group: str) -> float:
+        """Bytes that one channel at every position takes."""
+        half = self._size(group) // 2
+        if half < 1:
+            return 0.0
+        return (self._bytes({}) - self._bytes({group: half})) / (self._size(group) - half)
+
+    def _size(self, group: str) -> int:
+        return self.graph[group].size
+
+    def _bytes(self, cuts: Widths) -> int:
+        key = frozenset(cuts.items())
+        if key not in self._known:
+            smaller = copy.deepcopy(self.model)
+            remove_channels(smaller, self.graph, first_channels(self.graph, cuts))
+            self._known[key] = membrane_bytes(smaller, self.example)
+        return self._known[key]
+
+
+def limits_of(
+    constraints: Constraints,
+    lean: StartNetwork,
+    *,
+    settings: Settings,
+    inputs: tuple[Any, ...],
+    table: LatencyTable,
+    processes: ProcessGroup = SINGLE_PROCESS,
+    progress: Progress | None = None,
+) -> tuple[LatencyLimit | MembraneLimit, ...]:
+    """The limits beside accuracy and parameter memory that were asked for.
+
+    Args:
+        constraints: what was asked for.
+        lean: the network to prune, and its groups.
+        settings: the rates of the groups.
+        inputs: a batch of inputs; the first for potentials, as many as are asked for to time.
+        table: times taken before.
+        processes: those that ask; the main one takes the times.
+        progress: called as ``progress(stage, done, total)``.
+    """
+    found: list[LatencyLimit | MembraneLimit] = []
+    if constraints.max_latency is not None:
+        rates, multiple = settings.pruning_rates, settings.channel_multiple
+        stopwatch = Stopwatch(
+            lean.model,
+            lean.graph,
+            widths={group.name: widths(group.size, rates, multiple) for group in lean.groups},
+            inputs=inputs,
+            batch=constraints.latency_batch,
+            table=table,
+            files=Files(lean.model) if constraints.latency_runtime == "onnxruntime" else None,
+            on_main=processes.on_main,
+            tell=partial(progress, "timing") if progress is not None else lambda *_: None,
+        )
+        found.append(LatencyLimit(stopwatch=stopwatch, constraints=constraints))
+    allowed = constraints.allowed_membrane_bytes
+    if allowed is not None:
+        one = placed(batched(inputs, 1), device_of(lean.model))
+        limit = MembraneLimit(model=lean.model, graph=lean.graph, example=one, allowed=allowed)
+        found.append(limit)
+    return tuple(found)
+
+
+def check_limits(constraints: Constraints, settings: Settings) -> None:
+    """Refuse limits that a policy cannot stop at.
+
+    Raises:
+        ValueError: a policy that goes by parameter memory alone is told to stop at other limits.
+
+    Example:
+        >>> check_limits(Constraints(max_latency=0.5), Settings(policy="allocate"))
+    """
+    if settings.policy == "allocate" or not (constraints.steers and constraints.stop_at_saving):
+        return
+    raise ValueError(
+        f"policy {settings.policy!r} does not count max_latency and max_membrane on its way, so it "
+        "cannot stop when they hold: take policy 'allocate', or leave out stop_at_saving, and they "
+        "are checked at the end"
+    )
+
+
+def limit_notes(constraints: Constraints, settings: Settings) -> tuple[str, ...]:
+    """What to know of limits under these settings, one sentence each.
+
+    Example:
+        >>> asked = Constraints(max_latency=0.5, latency_runtime="onnxruntime")
+        >>> limit_notes(asked, Settings(channel_multiple=8))
+        ()
+    """
+    if constraints.latency_runtime == "pytorch" or settings.channel_multiple > 1:
+        return ()
+    return (
+        "onnxruntime computes 8 or 16 channels at once, so a layer of 9 takes as long as one of 16;"
+        " channel_multiple=8 keeps to widths that waste none.",
+    )

@@ -1,0 +1,14 @@
+"""What goes before pruning without changing a prediction: dead parameters, silent channels."""
+
+from primesvt.models.strip import match_state
+from primesvt.pruning.lossless.record import LosslessRecord, Removed
+from primesvt.pruning.lossless.step import StartNetwork, remove_constant_channels, remove_unused
+
+__all__ = [
+    "LosslessRecord",
+    "Removed",
+    "StartNetwork",
+    "match_state",
+    "remove_constant_channels",
+    "remove_unused",
+]

@@ -1,0 +1,258 @@
+"""Channels that never change in front of any of their readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from primesvt.calibration import CalibrationSet, Consumer, ModuleGraph, evaluating, readers_of
+from primesvt.calibration.wiring import channel_axis
+from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.channels.graph import Ids
+from primesvt.models.attention import PaddedBN
+from primesvt.models.forward import NORMS, batch_of
+
+__all__ = [
+    "ConstantChannels",
+    "ValueRange",
+    "all_readers",
+    "find_constant_channels",
+    "fold_constants",
+    "levels_of",
+    "norms_behind",
+]
+
+
+def fold_constants(
+    model: nn.Module,
+    graph: ChannelGraph,
+    cuts: Iterable[ConstantChannels],
+    *,
+    readers: Mapping[str, tuple[Consumer, ...]],
+    levels: ValueRange,
+    wiring: ModuleGraph,
+) -> None:
+    """Let readers do without channels of one value, in place; the channels are cut afterwards.
+
+    A reader ``y = W x + b`` in which channel ``c`` is always ``v`` becomes
+    ``y = W' x' + (b + W_c v)``; without a bias the batch norm behind it takes it up:
+    ``mean - W_c v``. Channels that are always 0 change nothing.
+    """
+    with torch.no_grad():
+        for cut in cuts:
+            for reader in readers[cut.group]:
+                gone = _gone(graph, cut, reader)
+                values = levels.low[reader.module].double()[gone]
+                if bool((values != 0).any()):
+                    _take_up(model, reader, gone, values, wiring)
+
+
+def _gone(graph: ChannelGraph, cut: ConstantChannels, reader: Consumer) -> Tensor:
+    """Indices of a reader's inputs that go."""
+    group = graph[cut.group]
+    kept = np.zeros((group.positions, group.size), dtype=bool)
+    np.put_along_axis(kept, cut.kept, True, axis=1)
+    ids = reader.ids
+    return torch.from_numpy(np.flatnonzero((ids >= 0) & ~kept.reshape(-1)[ids.clip(min=0)]))
+
+
+def _take_up(
+    model: nn.Module, reader: Consumer, gone: Tensor, values: Tensor, wiring: ModuleGraph
+) -> None:
+    layer = reader.layer(model)
+    weight = layer.weight.double().flatten(1)
+    added = weight[:, gone.to(weight.device)] @ values.to(weight.device)
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias.double() + added)
+        return
+    for name in norms_behind(model, reader.module, wiring):
+        norm = model.get_submodule(name)
+        assert isinstance(norm, NORMS) and norm.running_mean is not None
+        norm.running_mean.copy_(norm.running_mean.double() - added)
+
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRange:
+    """Smallest and largest value of every input channel, ``[in]``, of each reader by name."""
+
+    low: Mapping[str, Tensor]
+    high: Mapping[str, Tensor]
+    inputs: int
+
+    def constant(self, reader: str) -> Flags:
+        """True for input channels of one value, ``[in]``."""
+        return np.asarray((self.low[reader] == self.high[reader]).numpy())
+
+    def silent(self, reader: str) -> Flags:
+        """True for input channels that are always 0, ``[in]``."""
+        return np.asarray(((self.low[reader] == 0) & (self.high[reader] == 0)).numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantChannels:
+    """Channels of a group that can go, the same number at every front position.
+
+    Attributes:
+        group: the channel group.
+        kept: the others, ``[positions, k]``, at least one.
+        silent: how many of those that can go are always 0.
+        constant: how many have another value.
+    """
+
+    group: str
+    kept: Ids
+    silent: int
+    constant: int
+
+
+def all_readers(
+    model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
+) -> dict[str, tuple[Consumer, ...]]:
+    """Group -> its readers, where layers are all that reads it; groups in a product are left out.
+
+    Example:
+        >>> from primesvt.channels import trace
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = trace(net, torch.zeros(1, 4))
+        >>> [reader.module for reader in all_readers(net, graph, graph.prunable())["0"]]
+        ['2']
+    """
+    found = {group.name: (group, readers_of(model, graph, group)) for group in groups}
+    return {
+        name: readers
+        for name, (group, readers) in found.items()
+        if readers and len(readers) == len(group.readers)
+    }
+
+
+def levels_of(
+    model: nn.Module, names: Iterable[str], sources: Iterable[CalibrationSet]
+) -> ValueRange:
+    """Run all inputs, batch by batch, and note the extremes in front of some layers.
+
+    Example:
+        >>> from primesvt.calibration import calibration_of
+        >>> net = nn.Sequential(nn.Linear(2, 1))
+        >>> levels_of(net, ["0"], [calibration_of(torch.eye(2))]).high
+        {'0': tensor([1., 1.])}
+    """
+    low: dict[str, Tensor] = {}
+    high: dict[str, Tensor] = {}
+    handles = []
+    for name in dict.fromkeys(names):
+
+        def note(layer: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            given = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            axis = channel_axis(layer)
+            rows = given.detach().movedim(axis, -1).reshape(-1, given.shape[axis])
+            least, most = (extreme.cpu() for extreme in torch.aminmax(rows, dim=0))
+            low[name] = torch.minimum(low[name], least) if name in low else least
+            high[name] = torch.maximum(high[name], most) if name in high else most
+
+        hook = model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+        handles.append(hook)
+    try:
+        inputs = sum(_run(model, source) for source in sources)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ValueRange(low=low, high=high, inputs=inputs)
+
+
+def _run(model: nn.Module, source: CalibrationSet) -> int:
+    """Forward all batches; returns how many samples they hold."""
+    seen = 0
+
+    def count(_: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        seen += batch_of(args)
+
+    handle = model.register_forward_pre_hook(count)
+    try:
+        with evaluating(model):
+            for _ in source.run(model):
+                pass
+    finally:
+        handle.remove()
+    return seen
+
+
+def find_constant_channels(
+    model: nn.Module,
+    group: ChannelGroup,
+    readers: Iterable[Consumer],
+    levels: ValueRange,
+    wiring: ModuleGraph,
+) -> ConstantChannels | None:
+    """The channels of a group that can go, or ``None``.
+
+    Silent ones can go wherever they are read; those of another value only where every reader can
+    take it up. Of silent and constant ones the silent go first, then those of lower index.
+    """
+    size = group.positions * group.size
+    silent, steady = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
+    for reader in readers:
+        if reader.module not in levels.low:
+            return None  # not called with these inputs
+        present = reader.ids >= 0
+        zero = levels.silent(reader.module)
+        same = levels.constant(reader.module) if _takes_up(model, reader, wiring) else zero
+        np.logical_and.at(silent, reader.ids[present], zero[present])
+        np.logical_and.at(steady, reader.ids[present], same[present])
+    ranks = np.where(silent, 0, np.where(steady, 1, 2)).reshape(group.positions, group.size)
+    count = min(int((ranks < 2).sum(1).min()), group.size - 1)
+    if count < 1:
+        return None
+    order = np.argsort(ranks, axis=1, kind="stable")
+    gone = np.take_along_axis(ranks, order[:, :count], axis=1)
+    return ConstantChannels(
+        group=group.name,
+        kept=np.sort(order[:, count:], axis=1).astype(np.int64),
+        silent=int((gone == 0).sum()),
+        constant=int((gone == 1).sum()),
+    )
+
+
+def _takes_up(model: nn.Module, reader: Consumer, wiring: ModuleGraph) -> bool:
+    """A constant that enters the reader can be given by a bias: its own, or that of norms.
+
+    Never in front of a spatial kernel or of padding: there the border sees zeros instead.
+    """
+    layer = reader.layer(model)
+    if reader.groups != 1 or prod(layer.weight.shape[2:]) != 1:
+        return False
+    padding = getattr(layer, "padding", 0)
+    if not isinstance(padding, str) and np.any(padding):
+        return False
+    return layer.bias is not None or bool(norms_behind(model, reader.module, wiring))
+
+
+def norms_behind(model: nn.Module, layer: str, wiring: ModuleGraph) -> tuple[str, ...]:
+    """Norms that are all that reads a layer, read nothing else, and can take up a constant.
+
+    A norm whose statistics also make a padding cannot.
+    """
+    if not wiring.norm_after(layer):
+        return ()
+    names = wiring.feeds[layer]
+    outputs = model.get_parameter(f"{layer}.weight").shape[0]
+    fed = [name for readers in wiring.feeds.values() for name in readers]
+    for name in names:
+        norm, owner = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
+        fits = isinstance(norm, NORMS) and norm.running_mean is not None
+        if not fits or norm.num_features != outputs or isinstance(owner, PaddedBN):
+            return ()
+        if fed.count(name) != 1:
+            return ()
+    return names

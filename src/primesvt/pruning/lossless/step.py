@@ -1,0 +1,350 @@
+"""The network that pruning starts from: the given one without what changes no prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from primesvt.calibration import CalibrationSet, Consumer, ModuleGraph, evaluating, trace_modules
+from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
+from primesvt.channels.plan import PlanStep
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.models.forward import batch_of, copy_of
+from primesvt.models.strip import merge_head, strip_unused
+from primesvt.profiling.memory import parameter_bytes, parameter_count
+from primesvt.pruning.lossless.constant_channels import (
+    ConstantChannels,
+    ValueRange,
+    all_readers,
+    find_constant_channels,
+    fold_constants,
+    levels_of,
+)
+from primesvt.pruning.lossless.record import LosslessRecord, Removed
+
+__all__ = [
+    "PredictionCheck",
+    "StartNetwork",
+    "Stripped",
+    "remove_constant_channels",
+    "remove_unused",
+]
+
+
+TOLERANCE = 1e-5  # relative, of outputs that are no logits
+
+
+class PredictionCheck:
+    """What a network answers to some inputs.
+
+    Of logits ``[batch, classes]`` it is the class; other outputs are the answer themselves, and the
+    same up to 1e-5 of their largest value.
+
+    Args:
+        model: the network.
+        inputs: what it is asked.
+
+    Example:
+        >>> from primesvt.calibration import calibration_of
+        >>> answers = PredictionCheck(nn.Identity(), calibration_of(torch.eye(3)))
+        >>> answers.inputs, answers.same(nn.ReLU()), answers.same(nn.Flatten(0))
+        (3, True, False)
+    """
+
+    def __init__(self, model: nn.Module, inputs: CalibrationSet) -> None:
+        self._source = inputs
+        with evaluating(model):
+            self._expected = [_answer(result) for result in inputs.run(model)]
+        self.inputs = sum(batch_of(tuple(expected)) for expected in self._expected)
+
+    def same(self, model: nn.Module) -> bool:
+        """Whether another network answers the same to every input."""
+        with evaluating(model):
+            pairs = zip(self._expected, self._source.run(model), strict=True)
+            return all(_alike(expected, _answer(result)) for expected, result in pairs)
+
+
+def _answer(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] > 1:
+        return [result.argmax(1).cpu()]
+    return [leaf.detach().cpu() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _alike(expected: list[Tensor], found: list[Tensor]) -> bool:
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return False
+    return all(_close(*pair) for pair in zip(expected, found, strict=True))
+
+
+def _close(expected: Tensor, found: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return torch.equal(expected, found)
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0.0, atol=TOLERANCE * scale)
+
+
+Same = Callable[[Sequence[ConstantChannels]], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stripped:
+    """A copy without parameters that no forward reads, its head merged where predictions stay.
+
+    ``answers`` are those of the network given, where there are inputs.
+    """
+
+    model: nn.Module
+    dead_parameters: int
+    merged_head: bool
+    answers: PredictionCheck | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartNetwork:
+    """What pruning starts from.
+
+    Attributes:
+        model: the network without what changes no prediction.
+        graph: its channel graph, which knows the original indices.
+        groups: the groups to prune, as wide as they are now.
+        sizes: channels at each position that they had before.
+        account: what went; ``None`` where the step was not asked for.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
+    sizes: dict[str, int]
+    account: LosslessRecord | None = None
+
+    @classmethod
+    def whole(
+        cls, model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]
+    ) -> StartNetwork:
+        """The network as it was given, where the step was not asked for."""
+        sizes = {group.name: group.size for group in groups}
+        return cls(model=model, graph=graph, groups=tuple(groups), sizes=sizes)
+
+    def kept(self, group: str) -> tuple[tuple[int, ...], ...]:
+        """Channels of a group that are still there, original indices per front position."""
+        return tuple(tuple(map(int, row)) for row in self.graph.original(group))
+
+    @property
+    def removed(self) -> dict[str, int] | None:
+        """Group -> channels that went at each position: what later probes depend on."""
+        if self.account is None:
+            return None
+        return {each.group: each.channels for each in self.account.channels}
+
+    def steps(self, steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
+        """The steps of a plan, counted from the network given, those of this step first.
+
+        A group that a policy has narrowed too has one step, from its original width on. Rates and
+        savings stay those of the policy: a step of this one alone has the share of the channels
+        that went as its rate, and a saving of 0.
+        """
+        account = self.account or LosslessRecord()
+        policy = {step.group for step in steps}
+        own = [each for each in account.channels if each.group not in policy]
+        return (*map(self._step, own), *map(self._widened, steps))
+
+    def _step(self, removed: Removed) -> PlanStep:
+        assert self.account is not None
+        size = self.sizes[removed.group]
+        return PlanStep(
+            group=removed.group,
+            rate=removed.channels / size,
+            before=(removed.positions, size),
+            after=(removed.positions, size - removed.channels),
+            accuracy=None,
+            drop=None,
+            bound=None,
+            saving=0.0,
+            parameter_bytes=parameter_bytes(self.model),
+            recovery=f"lossless: {removed.seen(self.account.inputs)}",
+        )
+
+    def _widened(self, step: PlanStep) -> PlanStep:
+        removed = self.account.of(step.group) if self.account else None
+        if removed is None or self.account is None:
+            return step
+        told = f"{removed.channels} lossless: {removed.seen(self.account.inputs)}"
+        before = (step.before[0], self.sizes[step.group])
+        return replace(step, before=before, recovery=f"{step.recovery}; {told}")
+
+
+def remove_unused(
+    model: nn.Module, check: Sequence[CalibrationSet] = (), processes: ProcessGroup = SINGLE_PROCESS
+) -> Stripped:
+    """A copy of a network without leftovers.
+
+    Args:
+        model: the network; not changed.
+        check: inputs on which no prediction may change, one source at most; without any, the
+            arithmetic of a merged head is trusted.
+        processes: those that strip the same network; what the main one finds counts.
+
+    Example:
+        >>> from primesvt.models import create_model
+        >>> remove_unused(create_model("sdt_v2_digits", distillation=True)).merged_head
+        True
+    """
+    bare = copy_of(model)
+    dead = strip_unused(bare)
+    answers = PredictionCheck(model, check[0]) if check else None
+    merged = copy_of(bare)
+    one_head = processes.broadcast(merge_head(merged) and (answers is None or answers.same(merged)))
+    return Stripped(
+        model=merged if one_head else bare,
+        dead_parameters=dead,
+        merged_head=one_head,
+        answers=answers,
+    )
+
+
+def remove_constant_channels(
+    original: nn.Module,
+    stripped: Stripped,
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    sources: Sequence[CalibrationSet],
+    multiple: int = 1,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> StartNetwork:
+    """Remove channels that are silent or constant on all inputs, as long as predictions stay.
+
+    Groups without which a prediction changes stay whole; they are found by halves.
+
+    Args:
+        original: the network given, to count from.
+        stripped: a copy of it without leftovers.
+        graph: the graph of that copy.
+        groups: those that may be cut, in forward order.
+        sources: the inputs to watch; without any, no channel goes.
+        multiple: of which the channels left must be one, at every position.
+        processes: those that do the same; what the main one finds counts.
+    """
+    answers = stripped.answers
+    lean = StartNetwork.whole(stripped.model, graph, groups)
+    account = _leftovers(original, stripped)
+    if not sources or answers is None:
+        return replace(lean, account=account)
+    watch = _Watch.of(stripped.model, graph, groups, sources)
+    found = [cut for cut in watch.steady(groups) if cut.kept.shape[1] % multiple == 0]
+    taken = _agreeing(found, [], lambda cuts: answers.same(watch.cut(cuts)[0])) if found else []
+    found, taken = processes.broadcast((found, taken))
+    if taken:
+        model, graph = watch.cut(taken)
+        groups = [graph[group.name] for group in groups]
+        lean = replace(lean, model=model, graph=graph, groups=tuple(groups))
+    account = replace(
+        _smaller(account, original, lean.model),
+        inputs=watch.levels.inputs,
+        channels=tuple(_removed(cut, graph) for cut in taken),
+        returned=tuple(cut.group for cut in found if all(cut is not each for each in taken)),
+    )
+    return replace(lean, account=account)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watch:
+    """A network, who reads its groups, and what the readers saw."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    readers: dict[str, tuple[Consumer, ...]]
+    levels: ValueRange
+    wiring: ModuleGraph
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        graph: ChannelGraph,
+        groups: Sequence[ChannelGroup],
+        sources: Sequence[CalibrationSet],
+    ) -> _Watch:
+        readers = all_readers(model, graph, groups)
+        names = [reader.module for own in readers.values() for reader in own]
+        return cls(
+            model=model,
+            graph=graph,
+            readers=readers,
+            levels=levels_of(model, names, sources),
+            wiring=trace_modules(model, next(iter(sources[0]))),
+        )
+
+    def steady(self, groups: Sequence[ChannelGroup]) -> list[ConstantChannels]:
+        """The cuts that seem to be free."""
+        watched = [group for group in groups if group.name in self.readers]
+        cuts = [
+            find_constant_channels(
+                self.model, group, self.readers[group.name], self.levels, self.wiring
+            )
+            for group in watched
+        ]
+        return [cut for cut in cuts if cut is not None]
+
+    def cut(self, cuts: Sequence[ConstantChannels]) -> tuple[nn.Module, ChannelGraph]:
+        """A copy without these channels, and its graph."""
+        smaller = copy_of(self.model)
+        fold_constants(
+            smaller,
+            self.graph,
+            cuts,
+            readers=self.readers,
+            levels=self.levels,
+            wiring=self.wiring,
+        )
+        kept = {cut.group: cut.kept for cut in cuts}
+        return smaller, remove_channels(smaller, self.graph, kept)
+
+
+def _agreeing(
+    cuts: Sequence[ConstantChannels], known: list[ConstantChannels], same: Same
+) -> list[ConstantChannels]:
+    """``known``, and as many of the cuts as can be made beside it."""
+    together = [*known, *cuts]
+    if not cuts or same(together):
+        return together
+    if len(cuts) == 1:
+        return known
+    middle = len(cuts) // 2
+    return _agreeing(cuts[middle:], _agreeing(cuts[:middle], known, same), same)
+
+
+def _leftovers(original: nn.Module, stripped: Stripped) -> LosslessRecord:
+    """The account without channels."""
+    account = LosslessRecord(
+        checked=stripped.answers.inputs if stripped.answers else 0,
+        dead_parameters=stripped.dead_parameters,
+        merged_head=stripped.merged_head,
+    )
+    return _smaller(account, original, stripped.model)
+
+
+def _smaller(account: LosslessRecord, original: nn.Module, model: nn.Module) -> LosslessRecord:
+    """An account with what all parts of the step saved together."""
+    before, after = parameter_bytes(original), parameter_bytes(model)
+    return replace(
+        account,
+        parameters=parameter_count(original) - parameter_count(model),
+        parameter_bytes=before - after,
+        share=1 - after / before,
+    )
+
+
+def _removed(cut: ConstantChannels, graph: ChannelGraph) -> Removed:
+    positions = graph[cut.group].positions
+    return Removed(
+        group=cut.group,
+        positions=positions,
+        channels=(cut.silent + cut.constant) // positions,
+        silent=cut.silent,
+        constant=cut.constant,
+    )

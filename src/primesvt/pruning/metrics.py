@@ -1,0 +1,408 @@
+"""What a network was before and after, and whether the limits were met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import Dataset
+
+from primesvt._format import above
+from primesvt.calibration import CalibrationSet
+from primesvt.channels.plan import Plan
+from primesvt.config import Constraints
+from primesvt.evaluation.confidence import Accuracy, accuracy_of
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress
+from primesvt.models.forward import batch_of
+from primesvt.profiling.energy import Energy, energy_of
+from primesvt.profiling.limits import LimitOutcome
+from primesvt.profiling.memory import (
+    buffer_bytes,
+    file_bytes,
+    membrane_bytes,
+    parameter_bytes,
+    parameter_count,
+    peak_activation_bytes,
+)
+from primesvt.profiling.operations import Operations, count_operations
+from primesvt.profiling.timing import Latency, measure
+from primesvt.pruning.candidates import Candidates
+from primesvt.pruning.confirmation import Confirmation
+from primesvt.pruning.lossless import LosslessRecord, StartNetwork
+from primesvt.pruning.policies import AccuracyGate, PolicyResult
+from primesvt.pruning.probe_table import Reference
+
+__all__ = [
+    "Accuracy",
+    "Conclusion",
+    "Costs",
+    "Metrics",
+    "Solved",
+    "conclude",
+    "costs_of",
+    "notes_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """One network: its size, what it takes to run it, and how good it is.
+
+    ``selection`` and ``test`` are there only for a set of images, ``score`` only for a ``score``.
+    Files of earlier versions lack ``file_bytes``, ``operations`` and ``energy``; ``latency`` is
+    there only where it was asked for.
+
+    Attributes:
+        parameters: how many, shared ones once.
+        parameter_bytes: their bytes: the memory that savings are measured in.
+        buffer_bytes: bytes of running statistics and other buffers.
+        file_bytes: ``model.safetensors`` on the disk.
+        membrane_bytes_per_sample: one potential per neuron.
+        peak_activation_bytes_per_sample: most bytes of activations at a time.
+        operations: multiply-accumulates, SynOps and firing rates, of every module too.
+        energy: two estimates for one sample, in joules (``primesvt.profiling.energy.formulas``).
+        latency: measured times of a forward pass.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    buffer_bytes: int
+    membrane_bytes_per_sample: int
+    peak_activation_bytes_per_sample: int
+    selection: Accuracy | None = None
+    test: Accuracy | None = None
+    score: float | None = None
+    file_bytes: int | None = None
+    operations: Operations | None = None
+    energy: Energy | None = None
+    latency: tuple[Latency, ...] = field(default=())
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Costs:
+        """Read what ``dataclasses.asdict`` made, from JSON and from earlier versions too."""
+        values = dict(content)
+        kinds = {
+            "selection": _accuracy,
+            "test": _accuracy,
+            "operations": Operations.from_dict,
+            "energy": _energy,
+        }
+        for name, read in kinds.items():
+            values[name] = read(values[name]) if values.get(name) else None
+        values["latency"] = tuple(Latency(**each) for each in values.get("latency", ()))
+        return cls(**values)
+
+
+def _accuracy(content: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(**content)
+
+
+def _energy(content: Mapping[str, Any]) -> Energy:
+    return Energy(**content)
+
+
+def costs_of(
+    model: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    inputs: Iterable[tuple[Any, ...]] | None = None,
+    selection: Accuracy | None = None,
+    test: Accuracy | None = None,
+    score: float | None = None,
+    latency: tuple[Latency, ...] = (),
+) -> Costs:
+    """Measure sizes, run the example once for memory, and inputs for operations and firing rates.
+
+    Args:
+        model: any network.
+        example: inputs, as the model takes them.
+        inputs: batches to count operations on, without labels; the example when not given.
+        selection, test, score: how good the network is.
+        latency: how long it takes.
+
+    Example:
+        >>> import torch
+        >>> costs = costs_of(nn.Linear(4, 2, bias=False), (torch.rand(1, 4),))
+        >>> costs.parameter_bytes, costs.operations.macs
+        (32, 8.0)
+    """
+    size = parameter_bytes(model)
+    operations = count_operations(model, [example] if inputs is None else inputs)
+    return Costs(
+        parameters=parameter_count(model),
+        parameter_bytes=size,
+        buffer_bytes=buffer_bytes(model),
+        file_bytes=file_bytes(model),
+        membrane_bytes_per_sample=membrane_bytes(model, example),
+        peak_activation_bytes_per_sample=peak_activation_bytes(model, example) // batch_of(example),
+        operations=operations,
+        energy=energy_of(operations, size),
+        latency=latency,
+        selection=selection,
+        test=test,
+        score=score,
+    )
+
+
+Latencies = Mapping[str, tuple[Latency, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """What the policy took, the plan that says so, and the smaller model.
+
+    ``lean`` is the network that the policy started from. ``confirmation`` is there where images
+    were set aside for it and the plan is not empty. ``held`` are the limits beside accuracy and
+    parameter memory.
+    """
+
+    walk: PolicyResult
+    plan: Plan
+    model: nn.Module
+    lean: StartNetwork
+    candidates: Candidates
+    confirmation: Confirmation | None = None
+    held: tuple[LimitOutcome, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclusion:
+    """Measures the network given and the final one.
+
+    Args:
+        evaluate: knows the test set, where there is one.
+        constraints: the limits.
+        gate: what decided, with the measured reference.
+        example: inputs to run once for membrane and activation memory.
+        calibration: inputs to count operations on; the example, when not given.
+        latency: measure how long both networks take.
+        progress: called as ``progress(stage, done, total)``.
+    """
+
+    evaluate: Evaluator
+    constraints: Constraints
+    gate: AccuracyGate
+    example: tuple[Any, ...] = field(repr=False)
+    calibration: CalibrationSet | None = field(default=None, repr=False)
+    latency: bool = False
+    progress: Progress | None = field(default=None, repr=False)
+
+    def metrics(self, original: nn.Module, solved: Solved, notes: Sequence[str]) -> Metrics:
+        """All figures of the run."""
+        walk, reference, account = solved.walk, self.gate.reference, solved.lean.account
+        splits = self.evaluate.splits if isinstance(self.evaluate, DataEvaluator) else None
+        lossless = account.notes if account is not None else ()
+        refused = (f"Refused: {each}." for each in solved.candidates.refusals)
+        facts = conclude(
+            walk,
+            reference,
+            self.constraints,
+            gate=self.gate,
+            points=self.evaluate.points,
+            lossless=account,
+            others=solved.held,
+        )
+        took = self._latencies(original, solved.model)
+        return Metrics(
+            **facts,
+            limits=asdict(self.constraints),
+            before=self._costs(original, reference.accuracy, "before", took),
+            after=self._costs(solved.model, self._last(solved), "after", took),
+            data=splits.description() if splits else "",
+            selection_from_train=splits is not None and splits.selection_from_train,
+            confirmation=None if solved.confirmation is None else asdict(solved.confirmation),
+            lossless=account,
+            notes=notes_of(walk, [*self.evaluate.notes(original), *notes, *lossless, *refused]),
+        )
+
+    def _last(self, solved: Solved) -> float:
+        """The score of the final network."""
+        if solved.walk.probe is not None:
+            return solved.walk.probe.accuracy
+        account = solved.lean.account
+        if isinstance(self.evaluate, DataEvaluator) or account is None or not account.parameters:
+            return self.gate.reference.accuracy
+        return self.evaluate(solved.model).value  # equal predictions need not be an equal score
+
+    def _costs(self, model: nn.Module, value: float, when: str, took: Latencies) -> Costs:
+        if self.progress is not None:
+            self.progress(f"counting operations, {when}", 0, 0)
+        measured = partial(
+            costs_of,
+            model,
+            self._placed(self.example, model),
+            inputs=self.calibration,
+            latency=took.get(when, ()),
+        )
+        if not isinstance(self.evaluate, DataEvaluator):
+            return measured(score=value)
+        found = self.gate.reference.measurement.outcomes
+        test = self.evaluate.splits.test
+        return measured(
+            selection=accuracy_of(value, None if found is None else len(found)),
+            test=None if test is None else self._test(test, model, when),
+        )
+
+    def _latencies(self, before: nn.Module, after: nn.Module) -> Latencies:
+        """How long both networks take, measured in turn, where that was asked for."""
+        if not self.latency:
+            return {}
+        if self.progress is not None:
+            self.progress("measuring latency", 0, 0)
+        inputs = self.example if self.calibration is None else next(iter(self.calibration))
+        networks = {"before": before, "after": after}
+        return self.evaluate.processes.on_main(lambda: measure(networks, inputs))
+
+    @staticmethod
+    def _placed(inputs: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
+        """Inputs where a network is."""
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        placed: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+        return placed
+
+    def _test(self, dataset: Dataset[Any], model: nn.Module, when: str) -> Accuracy | None:
+        assert isinstance(self.evaluate, DataEvaluator)
+        stage = f"test set, {when}"
+        found = self.evaluate.on(dataset, model, progress=self.progress, stage=stage)
+        assert found.outcomes is not None
+        return accuracy_of(found.value, len(found.outcomes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The outcome of a run; ``metrics.json`` holds just this.
+
+    ``before`` is the network given and ``after`` the final one. ``lossless`` is what went between
+    them without changing a prediction, before any policy (``None`` where that was not asked for).
+    ``saving`` and ``required_saving`` are the policy's own: fractions of the parameter bytes that
+    the lossless step left, ``before.parameter_bytes - lossless.parameter_bytes``. So is a limit on
+    the saving; ``max_parameter_memory`` is the size of the final network in any case.
+
+    ``drop`` and its one-sided ``bound`` are differences of mean outcomes on the selection set from
+    the network given; ``bounded_by`` is ``accuracy``, ``saving``
+    (the walk stopped there), or ``rates`` (every target is at its highest probed rate).
+    ``confirmation`` holds the figures on selection images that chose nothing, where there are any.
+    ``others`` are the limits beside accuracy and parameter memory that were asked for.
+    """
+
+    met: bool
+    verdict: str
+    bounded_by: str
+    saving: float
+    required_saving: float
+    drop: float
+    bound: float | None
+    limits: Mapping[str, Any]
+    before: Costs
+    after: Costs
+    data: str
+    selection_from_train: bool
+    notes: tuple[str, ...]
+    confirmation: Mapping[str, Any] | None = None
+    lossless: LosslessRecord | None = None
+    others: tuple[LimitOutcome, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "others": [each.to_dict() for each in self.others]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Metrics:
+        """Read what ``to_dict`` made."""
+        values = dict(content)
+        for name in ("before", "after"):
+            values[name] = Costs.from_dict(values[name])
+        if values.get("lossless") is not None:
+            values["lossless"] = LosslessRecord.from_dict(values["lossless"])
+        values["others"] = tuple(map(LimitOutcome.from_dict, values.get("others", ())))
+        return cls(**{**values, "notes": tuple(values["notes"])})
+
+
+def conclude(
+    walk: PolicyResult,
+    reference: Reference,
+    constraints: Constraints,
+    *,
+    gate: AccuracyGate,
+    points: bool,
+    lossless: LosslessRecord | None = None,
+    others: Sequence[LimitOutcome] = (),
+) -> dict[str, Any]:
+    """Whether the limits are met, how far the walk came, and which limit bound.
+
+    All of it counts from the network of ``reference.parameter_bytes``, after the lossless step.
+    Returns the fields ``met``, ``verdict``, ``bounded_by``, ``saving``, ``required_saving``,
+    ``drop``, ``bound`` and ``others`` of ``Metrics``.
+    """
+    before = reference.parameter_bytes
+    left = walk.probe.parameter_bytes if walk.probe else before
+    required = constraints.required_bytes(before)
+    drop = walk.verdict.drop if walk.verdict else 0.0
+    bound = walk.verdict.bound if walk.verdict else None
+    bounded_by = "saving" if walk.stopped else "accuracy" if walk.accuracy_bound else "rates"
+    met = before - left >= required and all(each.held for each in others)
+    facts: dict[str, Any] = {
+        "met": met,
+        "bounded_by": bounded_by,
+        "saving": 1 - left / before,
+        "required_saving": required / before,
+        "drop": drop,
+        "bound": bound,
+        "others": tuple(others),
+    }
+    cost = _cost(drop, bound if gate.kind == "bound" else None, gate, points=points)
+    more = lossless is not None and lossless.parameters > 0
+    nothing = f"Nothing{' more' if more else ''} was removed: {walk.unconfirmed or _NO_CUT}."
+    verdict = _verdict(facts, cost, nothing)
+    if walk.unconfirmed and not met:
+        verdict += f" Nothing was confirmed: {walk.unconfirmed}."
+    return {**facts, "verdict": verdict}
+
+
+def _cost(drop: float, bound: float | None, gate: AccuracyGate, *, points: bool) -> str:
+    """The drop in words, such as ``a drop of 0.67 points (2 allowed)``; a bound is rounded up."""
+    if points:
+        lost, most = f"{100 * drop + 0.0:.2f} points", None if bound is None else above(100 * bound)
+    else:
+        lost, most = f"{drop + 0.0:.4g} in score", None if bound is None else f"{bound:.4g}"
+    sure = "" if most is None else f", at {gate.level:.0%} confidence below {most}"
+    allowed = gate.allowed * (100.0 if points else 1.0)
+    return f"a drop of {lost}{sure} ({allowed:.4g} allowed)"
+
+
+_NO_CUT = "no probed cut stays within the accuracy limit"
+_WHY = {
+    "saving": "stopped as soon as the saving was reached",
+    "accuracy": "the accuracy limit bound",
+    "rates": "no limit bound, every layer is at the last rate that is tried",
+}
+
+
+def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
+    saved = f"{facts['saving']:.2%} of the parameter memory saved"
+    asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
+    why = "; ".join([_WHY[facts["bounded_by"]], *map(str, facts["others"])])
+    if facts["saving"] == 0 and facts["met"]:
+        return nothing
+    if facts["met"]:
+        return f"Limits met: {saved}{asked} for {cost}; {why}."
+    return (
+        f"The limits cannot be met together: the best plan found has {saved}{asked} "
+        f"for {cost}; {why}."
+    )
+
+
+def notes_of(walk: PolicyResult, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a reader must know beside the figures: layers that are no targets, and refusals."""
+    if not walk.targets:
+        return tuple(extra)
+    left_out = [target for target in walk.targets if not target.chosen]
+    deselected = [f"{t.layer.group} is no target: {t.reason}." for t in left_out]
+    if not left_out:
+        deselected = [f"No layer was deselected: all {len(walk.targets)} are targets."]
+    return (*extra, *deselected)

@@ -1,0 +1,84 @@
+"""Global pruning: one ranking of the channels of all groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from primesvt.channels.widths import WidthGrid
+from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
+from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
+
+__all__ = ["Global", "shares_left"]
+
+Costs = npt.NDArray[np.float64]
+_TINY = 1e-300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Global(OneParameterPolicy):
+    """One ranking over all groups: whatever group they are in, the channels of least worth go.
+
+    Costs of removal are made comparable by ``shares_left``; of a group with several positions
+    (heads) one channel of each goes at a time, at their mean. A group keeps at least what its grid
+    allows.
+
+    Args:
+        costs: group -> costs of its channels in the order in which they go, ``[positions, size]``,
+            ascending along the channels.
+        shares: of all channels, what a plan may remove; ascending.
+    """
+
+    costs: Mapping[str, Costs] = field(repr=False)
+    shares: Sequence[float]
+
+    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
+        """Choose the share of channels that go; grids hold every width."""
+        plans = self.begin(grids, tools)
+        if not grids:
+            return self.end(plans, None)
+        order = self._order(grids)
+        gone = np.cumsum([grids[place].positions for place in order])
+        total = sum(grid.positions * grid.size for grid in grids)
+
+        def at(share: float) -> Mapping[str, int]:
+            first = int(np.searchsorted(gone, share * total + 1e-9, side="right"))
+            removed = np.bincount(order[:first], minlength=len(grids))
+            return {g.group: g.size - int(n) for g, n in zip(grids, removed, strict=True)}
+
+        return self.end(plans, climb(plans, [NestedPlans(rungs=self.shares, at=at)]))
+
+    def _order(self, grids: Sequence[WidthGrid]) -> npt.NDArray[np.int64]:
+        """The places of the groups that lose a channel, one after another."""
+        worths, places = [], []
+        for place, grid in enumerate(grids):
+            most = grid.size - min(grid.widths, default=grid.size)
+            worth = shares_left(self.costs[grid.group]).mean(0)[:most]
+            worths.append(worth)
+            places.append(np.full(most, place))
+        ranks = np.argsort(np.concatenate(worths), kind="stable")
+        found: npt.NDArray[np.int64] = np.concatenate(places)[ranks]
+        return found
+
+
+def shares_left(costs: Costs) -> Costs:
+    """Each cost squared, over the sum of its own and all later squares; rows are apart.
+
+    The scale of a group drops out, the last channel of every row is worth 1, and a channel counts
+    as much as it is of what would be left with it.
+
+    Source: LAMP, Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning" (ICLR 2021,
+    arXiv 2010.07611), a score of single weights there.
+
+    Example:
+        >>> shares_left(np.array([[1.0, 2.0, 2.0]])).round(3).tolist()
+        [[0.111, 0.5, 1.0]]
+    """
+    scaled = costs / np.maximum(costs.max(axis=1, keepdims=True), _TINY)
+    squares = np.square(scaled)
+    left = np.cumsum(squares[:, ::-1], axis=1)[:, ::-1]
+    shares: Costs = squares / np.maximum(left, _TINY)
+    return shares

@@ -1,0 +1,152 @@
+"""Policies of one parameter: nested plans, each cutting at least what the one before cuts."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from primesvt.channels.widths import WidthGrid
+from primesvt.evaluation.evaluator import Progress
+from primesvt.pruning.gate import AccuracyGate
+from primesvt.pruning.policies.base import (
+    MILDER,
+    NetworkProbe,
+    PolicyResult,
+    ProbedNetwork,
+    ProbedNetworks,
+)
+
+__all__ = ["Found", "NestedPlans", "OneParameterPolicy", "better", "climb"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedPlans:
+    """Nested plans, from the mildest to the hardest.
+
+    Args:
+        rungs: values of the parameter, ascending.
+        at: group -> channels kept at a value; no group keeps more at a larger one.
+
+    Example:
+        >>> rate = NestedPlans(rungs=(0.25, 0.5), at=lambda rate: {"fc": round(8 * (1 - rate))})
+        >>> rate.plan(0), rate.reaching(3, lambda kept: 8 - kept["fc"])
+        ({'fc': 6}, {'fc': 4})
+    """
+
+    rungs: Sequence[float]
+    at: Callable[[float], Mapping[str, int]]
+
+    def plan(self, place: int) -> Mapping[str, int]:
+        """The plan of one rung."""
+        return self.at(self.rungs[place])
+
+    def reaching(
+        self, saving: float, saved: Callable[[Mapping[str, int]], int]
+    ) -> Mapping[str, int]:
+        """The mildest plan that saves so much, or the hardest there is."""
+        places = range(len(self.rungs))
+        place = bisect_left(places, saving, key=lambda place: saved(self.plan(place)))
+        return self.plan(min(place, len(self.rungs) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A plan that passes, and the ladder that it is on."""
+
+    plan: ProbedNetwork
+    ladder: NestedPlans
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneParameterPolicy:
+    """A policy whose plans lie on ladders.
+
+    Args:
+        gate: decides on whole networks.
+        stop_at_bytes: what the parameters may take; no more is saved than that.
+        progress: called as ``progress(stage, done, total)``.
+    """
+
+    gate: AccuracyGate
+    stop_at_bytes: int | None = None
+    progress: Progress | None = field(default=None, repr=False, compare=False)
+
+    def begin(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> ProbedNetworks:
+        """No plan looked at yet; groups from the largest to the smallest, ties in forward order."""
+        before = self.gate.reference.parameter_bytes
+        plans = ProbedNetworks(
+            gate=self.gate,
+            tools=tools,
+            grids=sorted(grids, key=lambda grid: -grid.parameters),
+            needed=None if self.stop_at_bytes is None else before - self.stop_at_bytes,
+        )
+        if self.progress is not None:
+            plans.tell = self.progress
+        return plans
+
+    def end(self, plans: ProbedNetworks, found: Found | None) -> PolicyResult:
+        """The plan found, with milder ones of its ladder."""
+        if plans.needed is not None and plans.needed <= 0:
+            return PolicyResult(choices=(), refused=0, accuracy_bound=False, stopped=True)
+        if found is None:
+            return plans.taken(None)
+        return plans.taken(found.plan, _milder(plans, found))
+
+
+def climb(plans: ProbedNetworks, ladders: Sequence[NestedPlans]) -> Found | None:
+    """The plan of the largest saving that passes.
+
+    Savings are asked for from the most that any ladder has downwards
+    (``ProbedNetworks.highest``); at each the ladders are looked at in their order, up to the first
+    that passes. Where just so much is needed, all of them are looked at there, and the one of the
+    least drop is taken.
+    """
+
+    def saved(kept: Mapping[str, int]) -> int:
+        return plans.tools.bytes_saved(plans.cuts(kept))
+
+    whole = [ladder for ladder in ladders if ladder.rungs and saved(ladder.plan(-1)) > 0]
+    if not whole or (plans.needed is not None and plans.needed <= 0):
+        return None
+    most = max(saved(ladder.plan(-1)) for ladder in whole)
+    least = min(saved(ladder.reaching(1, saved)) for ladder in whole)
+    high = most if plans.needed is None else min(most, plans.needed)
+    origin: dict[frozenset[tuple[str, int]], NestedPlans] = {}
+
+    def look(asked: float) -> ProbedNetwork | None:
+        best: ProbedNetwork | None = None
+        for ladder in whole:
+            plan = plans.look(ladder.reaching(asked, saved))
+            origin.setdefault(frozenset(plan.cuts.items()), ladder)
+            if plan.verdict.passed:
+                best = better(plans, best, plan)
+            if best is not None and asked != plans.needed:
+                break
+        return best
+
+    best = plans.highest(look, low=min(least, high), high=high)
+    if best is None:
+        return None
+    return Found(plan=best, ladder=origin[frozenset(best.cuts.items())])
+
+
+def better(plans: ProbedNetworks, one: ProbedNetwork | None, other: ProbedNetwork) -> ProbedNetwork:
+    """Of two that pass: of the least drop where both save enough, else of the larger saving."""
+    if one is None:
+        return other
+    if plans.enough(one) and plans.enough(other):
+        return min(one, other, key=lambda plan: plan.verdict.drop)
+    return max(one, other, key=lambda plan: plan.saved)
+
+
+def _milder(plans: ProbedNetworks, found: Found) -> list[Mapping[str, int]]:
+    """From mild plans of the ladder up to the one that was found."""
+
+    def saved(kept: Mapping[str, int]) -> int:
+        return plans.tools.bytes_saved(plans.cuts(kept))
+
+    asked = [found.ladder.reaching(share * found.plan.saved, saved) for share in MILDER]
+    unique = {frozenset(plans.cuts(kept).items()): plans.cuts(kept) for kept in asked}
+    before = [cuts for cuts in unique.values() if cuts and saved(cuts) < found.plan.saved]
+    return [*before, found.plan.cuts]

@@ -1,0 +1,59 @@
+"""Random pruning: widths of all groups drawn at random, several times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from primesvt.channels.widths import WidthGrid
+from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
+from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
+
+__all__ = ["DRAWS", "Random"]
+
+DRAWS = 8
+RUNGS = 400  # of a draw, spread over all widths that it passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(OneParameterPolicy):
+    """Random widths: of several draws the one that saves most within the limits.
+
+    A draw gives every group a weight ``u``, uniform between 0 and 1. At ``t`` the rate of a group
+    is ``t u``, at most its highest one; so a draw's plans are nested, and some ``t`` has nearly any
+    saving. At every saving that is asked for the draws are looked at in turn, up to the first that
+    passes; where just so much is needed, all of them, and the one of the least drop is taken.
+
+    Args:
+        seed: of the draws.
+        draws: how many.
+
+    Source: random search for channel configurations as the baseline of channel pruning, Li et al.
+    (CVPR 2022, arXiv 2205.05676). Which channels go is the importance's affair, as there.
+    """
+
+    seed: int = 0
+    draws: int = DRAWS
+
+    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
+        """Draw and choose."""
+        plans = self.begin(grids, tools)
+        generator = np.random.default_rng(self.seed)
+        weights = 1 - generator.random((self.draws, len(grids)))  # none is 0
+        names = [grid.group for grid in grids]  # as given, so the order of sizes changes no draw
+        ladders = [_ladder(plans.grids, dict(zip(names, row, strict=True))) for row in weights]
+        return self.end(plans, climb(plans, ladders))
+
+
+def _ladder(grids: Sequence[WidthGrid], weights: Mapping[str, float]) -> NestedPlans:
+    """The plans of one draw."""
+    steps = sorted(rate / weights[grid.group] for grid in grids for rate in grid.widths.values())
+    places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), RUNGS)).round().astype(int))
+    return NestedPlans(rungs=[steps[place] for place in places], at=partial(_at, grids, weights))
+
+
+def _at(grids: Sequence[WidthGrid], weights: Mapping[str, float], t: float) -> Mapping[str, int]:
+    return {grid.group: grid.at(t * weights[grid.group]) for grid in grids}

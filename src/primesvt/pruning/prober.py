@@ -1,0 +1,256 @@
+"""The prober: networks are cut and recovered as they will be in the end, and measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from primesvt._progress import Progress, Stage
+from primesvt.channels import ChannelGraph
+from primesvt.channels.graph import Ids
+from primesvt.channels.widths import Widths, first_channels
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, interleave
+from primesvt.evaluation.evaluator import DataEvaluator, Measurement
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.importance import Criterion, CriterionContext
+from primesvt.models.shared_prefix import VariantBatch
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.probe_table import DistanceProbe, Kind, Probe, ProbeTable, Reference
+from primesvt.pruning.variants import NETWORKS, VariantBuilder
+from primesvt.recovery import Recovery
+
+__all__ = ["Prober", "counting"]
+
+
+def counting(progress: Progress | None, table: ProbeTable) -> Progress | None:
+    """The same progress, told as well how many images the probes of a table saw.
+
+    Example:
+        >>> told = counting(lambda stage, done, total: print(stage, stage.detail), ProbeTable())
+        >>> told("walk", 0, 20)
+        walk 0 images seen
+    """
+    if progress is None:
+        return None
+
+    def tell(stage: str, done: int, total: int) -> None:
+        images = sum(probe.samples or 0 for probe in table)
+        early = sum(probe.rejected is not None for probe in table)
+        parts = [f"{images:,} images seen", *([f"{early} rejected early"] if early else [])]
+        progress(Stage(stage, detail=", ".join(parts)), done, total)
+
+    return tell
+
+
+Evaluate = Callable[[nn.Module], Measurement]
+Tell = Callable[[int, int], None]
+
+
+class Prober:
+    """Measures cuts of the unpruned network, each once, and writes down what it measured.
+
+    Args:
+        model: the unpruned network; never changed.
+        graph: its channel graph.
+        evaluate: measures a network; must give the same answer every time.
+        table: probes made so far; ``table.reference`` must be there.
+        importance: ranks the channels of a group by the evidence.
+        evidence: what it may look at; the model and the graph alone, when not given.
+        recovery: what is done around every cut; nothing, when not given.
+        distance: how far networks' answers are from the unpruned one's, where that is asked for.
+        race: rejects networks early that the gate would not let pass; none, when not given.
+        memory: bytes that networks measured together may take, with activations that they share.
+        processes: those that measure together. They share the images of a probe, if the evaluator
+            deals them out, and deal out whole networks where distances are asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        graph: ChannelGraph,
+        evaluate: Evaluate,
+        table: ProbeTable,
+        importance: Criterion,
+        evidence: CriterionContext | None = None,
+        recovery: Recovery | None = None,
+        distance: Callable[[VariantBatch], list[float]] | None = None,
+        race: SequentialTest | None = None,
+        memory: int = NETWORKS,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        assert table.reference is not None
+        self.reference: Reference = table.reference
+        self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
+        self.recovery, self.processes = recovery or Recovery(kind="none"), processes
+        self.builder = VariantBuilder(
+            model=model,
+            graph=graph,
+            importance=importance,
+            evidence=evidence,
+            recovery=self.recovery,
+            memory=memory,
+            processes=processes,
+        )
+        self._distance, self._race = distance, race
+
+    def kept(self, group: str, count: int) -> Ids:
+        """The channels that a group keeps, ``[positions, count]``."""
+        return self.builder.kept(group, count)
+
+    def cut(self, cuts: Widths) -> nn.Module:
+        """A smaller copy of the network, recovered."""
+        return self.builder.build(cuts)
+
+    def probe(self, cuts: Widths, *, around: Widths | None = None, full: bool = False) -> Probe:
+        """The stored probe of these cuts, or else a new one, stored before it is returned."""
+        return self.probes([cuts], around=around, full=full)[0]
+
+    def probes(
+        self,
+        wanted: Sequence[Widths],
+        *,
+        around: Widths | None = None,
+        full: bool = False,
+        tell: Tell = lambda *_: None,
+    ) -> list[Probe]:
+        """Probes of several cuts; those that are not stored are measured together.
+
+        ``around`` are cuts from which all of them differ in few groups: the blocks in front of a
+        difference are run once for all. That changes what it takes, and no bit of the result. With
+        ``full`` none is rejected early. ``tell`` hears how many of them are known.
+        """
+        race = None if full else self._race
+        missing = [c for c in _different(wanted) if not _answers(self.table.find(c), race)]
+        known, begin = len(wanted) - len(missing), time.monotonic()
+        tell(known, len(wanted))
+        for part, together in self.builder.build_batches(missing, around):
+            found = self._measure(together, race)
+            seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
+            made: list[Probe] = []
+            for cuts, network, measurement in zip(part, together.networks, found, strict=True):
+                left = parameter_bytes(network)
+                probe = _compared(self.reference, measurement, cuts, left, seconds)
+                if measurement.rejected and race is not None:
+                    allowed = race.budget(probe.gained or 0) / race.total
+                    probe = replace(probe, rejected=allowed, race_error=race.error)
+                made.append(probe)
+            self.table.add(*made)
+            del together, network  # the next ones are made before these names are bound again
+            known += len(part)
+            tell(known, len(wanted))
+        probes = [self.table.find(cuts) for cuts in wanted]
+        return [probe for probe in probes if probe is not None]
+
+    def distance(self, cuts: Widths) -> float:
+        """Distance of the cut network from the unpruned one, stored before it is returned.
+
+        Where no distance can be had, the drop of the score stands for it.
+        """
+        return self.distances([cuts])[0]
+
+    def distances(
+        self,
+        wanted: Sequence[Widths],
+        *,
+        around: Widths | None = None,
+        tell: Tell = lambda *_: None,
+    ) -> list[float]:
+        """Distances of several cuts, as ``probes`` measures them."""
+        if self._distance is None:
+            probes = self.probes(
+                [cuts for cuts in wanted if cuts], around=around, tell=tell, full=True
+            )
+            drops = iter(max(0.0, self.reference.accuracy - probe.accuracy) for probe in probes)
+            return [next(drops) if cuts else 0.0 for cuts in wanted]
+        missing = [c for c in _different(wanted) if c and self.table.find_distance(c) is None]
+        known, begin = len(wanted) - len(missing), time.monotonic()
+        tell(known, len(wanted))
+        for part, together in self.builder.build_batches(missing, around, "distance", deal=True):
+            values = self._distances_of(together)
+            seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
+            self.table.add_distance(
+                *(
+                    DistanceProbe(cuts=dict(cuts), distance=value, seconds=round(seconds, 3))
+                    for cuts, value in zip(part, values, strict=True)
+                )
+            )
+            del together
+            known += len(part)
+            tell(known, len(wanted))
+        found = [self.table.find_distance(cuts) for cuts in wanted]
+        return [0.0 if probe is None else probe.distance for probe in found]
+
+    def bytes_saved(self, cuts: Widths) -> int:
+        """Parameter bytes that the cuts free, exactly."""
+        first = first_channels(self.graph, cuts)
+        return self.graph.freed(first).parameter_bytes
+
+    def _distances_of(self, together: VariantBatch) -> list[float]:
+        """Distances of the networks that were dealt out, in the order of their cuts."""
+        measure = self._distance
+        assert measure is not None
+        own = self.processes.gather_calls(lambda: measure(together) if together.networks else [])
+        return interleave(own)
+
+    def _measure(self, together: VariantBatch, race: SequentialTest | None) -> list[Measurement]:
+        if isinstance(self.evaluate, DataEvaluator):
+            return self.evaluate.together(together, race, self.reference.measurement.outcomes)
+        return [self.evaluate(network) for network in together.networks]
+
+
+def _answers(probe: Probe | None, race: SequentialTest | None) -> bool:
+    """A stored probe says what is asked: measured in full, or rejected where no more is allowed."""
+    if probe is None or probe.rejected is None:
+        return probe is not None
+    if race is None or race.error < (probe.race_error or 0.0):
+        return False
+    return race.budget(probe.gained or 0) / race.total <= probe.rejected
+
+
+def _different(wanted: Sequence[Widths]) -> list[Widths]:
+    """Each once, in their order."""
+    return list({frozenset(cuts.items()): cuts for cuts in wanted}.values())
+
+
+def _compared(
+    reference: Reference, after: Measurement, cuts: Widths, left: int, seconds: float
+) -> Probe:
+    """Pair the outcomes with those of the unpruned network."""
+    kind: Kind = "layer" if len(cuts) == 1 else "walk"
+    before = reference.measurement.outcomes
+    if before is not None and after.rejected and after.outcomes is not None:
+        before = before[: len(after.outcomes)]
+    probe = Probe(
+        kind=kind,
+        cuts=dict(cuts),
+        accuracy=after.value,
+        saving=1 - left / reference.parameter_bytes,
+        parameter_bytes=left,
+        seconds=round(seconds, 3),
+    )
+    if before is None and after.outcomes is None:
+        return probe
+    if before is None or after.outcomes is None or before.shape != after.outcomes.shape:
+        raise ValueError(
+            "score gave another number of outcomes for the pruned network than for the original; "
+            "it must measure the same samples each time"
+        )
+    return _paired(probe, before.astype(np.float64), after.outcomes.astype(np.float64))
+
+
+def _paired(
+    probe: Probe,
+    before: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    after: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+) -> Probe:
+    drop = before - after
+    spread = float(drop.std(ddof=1)) if len(drop) > 1 else 0.0
+    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        lost, gained = int((drop > 0).sum()), int((drop < 0).sum())
+        return replace(probe, samples=len(drop), lost=lost, gained=gained)
+    return replace(probe, samples=len(drop), deviation=spread)

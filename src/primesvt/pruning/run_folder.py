@@ -1,0 +1,214 @@
+"""The run folder: what was asked, every probe, the plan, the figures and the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from primesvt._files import (
+    LATENCIES,
+    METRICS,
+    MODEL,
+    PLAN,
+    PROBES,
+    RECIPE,
+    check_writable,
+    contents,
+    write_json,
+    write_text,
+)
+from primesvt.channels.plan import Plan
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.profiling.latency_table import LatencyTable
+from primesvt.pruning.metrics import Metrics
+from primesvt.pruning.probe_table import ProbeTable
+
+__all__ = ["RunFolder", "stored_probes"]
+
+Table = TypeVar("Table", ProbeTable, LatencyTable)
+
+
+class RunFolder:
+    """A folder that one recipe owns; a killed run goes on in it.
+
+    Nothing is written before ``create``, so a mistake in the input leaves nothing behind. Of
+    several processes the main one alone reads and writes here; every method is called by all.
+
+    Args:
+        path: new, empty, or of the same recipe.
+        recipe: what was asked, as plain values.
+        processes: those at work on the run.
+
+    Raises:
+        ValueError: the folder cannot be written to, or holds something else.
+    """
+
+    def __init__(
+        self, path: str | Path, recipe: Mapping[str, Any], processes: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self.path, self.processes = Path(path), processes
+        self.recipe = _plain(recipe)
+        processes.on_main(self._check)
+
+    def _check(self) -> None:
+        """This folder may be written to."""
+        if (self.path / RECIPE).is_file():
+            self._check_recipe()
+        elif self.path.exists() and (not self.path.is_dir() or contents(self.path)):
+            raise ValueError(
+                f"cannot write a run to {str(self.path)!r}: it holds something else; "
+                "choose a new or empty folder"
+            )
+        else:
+            _check_ancestor(self.path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes here meanwhile; what lies here is compared again first.
+
+        Raises ``FolderInUse`` where another process has the folder.
+        """
+        with self.processes.locked(self.path):
+            self.processes.on_main(self._check)
+            yield
+
+    @property
+    def model(self) -> Path:
+        """The folder of the pruned model."""
+        return self.path / MODEL
+
+    @property
+    def plan(self) -> Path:
+        """The plan file."""
+        return self.path / PLAN
+
+    def probes(self) -> ProbeTable:
+        """The probes made so far; new ones need ``create`` first."""
+        return self._read(lambda: ProbeTable(self.path / PROBES))
+
+    def latencies(self) -> LatencyTable:
+        """The times taken so far; new ones need ``create`` first."""
+        return self._read(lambda: LatencyTable(self.path / LATENCIES))
+
+    def _read(self, table: Callable[[], Table]) -> Table:
+        """A table as it lies here; processes that do not write keep theirs in memory."""
+        found = self.processes.on_main(table)
+        if not self.processes.main:
+            found.write_nothing()
+        return found
+
+    def metrics(self) -> Metrics | None:
+        """The figures of a run that has ended, which are written last."""
+        return self.processes.on_main(self._metrics)
+
+    def _metrics(self) -> Metrics | None:
+        path = self.path / METRICS
+        if not path.is_file():
+            return None
+        try:
+            return Metrics.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged; delete it to finish the run again") from error
+
+    def create(self) -> None:
+        """Make the folder and write the recipe."""
+        self.processes.on_main(self._create)
+
+    def _create(self) -> None:
+        check_writable(self.path)
+        if not (self.path / RECIPE).is_file():
+            text = yaml.safe_dump(dict(self.recipe), sort_keys=False)
+            write_text(self.path / RECIPE, text)
+
+    def finish(self, metrics: Metrics) -> None:
+        """Write the figures: the run is complete."""
+        self.processes.on_main(lambda: write_json(self.path / METRICS, metrics.to_dict()))
+
+    def stored_plan(self) -> Plan:
+        """The plan of a run that has ended."""
+        return self.processes.on_main(lambda: Plan.load(self.plan))
+
+    @contextmanager
+    def stored_model(self) -> Iterator[Path]:
+        """The folder of the pruned model; a copy, where a process may not see what is written."""
+        several, files = self.processes.size > 1, dict[str, bytes]()
+        if several:
+            files = self.processes.on_main(
+                lambda: {file.name: file.read_bytes() for file in self.model.iterdir()}
+            )
+        if self.processes.main:
+            yield self.model
+            return
+        with tempfile.TemporaryDirectory() as place:
+            for name, content in files.items():
+                Path(place, name).write_bytes(content)
+            yield Path(place)
+
+    def _check_recipe(self) -> None:
+        path = self.path / RECIPE
+        try:
+            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"cannot read {path}; choose another run folder") from error
+        here = dict(self.recipe)
+        if isinstance(there, Mapping) and "data" not in there:  # of an older run in Python
+            here.pop("data", None)
+        difference = _difference(_without_limits(there), _without_limits(here))
+        if difference:
+            raise ValueError(
+                f"{self.path} holds a run of another recipe: {difference}; choose another run "
+                f"folder, and solve again from its probes with --from {self.path}"
+            )
+
+
+def stored_probes(run: str | Path) -> ProbeTable:
+    """The probes of another run, to solve again from; that folder is not changed."""
+    path = Path(run) / PROBES
+    if not path.is_file():
+        raise ValueError(f"there are no probes in {str(run)!r}; give the folder of an earlier run")
+    table = ProbeTable(path, read_only=True)
+    if table.reference is None:
+        raise ValueError(f"the run in {str(run)!r} has no probe yet; let it finish first")
+    return table
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from the file: tuples are lists there."""
+    return dict(json.loads(json.dumps(recipe, default=str)))
+
+
+def _without_limits(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what changes no result: the memory that a run may take."""
+    run = recipe.get("run")
+    if not isinstance(run, Mapping):
+        return dict(recipe)
+    return {**recipe, "run": {k: v for k, v in run.items() if k != "memory_limit"}}
+
+
+def _difference(there: Any, here: Any, path: str = "") -> str:
+    """The first field in which two recipes differ, in words."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in dict.fromkeys([*there, *here]):
+            found = _difference(there.get(name), here.get(name), f"{path}.{name}".strip("."))
+            if found:
+                return found
+        return ""
+    return "" if there == here else f"{path or 'all of it'} is {there!r} there and {here!r} here"
+
+
+def _check_ancestor(path: Path) -> None:
+    """Fail before a long run where the folder could not be made, without making it."""
+    ancestor = next(place for place in path.absolute().parents if place.exists())
+    place = path if path.exists() else ancestor
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"cannot write to folder {str(path)!r}: {place} is not a folder that you may write to; "
+            "choose another"
+        )

@@ -1,0 +1,150 @@
+"""How robust each layer is: cut alone, under several pruning rates, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from primesvt.channels import ChannelGroup
+from primesvt.channels.widths import RATES, WidthGrid, widths
+from primesvt.evaluation.evaluator import Progress
+from primesvt.profiling.layers import group_parameters
+from primesvt.pruning.probe_table import Layer, Point, Probe, ProbeTable
+from primesvt.pruning.prober import Prober
+
+__all__ = ["check_probed", "find_edges", "grids_of", "probe_layers", "unprobed"]
+
+
+def grids_of(
+    prober: Prober,
+    groups: Sequence[ChannelGroup],
+    *,
+    rates: Sequence[float] = RATES,
+    order: str = "producer",
+    multiple: int = 1,
+) -> tuple[WidthGrid, ...]:
+    """The widths of every group, multiples of ``multiple``, in forward order; none is measured."""
+    members = order == "group"
+    return tuple(
+        WidthGrid(
+            group=group.name,
+            positions=group.positions,
+            size=group.size,
+            parameters=group_parameters(prober.model, prober.graph, group, members=members),
+            widths=widths(group.size, rates, multiple),
+        )
+        for group in groups
+    )
+
+
+def probe_layers(
+    prober: Prober,
+    groups: Sequence[ChannelGroup],
+    *,
+    rates: Sequence[float] = RATES,
+    order: str = "producer",
+    multiple: int = 1,
+    progress: Progress | None = None,
+) -> tuple[Layer, ...]:
+    """Probe every group alone on the unpruned network, in forward order.
+
+    Rates that give equal widths share one probe. ``order`` says which parameters make a layer
+    large: of the producing layers (``producer``), or of all members (``group``).
+    """
+    grids = grids_of(prober, groups, rates=rates, order=order, multiple=multiple)
+    wanted = [{grid.group: kept} for grid in grids for kept in grid.widths]
+    tell = partial(progress, "probing") if progress is not None else lambda *_: None
+    probes = iter(prober.probes(wanted, tell=tell))
+    return tuple(
+        Layer(
+            group=grid.group,
+            positions=grid.positions,
+            size=grid.size,
+            parameters=grid.parameters,
+            points=tuple(
+                Point(rate=rate, kept=kept, probe=next(probes))
+                for kept, rate in grid.widths.items()
+            ),
+        )
+        for grid in grids
+    )
+
+
+def find_edges(
+    prober: Prober,
+    groups: Sequence[ChannelGroup],
+    *,
+    passes: Callable[[Probe], bool],
+    rates: Sequence[float] = RATES,
+    order: str = "producer",
+    multiple: int = 1,
+    progress: Progress | None = None,
+) -> tuple[Layer, ...]:
+    """The highest rate of every group alone that passes, by halving: accuracy falls with the rate.
+
+    All groups are probed side by side, one rate each in a round, the highest one first. Rates below
+    one that passes count as passing and are not measured; of those that do not pass, the layer
+    keeps what was measured.
+    """
+    grids = grids_of(prober, groups, rates=rates, order=order, multiple=multiple)
+    between = {grid.group: (0, len(grid.widths)) for grid in grids}
+    total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
+
+    def tell(known: int, _: int) -> None:
+        if progress is not None:
+            progress("probing", done + known, max(done + known, total))
+
+    seen: dict[tuple[str, int], Probe] = {}
+    while any(low < high for low, high in between.values()):
+        asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
+        middle = {grid.group: _between(*between[grid.group], first=not seen) for grid in asked}
+        cuts = [{grid.group: list(grid.widths)[middle[grid.group]]} for grid in asked]
+        for grid, probe in zip(asked, prober.probes(cuts, tell=tell), strict=True):
+            low, high = between[grid.group]
+            place = middle[grid.group]
+            seen[grid.group, list(grid.widths)[place]] = probe
+            between[grid.group] = (place + 1, high) if passes(probe) else (low, place)
+        done += len(asked)
+    return tuple(_up_to(grid, between[grid.group][0], seen) for grid in grids)
+
+
+def unprobed(grids: Sequence[WidthGrid]) -> tuple[Layer, ...]:
+    """Layers of which nothing is known but their rates: no group is probed alone."""
+    return tuple(_up_to(grid, len(grid.widths), {}) for grid in grids)
+
+
+def _between(low: int, high: int, *, first: bool) -> int:
+    """Where to look next; most groups alone can take the highest rate."""
+    return high - 1 if first else (low + high) // 2
+
+
+def _up_to(grid: WidthGrid, edge: int, seen: Mapping[tuple[str, int], Probe]) -> Layer:
+    """A layer with all rates up to an edge, and those beyond it that were measured."""
+    points = [
+        Point(rate=rate, kept=kept, probe=seen.get((grid.group, kept)))
+        for kept, rate in grid.widths.items()
+    ]
+    return Layer(
+        group=grid.group,
+        positions=grid.positions,
+        size=grid.size,
+        parameters=grid.parameters,
+        points=tuple(p for n, p in enumerate(points) if n < edge or p.probe is not None),
+    )
+
+
+def check_probed(
+    table: ProbeTable,
+    groups: Sequence[ChannelGroup],
+    rates: Sequence[float],
+    multiple: int = 1,
+) -> None:
+    """Raise ``ValueError`` naming the first layer probe that a table lacks."""
+    for group in groups:
+        for kept, rate in widths(group.size, rates, multiple).items():
+            if table.find({group.name: kept}) is None:
+                raise ValueError(
+                    f"{table.name} has no probe of {group.name} at rate {rate:g}, and solving "
+                    "again makes no new one; let that run finish, ask for its groups and rates, "
+                    "or run it with full_curves"
+                )

@@ -1,0 +1,263 @@
+"""Pruned variants of one network: copies, cut and recovered as they will be in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+from torch import nn
+
+from primesvt.channels import ChannelGraph, remove_channels
+from primesvt.channels.graph import Ids
+from primesvt.channels.widths import Widths
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.importance import Criterion, CriterionContext, Scores, keep
+from primesvt.models import SpikingViT
+from primesvt.models.forward import copy_of
+from primesvt.models.shared_prefix import ActivationCache, VariantBatch, block_of
+from primesvt.profiling.memory import buffer_bytes, parameter_bytes
+from primesvt.recovery import Recovery
+
+__all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "VariantBuilder", "room_for"]
+
+NETWORKS = 2 * 10**9  # bytes for networks made together and what they share, without a limit
+
+TOGETHER = 16  # networks that are made together, at most
+AT_RISK = 60.0  # seconds of work that a kill may cost, where single networks are quick enough
+OTHERS = 4  # networks beside them: the unpruned one, the common one twice, and the last one made
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """A network that others are made around, and the same before its batch norms followed."""
+
+    cuts: Widths
+    network: SpikingViT
+    raw: SpikingViT
+    kept: dict[str, Ids]
+
+
+Made = tuple[Widths, nn.Module]
+
+
+class VariantBuilder:
+    """Cuts the unpruned network in exactly the way that is later applied.
+
+    Channels are ranked once, on the unpruned network, so a cut is known by how many channels each
+    group keeps, and the order of cuts does not matter.
+
+    Args:
+        model: the unpruned network; never changed.
+        graph: its channel graph.
+        importance: ranks the channels of a group by the evidence.
+        evidence: what it may look at; the model and the graph alone, when not given.
+        recovery: what is done around every cut; nothing, when not given.
+        memory: bytes that networks made together may take, those that they are made from included;
+            what they leave of it, activations may take that several have in common.
+        processes: those that cut the same networks, or deal them out; they agree on the channels.
+
+    Raises:
+        ValueError: not even one network fits into the memory.
+
+    Example:
+        >>> import torch
+        >>> from primesvt.channels import trace
+        >>> from primesvt.importance import find_importance
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = trace(net, torch.zeros(1, 4))
+        >>> builder = VariantBuilder(model=net, graph=graph, importance=find_importance("l2"))
+        >>> builder.build({"0": 2})[2]
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        graph: ChannelGraph,
+        importance: Criterion,
+        evidence: CriterionContext | None = None,
+        recovery: Recovery | None = None,
+        memory: int = NETWORKS,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        self.model, self.graph, self.processes = model, graph, processes
+        self._fitting = min(TOGETHER, room_for(model, memory))
+        self.recovery = recovery or Recovery(kind="none")
+        self._importance = importance
+        self._evidence = evidence or CriterionContext(model=model, graph=graph)
+        self._scores: dict[str, Scores] = {}
+        self._find_block = block_of(model)
+        self._known_places: dict[str, tuple[int, int]] = {}
+        self._prefixes = ActivationCache(ceiling=memory - (OTHERS + self._fitting) * _bytes(model))
+        self._last: _Common | None = None
+        self._made_last: Made | None = None
+        self._pace: dict[str, float] = {}  # seconds per network, by what is measured
+
+    def kept(self, group: str, count: int) -> Ids:
+        """The channels that a group keeps, ``[positions, count]``."""
+        self._rank([group])
+        return keep(self._scores[group], count)
+
+    def _rank(self, groups: Iterable[str]) -> None:
+        """Score the channels of groups, each group once and by one of the processes."""
+        missing = [group for group in dict.fromkeys(groups) if group not in self._scores]
+        if missing:
+            found = self.processes.map_sharded(
+                missing, lambda group: self._importance(self._evidence, self.graph[group])
+            )
+            self._scores.update(zip(missing, found, strict=True))
+
+    def build(self, cuts: Widths) -> nn.Module:
+        """A smaller copy of the network, recovered."""
+        smaller = self._pruned(cuts)
+        if cuts:
+            self.recovery.after(VariantBatch(networks=[smaller]), [self._kept(cuts)])
+        return smaller
+
+    def build_batches(
+        self,
+        wanted: Sequence[Widths],
+        around: Widths | None = None,
+        purpose: str = "",
+        *,
+        deal: bool = False,
+    ) -> Iterator[tuple[list[Widths], VariantBatch]]:
+        """The networks of several cuts, some at a time, to be run before the next are asked for.
+
+        ``around`` are cuts from which all of them differ in few groups: they share the blocks in
+        front of the first difference with the network of those, and the work that these take.
+        ``purpose`` tells measurements of different length apart. With ``deal`` the networks are
+        dealt out among the processes in turn: each gets all cuts and its own networks.
+        """
+        alone = not _plain(self.model) or (around is None and len(wanted) < 2)
+        around = around or {}
+        order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
+        hands = self.processes.size if deal else 1
+        if hands > 1:  # agreed upon by all, before each is busy with its own
+            self._rank(group for cuts in (around, *order) for group in cuts)
+        while order:
+            begin, size = time.monotonic(), hands * (1 if alone else self._at_once(purpose))
+            part, order = order[:size], order[size:]
+            mine = self.processes.shard(part) if deal else part
+            together = self._batch(mine, None if alone else self._common(around))
+            yield part, together
+            self._made_last = (dict(mine[0]), together.networks[0]) if len(mine) == 1 else None
+            self._pace[purpose] = (time.monotonic() - begin) / max(1, len(mine))
+
+    def _batch(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
+        """Recovered networks."""
+        if common is None or not part:
+            return VariantBatch(networks=[self.build(cuts) for cuts in part])
+        starts = [self._start(cuts, common.cuts) for cuts in part]
+        networks = [
+            self._with_shared_prefix(c, common.network, s)
+            for c, s in zip(part, starts, strict=True)
+        ]
+        together = VariantBatch(
+            networks=networks,
+            common=common.raw,
+            starts=starts,
+            prefixes=self._prefixes,
+            before=lru_cache(partial(self._before, common.cuts)),
+        )
+        self.recovery.after(together, [self._kept(cuts) for cuts in part], common.kept)
+        return replace(together, common=common.network)
+
+    def _pruned(self, cuts: Widths) -> nn.Module:
+        """A pruned copy without recovery: its batch norms keep their statistics."""
+        return self._smaller(copy_of(self.model), self._kept(cuts))
+
+    def _with_shared_prefix(self, cuts: Widths, common: SpikingViT, start: int) -> nn.Module:
+        """A pruned copy that shares the blocks before ``start`` with an equal network."""
+        assert isinstance(self.model, SpikingViT)
+        places = {group: self._places(group) for group in cuts}
+        if any(low < start <= high for low, high in places.values()):
+            smaller = self._pruned(cuts)  # a residual stream through both parts
+        else:
+            first = list(self.model.blocks)[:start]
+            shared = copy_of(self.model, shared=first)
+            rows = self._kept({g: count for g, count in cuts.items() if places[g][0] >= start})
+            smaller = self._smaller(shared, rows)
+        assert isinstance(smaller, SpikingViT)
+        for block in range(min(start, len(common.blocks))):
+            smaller.blocks[block] = common.blocks[block]
+        return smaller
+
+    def _smaller(self, model: nn.Module, kept: dict[str, Ids]) -> nn.Module:
+        self.recovery.before(model, kept)
+        remove_channels(model, self.graph, kept)
+        return model
+
+    def _kept(self, cuts: Widths) -> dict[str, Ids]:
+        return {group: self.kept(group, count) for group, count in cuts.items()}
+
+    def _common(self, cuts: Widths) -> _Common:
+        """The network that others are made around; the last one is remembered."""
+        if self._last is None or self._last.cuts != cuts:
+            raw, network = self._raw_and_recovered(cuts) if cuts else (self.model, self.model)
+            assert isinstance(raw, SpikingViT) and isinstance(network, SpikingViT)
+            kept = self._kept(cuts)
+            self._last = _Common(cuts=dict(cuts), network=network, raw=raw, kept=kept)
+        return self._last
+
+    def _raw_and_recovered(self, cuts: Widths) -> tuple[nn.Module, nn.Module]:
+        """A cut network before its norms followed, and after; the last one is not made again."""
+        if self._made_last is not None and self._made_last[0] == cuts:
+            network = self._made_last[1]
+        else:
+            network = self.build(cuts)
+        return (network if self.recovery.kind == "none" else self._pruned(cuts)), network
+
+    def _before(self, cuts: Widths, block: int) -> frozenset[tuple[str, int]]:
+        """The cuts that change something in front of a block."""
+        return frozenset(cut for cut in cuts.items() if self._places(cut[0])[0] < block)
+
+    def _start(self, cuts: Widths, around: Widths) -> int:
+        """The first block in which two cut networks differ."""
+        differing = {group for group, _ in set(cuts.items()) ^ set(around.items())}
+        return min((self._places(group)[0] for group in differing), default=0)
+
+    def _places(self, group: str) -> tuple[int, int]:
+        """The first and the last block that hold members of a group."""
+        if group not in self._known_places:
+            blocks = [self._find_block(member.module) for member in self.graph[group].members]
+            self._known_places[group] = min(blocks), max(blocks)
+        return self._known_places[group]
+
+    def _at_once(self, purpose: str) -> int:
+        """Networks to make together: as many as memory allows and a kill may cost."""
+        if purpose not in self._pace:
+            return 1
+        quick = int(AT_RISK / max(self._pace[purpose], 1e-9))
+        return self.processes.broadcast(max(1, min(self._fitting, quick)))
+
+
+def room_for(model: nn.Module, memory: int) -> int:
+    """How many networks like a model can be made together, beside those that they are made from.
+
+    Raises ``ValueError`` where not even one can.
+    """
+    each = _bytes(model)
+    room = memory // each - OTHERS
+    if room < 1:
+        raise ValueError(
+            f"{memory:,} bytes are left for networks, but {OTHERS + 1} of {each:,} bytes each are"
+            " held at a time; raise the memory limit, or lower the batch size"
+        )
+    return room
+
+
+def _bytes(model: nn.Module) -> int:
+    return max(1, parameter_bytes(model) + buffer_bytes(model))
+
+
+def _plain(model: nn.Module) -> bool:
+    """A model whose forward is its blocks in a row, and that nobody listens to."""
+    if not isinstance(model, SpikingViT) or "forward" in vars(model):
+        return False
+    if type(model).forward is not SpikingViT.forward:
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in (model, model.blocks))

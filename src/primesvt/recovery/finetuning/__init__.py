@@ -1,7 +1,0 @@
-"""Fine-tuning of a pruned network, with its unpruned self as teacher."""
-
-from primesvt.recovery.finetuning.recipe import FinetuneRecipe
-from primesvt.recovery.finetuning.record import FinetuneRecord, FinetuneResult
-from primesvt.recovery.finetuning.run import finetune
-
-__all__ = ["FinetuneRecipe", "FinetuneRecord", "FinetuneResult", "finetune"]

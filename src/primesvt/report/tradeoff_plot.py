@@ -1,0 +1,303 @@
+"""Accuracy against memory: every whole network that a run measured, and the way to its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from primesvt.report.plots import Axis, Mark, Plot, Rule, Segment, axis
+from primesvt.report.run_files import RunFiles
+
+__all__ = [
+    "COLOURS",
+    "Network",
+    "TradeoffPlot",
+    "comparison_plot",
+    "networks",
+    "score_axis",
+    "text_of",
+    "walk_plot",
+]
+
+
+COLOURS = 6
+
+
+def comparison_plot(runs: Sequence[RunFiles], names: Sequence[str]) -> Plot | None:
+    """The plot; ``None`` where accuracies and scores would share an axis."""
+    if len({run.images for run in runs}) > 1:
+        return None
+    ways = [_run_way(run) for run in runs]
+    ends = [_whisker(run) for run in runs]
+    values = [each.value for way in ways for each in way] + [v for end in ends for v in end or ()]
+    high = 100 * max(each.saving for way in ways for each in way)
+    x = axis(0, high, title="Parameter memory saved", count=8, tight=True)
+    y = score_axis(runs[0], values)
+    unit = 100.0 if runs[0].images else 1.0
+    marks, segments = [], []
+    for number, (run, way, end) in enumerate(zip(runs, ways, ends, strict=True)):
+        kind = f"run r{number % COLOURS}"
+        places = [(x.at(100 * each.saving), 100 - y.at(unit * each.value)) for each in way]
+        segments += _segments(places, f"{kind} {'way' if len(way) > 2 else 'jump'}")
+        marks.append(_run_mark(way[-1], places[-1], end, run, y, kind=kind, label=str(number + 1)))
+    told = "; ".join(
+        f"{name} {way[-1].saving:.1%} at {text_of(way[-1].value, images=run.images)}"
+        for run, name, way in zip(runs, names, ways, strict=True)
+    )
+    what = "accuracy on the selection set" if runs[0].images else "score"
+    return Plot(
+        label=f"Plot of {what} against parameter memory saved: {told}.",
+        x=x,
+        y=y,
+        marks=tuple(marks),
+        segments=tuple(segments),
+    )
+
+
+def _run_way(run: RunFiles) -> list[Network]:
+    """The unpruned network, and every measured one on the way to the plan."""
+    way = [each for each in networks(run) if each.role in ("before", "step", "plan")]
+    return sorted(way, key=lambda each: each.groups)
+
+
+def _whisker(run: RunFiles) -> tuple[float, float] | None:
+    found = run.metrics["after"].get("selection")
+    return (found["low"], found["high"]) if found else None
+
+
+def _segments(places: list[tuple[float, float]], kind: str) -> list[Segment]:
+    return [
+        Segment(x1=x1, y1=y1, x2=x2, y2=y2, kind=kind) for (x1, y1), (x2, y2) in pairwise(places)
+    ]
+
+
+def _run_mark(
+    last: Network,
+    place: tuple[float, float],
+    end: tuple[float, float] | None,
+    run: RunFiles,
+    y: Axis,
+    *,
+    kind: str,
+    label: str,
+) -> Mark:
+    value = text_of(last.value, images=run.images)
+    return Mark(
+        x=place[0],
+        y=place[1],
+        kind=kind,
+        text=f"{run.path.name}: {last.saving:.1%} saved, {value}",
+        label=label,
+        whisker=None if end is None else (100 - y.at(100 * end[0]), 100 - y.at(100 * end[1])),
+    )
+
+
+DEPTH = 3.0  # limits below the unpruned accuracy that the plot reaches down to, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One measured network: its saving, accuracy or score, and what became of it.
+
+    ``role`` is ``before``, ``step`` (a cut of the plan), ``plan`` (the last of them), ``tried`` or
+    ``rejected`` (early, on the ``samples`` that it had seen).
+    """
+
+    role: str
+    saving: float
+    value: float
+    groups: int
+    samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeoffPlot:
+    """The plot, a row for each of its networks, and how many lie below its lower edge."""
+
+    plot: Plot
+    rows: tuple[Network, ...]
+    below: int
+    measured_steps: bool
+
+
+def networks(run: RunFiles) -> list[Network]:
+    """Every whole network of a run, by falling accuracy of equal savings, from small savings up."""
+    taken = _taken(run)
+    seen = {frozenset(row["cuts"].items()) for row in taken[1]}
+    found = list(taken[0])
+    for row in run.probes:
+        cuts = row.get("cuts", {})
+        if row["kind"] in ("walk", "layer") and _whole(row) and frozenset(cuts.items()) not in seen:
+            found.append(_tried(row))
+    return sorted(found, key=lambda each: (each.saving, -each.value))
+
+
+def walk_plot(run: RunFiles) -> TradeoffPlot | None:
+    """The plot of a run; ``None`` where no network but the unpruned one was measured."""
+    found = networks(run)
+    if len(found) < 2:
+        return None
+    reference = next(each.value for each in found if each.role == "before")
+    limit = _limit(run, reference)
+    floor = reference - DEPTH * (reference - limit) if limit is not None else 0.0
+    chosen = [each.value for each in found if each.role in ("step", "plan")]
+    lowest = min([*chosen, max(floor, min(each.value for each in found))])
+    y = score_axis(run, [lowest, *_ends(run), *([limit] if limit is not None else [])])
+    x = axis(
+        0,
+        100 * max(each.saving for each in found),
+        title="Parameter memory saved",
+        count=8,
+        tight=True,
+    )
+    below = sum(_unit(run) * each.value < y.low for each in found)
+    plot = Plot(
+        label=_label(run, found),
+        x=x,
+        y=y,
+        marks=tuple(_mark(run, each, x, y) for each in _drawn(found)),
+        segments=tuple(_way(run, found, x, y)),
+        rules=() if limit is None else (_rule(run, limit, y),),
+    )
+    measured = any(each.role == "step" for each in found) or len(run.steps) == 1
+    return TradeoffPlot(plot=plot, rows=tuple(found), below=below, measured_steps=measured)
+
+
+def score_axis(run: RunFiles, values: list[float]) -> Axis:
+    """A vertical axis of accuracies in percent, or of scores."""
+    unit = _unit(run)
+    title = "Top-1, selection set" if run.images else "Score"
+    high = min(100.0, unit * max(values)) if run.images else max(values)
+    return axis(unit * min(values), high, title=title, unit="%" if run.images else "")
+
+
+def text_of(value: float, *, images: bool) -> str:
+    """An accuracy in percent, or a score.
+
+    Example:
+        >>> text_of(0.98222, images=True), text_of(0.98222, images=False)
+        ('98.22%', '0.9822')
+    """
+    return f"{value:.2%}" if images else f"{value:.4g}"
+
+
+def _unit(run: RunFiles) -> float:
+    return 100.0 if run.images else 1.0
+
+
+def _value(run: RunFiles, when: str) -> float:
+    costs = run.metrics[when]
+    return float(costs["selection"]["accuracy"] if run.images else costs["score"])
+
+
+def _ends(run: RunFiles) -> list[float]:
+    """What the intervals of the first and the last network reach to."""
+    found = [_value(run, "before"), _value(run, "after")]
+    if run.images:
+        found += [run.metrics[when]["selection"]["low"] for when in ("before", "after")]
+        found += [run.metrics[when]["selection"]["high"] for when in ("before", "after")]
+    return found
+
+
+def _limit(run: RunFiles, reference: float) -> float | None:
+    asked = run.metrics.get("limits", {}).get("max_accuracy_drop")
+    return None if asked is None else reference - asked / _unit(run)
+
+
+def _taken(run: RunFiles) -> tuple[list[Network], list[dict[str, Any]]]:
+    """The unpruned network and the measured steps of the plan; and the cuts of each of these."""
+    found = [Network(role="before", saving=0.0, value=_value(run, "before"), groups=0)]
+    cuts: dict[str, int] = {}
+    known = []
+    for number, step in enumerate(run.steps, start=1):
+        if not step.get("recovery", "").startswith("lossless"):  # those are in no probe's cuts
+            cuts[step["group"]] = step["after"][1]
+        if step["accuracy"] is None:
+            continue
+        role = "plan" if number == len(run.steps) else "step"
+        known.append({"cuts": dict(cuts)})
+        found.append(
+            Network(role=role, saving=step["saving"], value=step["accuracy"], groups=number)
+        )
+    return found, known
+
+
+def _whole(row: Mapping[str, Any]) -> bool:
+    return row["kind"] == "walk" or len(row["cuts"]) > 1
+
+
+def _tried(row: Mapping[str, Any]) -> Network:
+    return Network(
+        role="tried" if row.get("rejected") is None else "rejected",
+        saving=row["saving"],
+        value=row["accuracy"],
+        groups=len(row["cuts"]),
+        samples=row.get("samples"),
+    )
+
+
+def _drawn(found: list[Network]) -> list[Network]:
+    """The plan on top."""
+    order = ("rejected", "tried", "step", "before", "plan")
+    return sorted(found, key=lambda each: order.index(each.role))
+
+
+def _mark(run: RunFiles, each: Network, x: Axis, y: Axis) -> Mark:
+    unit, value = _unit(run), text_of(each.value, images=run.images)
+    names = {"before": "Before", "plan": "The plan"}
+    when = {"before": "before", "plan": "after"}.get(each.role)
+    whisker = None
+    if when and run.images:
+        found = run.metrics[when]["selection"]
+        whisker = (100 - y.at(unit * found["low"]), 100 - y.at(unit * found["high"]))
+    seen = f" of the first {each.samples} images" if each.role == "rejected" else ""
+    return Mark(
+        x=x.at(100 * each.saving),
+        y=100 - y.at(unit * each.value),
+        kind=each.role if unit * each.value >= y.low else f"{each.role} below",
+        text=f"{names.get(each.role, each.role)}: {each.saving:.1%} saved, {value}{seen}",
+        label=names.get(each.role, ""),
+        whisker=whisker,
+    )
+
+
+def _way(run: RunFiles, found: list[Network], x: Axis, y: Axis) -> list[Segment]:
+    """From the unpruned network over the measured steps to the plan."""
+    unit = _unit(run)
+    way = [each for each in found if each.role in ("before", "step", "plan")]
+    way.sort(key=lambda each: each.groups)
+    kind = "way" if any(each.role == "step" for each in way) else "jump"
+    return [
+        Segment(
+            x1=x.at(100 * a.saving),
+            y1=100 - y.at(unit * a.value),
+            x2=x.at(100 * b.saving),
+            y2=100 - y.at(unit * b.value),
+            kind=kind,
+        )
+        for a, b in pairwise(way)
+    ]
+
+
+def _rule(run: RunFiles, limit: float, y: Axis) -> Rule:
+    label = f"limit {text_of(limit, images=run.images)}"
+    return Rule(y=100 - y.at(_unit(run) * limit), label=label)
+
+
+def _label(run: RunFiles, found: list[Network]) -> str:
+    last = max(
+        (e for e in found if e.role in ("step", "plan")), key=lambda e: e.groups, default=None
+    )
+    what = "accuracy on the selection set" if run.images else "score"
+    plan = (
+        f" The plan saves {last.saving:.1%} at {text_of(last.value, images=run.images)}."
+        if last is not None
+        else ""
+    )
+    first = text_of(next(e.value for e in found if e.role == "before"), images=run.images)
+    return (
+        f"Plot of {what} against parameter memory saved, for {len(found)} networks; "
+        f"the unpruned one has {first}.{plan}"
+    )

@@ -1,0 +1,197 @@
+"""What is fine-tuned: a pruned network, its unpruned teacher, and the images of its run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from primesvt.channels.plan import Plan, describe_inputs
+from primesvt.checkpoint.folder import load
+from primesvt.checkpoint.load import Data, OwnData, open_model, own_data, splits_for
+from primesvt.config import PruneRecipe, parse_overrides, read_recipe
+from primesvt.evaluation.evaluator import Evaluator, example_for
+from primesvt.models import reset
+from primesvt.models.digest import config_of, model_digest
+from primesvt.models.forward import unwrap
+from primesvt.training.config import TrainRecipe
+from primesvt.training.record import recorded_recipe
+
+__all__ = ["FinetuneSource", "source_of_model", "source_of_run"]
+
+Model = nn.Module | str | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSource:
+    """All that a fine-tuning starts from.
+
+    Attributes:
+        student: the pruned network, a copy that nobody else uses.
+        teacher: the unpruned network, or where it lies.
+        data: what ``primesvt.prune`` took, or a part in its place.
+        data_spec: its name or path, where it is not the run's.
+        plan: how the student was cut; ``None`` where nobody said.
+        run: the run folder, where there is one.
+        asked: the recipe of a run that the command line made.
+        batch_size: images per forward pass in evaluation.
+        seed: draws the sets out of ``data``.
+    """
+
+    student: nn.Module
+    teacher: Model | None
+    data: Data
+    plan: Plan | None = None
+    run: Path | None = None
+    asked: PruneRecipe | None = field(default=None, repr=False)
+    data_spec: str | None = None
+    batch_size: int = 64
+    seed: int = 0
+
+    @property
+    def training(self) -> TrainRecipe | None:
+        """The recipe that the unpruned network was trained with, where that is on record."""
+        return None if isinstance(self.teacher, nn.Module | None) else recorded_recipe(self.teacher)
+
+    def open_teacher(self) -> nn.Module | None:
+        """The unpruned network, a copy that nobody else uses.
+
+        Raises ``ValueError`` where what lies there now is not what was pruned.
+        """
+        if self.teacher is None:
+            return None
+        if isinstance(self.teacher, nn.Module):
+            return own_copy(self.teacher)
+        if self.asked is None or str(self.teacher) != self.asked.model:
+            return open_model(self.teacher).model
+        teacher = _original(self.asked)
+        if self.plan is not None and model_digest(teacher) != self.plan.model_hash:
+            raise ValueError(
+                f"{self.asked.model} has changed since {self.run} pruned it; "
+                "give the unpruned model as it was with --teacher"
+            )
+        return teacher
+
+    def full_plan(self, evaluate: Evaluator) -> Plan | None:
+        """What ``save_model`` needs; ``None`` where the student could not be loaded again."""
+        if self.plan is not None or config_of(self.student) is None:
+            return self.plan
+        inputs = describe_inputs(example_for(None, None, evaluate))
+        config = config_of(self.student)
+        return Plan(model_hash="", config=config, inputs=inputs, steps=(), groups={})
+
+
+def source_of_model(
+    model: nn.Module,
+    *,
+    teacher: Model | None,
+    data: Data | None,
+    plan: Plan | None,
+    batch_size: int | None,
+    seed: int | None,
+) -> FinetuneSource:
+    """A pruned network given in Python."""
+    if data is None:
+        raise ValueError("no data given; give data= with a training part, as primesvt.prune takes")
+    return FinetuneSource(
+        student=own_copy(model),
+        teacher=teacher,
+        data=data,
+        plan=plan,
+        batch_size=batch_size or 64,
+        seed=seed or 0,
+    )
+
+
+def source_of_run(
+    folder: str | Path,
+    *,
+    teacher: Model | None,
+    data: Data | None,
+    batch_size: int | None,
+    seed: int | None,
+) -> FinetuneSource:
+    """A finished run; ``teacher`` and ``data`` stand in place of the run's."""
+    path = Path(folder)
+    recipe, plan = _recipe_of(path), Plan.load(path)
+    named = isinstance(recipe.get("model"), str)
+    asked = read_recipe(path / "recipe.yaml") if named else None
+    own = own_data(path)
+    if asked is None and (teacher is None or (data is None and own is None)):
+        raise ValueError(
+            f"{path} was made in Python and names no model{'' if own else ' and data'}; "
+            f"give teacher= (the unpruned model){'' if own else ' and data='}"
+        )
+    student = _student(path, plan, teacher)
+    run = None if asked is None else asked.run
+    return FinetuneSource(
+        student=student,
+        teacher=teacher if teacher is not None or asked is None else asked.model,
+        data=_data(student, own, data, seed=seed if asked is None else None),
+        data_spec=str(data) if isinstance(data, str | Path) else None,
+        plan=plan,
+        run=path,
+        asked=asked,
+        batch_size=batch_size or (64 if run is None else run.batch_size),
+        seed=seed if seed is not None else int(recipe.get("seed", 0)) if run is None else run.seed,
+    )
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model, out of its wrappers."""
+    model = unwrap(model)
+    reset(model)
+    return copy.deepcopy(model)
+
+
+def _recipe_of(path: Path) -> Mapping[str, Any]:
+    """What a finished run was asked to do."""
+    missing = [
+        name
+        for name in ("recipe.yaml", "plan.json", "metrics.json", "model/config.json")
+        if not (path / name).is_file()
+    ]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} is no finished run: it has no {missing[0]}; give a folder of "
+            "`primesvt prune`, and let a run that was stopped go on to its end"
+        )
+    content = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+    return content if isinstance(content, Mapping) else {}
+
+
+def _student(path: Path, plan: Plan, teacher: Model | None) -> nn.Module:
+    if plan.config is not None:
+        student: nn.Module = load(path)
+        return student
+    if not isinstance(teacher, nn.Module):
+        raise ValueError(
+            f"{path} holds a network of your own; use primesvt.finetune in Python, with teacher="
+        )
+    own: nn.Module = load(path, into=own_copy(teacher))
+    return own
+
+
+def _original(asked: PruneRecipe) -> nn.Module:
+    """The unpruned network as ``primesvt prune`` opened it."""
+    try:
+        return open_model(
+            asked.model,
+            time_steps=asked.time_steps,
+            family=asked.family,
+            overrides=parse_overrides(asked.override),
+        ).model
+    except ValueError as error:
+        raise ValueError(f"{error}; or give the unpruned model with --teacher") from error
+
+
+def _data(student: nn.Module, own: OwnData | None, given: Data | None, *, seed: int | None) -> Data:
+    """The sets of the run, as ``primesvt prune`` drew them."""
+    if given is not None and (own is None or not isinstance(given, str | Path)):
+        return given
+    return splits_for(student, given, own=own, seed=seed)
