@@ -2,12 +2,13 @@
 
     python benchmarks/training_speed.py DATA [--recipe recipes/cifar10_strong_sdt_v2.yaml]
 
-writes results/training_speed.json and .md, in about twenty minutes, most of them compiling. One
-thread, in one process: all variants take a few steps in turn, over and over, in changing order, so
-that other load on the machine meets all; figures are the median, least and largest of the rounds,
-by processor time. *As before* decodes images again whenever they do not fit into the memory of the
-image set, in single precision, with `torch.compile`. *Channels last* and *fused optimizer* are
-measured here and not used: see the table for what they would bring.
+writes results/training_speed.json and .md, in about six minutes, most of them compiling.
+
+One thread, in one process: all variants take a few steps in turn, over and over, in changing order,
+so that other load on the machine meets all; figures are the median, least and largest of the
+rounds, by processor time. *As before* decodes images again whenever they do not fit into the memory
+of the image set, in single precision, with `torch.compile`. *Channels last* and *fused optimizer*
+are measured here and not used: the table says what they would bring.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def page(rows: dict[str, dict[str, float]]) -> str:
     lines = [
         "# Images per second of training",
         "",
-        "`python benchmarks/training_speed.py DATA`. " + (__doc__ or "").split("\n\n")[2],
+        "`python benchmarks/training_speed.py DATA`. " + (__doc__ or "").split("\n\n")[-1].strip(),
         "",
         "| training steps | images per second | least .. largest | against *as before* |",
         "|---|---|---|---|",
