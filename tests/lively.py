@@ -60,7 +60,7 @@ def lively(family: str) -> Lively:
     for seed in range(50):
         torch.manual_seed(seed)
         model = create_model(name).eval()
-        size = (8, 8) if name.endswith("digits") else (32, 32)
+        size = (8, 8) if name.endswith("digits") else (16, 16)
         x = torch.rand(16, model.config.in_channels, *size)
         if excite(model, x, seed):
             return watched(model.eval(), x)
