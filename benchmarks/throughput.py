@@ -28,7 +28,7 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from primesvt.checkpoint.load import open_model
-from primesvt.exporting import deploy as quick
+from primesvt.exporting import quick
 from primesvt.exporting.packing import PackedConv2d
 from primesvt.models import SpikingViT, create_model, reset
 from primesvt.models.blocks import MaxPool
