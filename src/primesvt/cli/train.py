@@ -49,8 +49,7 @@ class Train:
     seed: Annotated[int | None, unset("N")] = None
     """Seed of weights, order and augmentation, in place of the recipe's."""
     stop_after: Annotated[str | None, unset("TIME")] = None
-    """Begin no epoch that would end later than this, such as 170min or 3h; the same command goes
-    on from there."""
+    """Begin no epoch that would end later than this, such as 170min or 3h."""
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
