@@ -237,7 +237,7 @@ class Tracer(TorchDispatchMode):
                 self._memories[tensor] = shared if use.views and shared is not None else new
 
     def _source(self, use: Use, call: Call) -> Origin:
-        """The highest origin among the arguments whose values matter."""
+        """What a result is computed from: an activation, else weights, else constants."""
         factor = call.get("other")
         if call.name == "aten::mul" and isinstance(factor, int | float) and factor == 0:
             return Origin.CONSTANT
@@ -291,6 +291,7 @@ class Use:
 
 @cache
 def use_of(func: torch._ops.OpOverload) -> Use:
+    """How an operator uses its arguments, read off its schema."""
     schema = func._schema
     aliased = [a for a in schema.arguments if a.alias_info is not None]
     ignored = {a.name for a in aliased if a.kwarg_only}

@@ -94,7 +94,7 @@ def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, fl
 
 
 def rates_of(policy: str) -> tuple[float, ...]:
-    """The pruning rates that are usual for a policy.
+    """The rates at which a policy probes each layer where none are given.
 
     Example:
         >>> rates_of("prime")[-1], rates_of("allocate")[-1]
@@ -122,7 +122,7 @@ FINE = ("uniform", "global", "random")  # policies of one rate, which is all tha
 
 
 def usual_rates(policy: str) -> tuple[float, ...]:
-    """The pruning rates that are usual for a policy, ascending.
+    """All pruning rates that a policy chooses among where none are given, ascending.
 
     Example:
         >>> len(usual_rates("uniform")), usual_rates("psvit")[-1], usual_rates("allocate")[-1]

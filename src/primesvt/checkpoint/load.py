@@ -134,7 +134,7 @@ class OpenedModel:
 
     @property
     def data(self) -> DataConfig:
-        """How its images are prepared; ``ValueError`` where nobody knows."""
+        """How the model's input images are prepared; ``ValueError`` if that is not known."""
         return provenance_of(self.model).data
 
     @property
@@ -153,7 +153,7 @@ class OpenedModel:
         return self.model.config.num_classes
 
     def example(self) -> Tensor:
-        """Two random samples of the model's input size, always the same.
+        """Two random inputs of the size that the model reads, the same at every call.
 
         Images ``[2, C, H, W]``, or event frames ``[2, T, C, H, W]``.
         """

@@ -63,7 +63,7 @@ class ActivationCache:
         return known
 
     def keep(self, place: CacheKey, batch: int, activation: Tensor) -> None:
-        """Keep an activation if there is room, or can be made."""
+        """Store an activation, in place of those that were not asked for longest if need be."""
         size = activation.untyped_storage().nbytes()
         if size > self.ceiling:
             return

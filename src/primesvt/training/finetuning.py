@@ -29,7 +29,7 @@ from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
 from primesvt.training.finetune_source import FinetuneSource, source_of_model, source_of_run
-from primesvt.training.folder import Saver, TunedFolder
+from primesvt.training.folder import FinetuneFolder, Saver
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16
 from primesvt.training.record import (
     FinetuneRecord,
@@ -303,8 +303,8 @@ def _in_folder(
             "a network of your own can only be loaded again with its plan; give plan=result.plan"
         )
 
-    def opened() -> TunedFolder:
-        return TunedFolder(out, recipe=tuning.recipe, context=tuning.context)
+    def opened() -> FinetuneFolder:
+        return FinetuneFolder(out, recipe=tuning.recipe, context=tuning.context)
 
     on_main(opened)
     with tuning.processes.locked(out):
@@ -314,7 +314,7 @@ def _in_folder(
 def _tuned(
     tuning: FinetuneLoop,
     source: FinetuneSource,
-    folder: TunedFolder,
+    folder: FinetuneFolder,
     plan: Plan,
     save_every: float,
     command: str,
@@ -338,7 +338,7 @@ def _tuned(
     return result
 
 
-def _save(tuning: FinetuneLoop, folder: TunedFolder) -> None:
+def _save(tuning: FinetuneLoop, folder: FinetuneFolder) -> None:
     snapshot = tuning.snapshot()
     tuning.processes.on_main(lambda: folder.save(snapshot))
 

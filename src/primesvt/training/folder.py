@@ -21,7 +21,7 @@ from primesvt.training.config import FinetuneRecipe, TrainingConfig
 from primesvt.training.record import FinetuneRecord
 from primesvt.training.snapshot import Snapshot
 
-__all__ = ["Saver", "TrainingFolder", "TunedFolder", "check_free"]
+__all__ = ["FinetuneFolder", "Saver", "TrainingFolder", "check_free"]
 
 
 RECIPE, STATE, MODEL, RECORD, PROGRESS = (
@@ -208,7 +208,7 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
 PLAN = "plan.json"
 
 
-class TunedFolder(TrainingFolder):
+class FinetuneFolder(TrainingFolder):
     """A folder of one fine-tuning: the same as of a training, with the plan of the pruned network.
 
     Args:

@@ -95,5 +95,5 @@ def same(call: Call) -> Axes:
     "new_empty_strided",
 )
 def constant(call: Call) -> Axes:
-    """A constant has no memory of what it was sized by; a wrong size shows in ``verify``."""
+    """Fresh axes for a new tensor; if its size was taken from a width, ``verify`` finds out."""
     return [(Symbol(n),) if n != 1 else unit() for n in call.outputs[0].shape]

@@ -73,7 +73,7 @@ class Call:
         return [int(v) % max(rank, 1) for v in values]
 
     def read(self, argument: str, dim: int) -> None:
-        """The axis is dropped; a check silences it there if it is an activation's."""
+        """Record that an operator sums over an axis, which verification may silence."""
         tensor = self.arguments[argument]
         position = next(i for i, t in enumerate(self.tensors) if t is tensor)
         live = self.trace.live(tensor)
