@@ -27,8 +27,8 @@ from ..two_processes import run_twice
 LIMITS = Constraints(max_accuracy_drop=4, min_memory_saving=None)
 PAPER = {"policy": "prime", "importance": "l2", "recovery": "none", "gate": "point"}
 METHODS: dict[str, dict[str, Any]] = {
-    "prime": {**PAPER, "include": ["*conv*"]},
-    "allocate": {**PAPER, "policy": "allocate", "include": ["*conv*"]},
+    "prime": {**PAPER, "include": ["*conv1b*", "*conv2a*"]},
+    "allocate": {**PAPER, "policy": "allocate", "include": ["*conv1b*", "*conv2a*"]},
     "refit": {"gate": "point", "include": ["*.block4_0.mlp.fc1", "*.conv2a.*", "*.conv1b.*"]},
 }
 EVALUATE = ["evaluate", "sdt_v2_digits", "--batch-size", "40", "--json"]

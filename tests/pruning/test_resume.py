@@ -26,7 +26,10 @@ from primesvt.models import create_model
 
 whole = load_data("digits")
 data = dataclasses.replace(
-    whole, selection=Subset(whole.selection, range(40)), test=Subset(whole.test, range(20))
+    whole,
+    calibration=Subset(whole.calibration, range(32)),
+    selection=Subset(whole.selection, range(40)),
+    test=Subset(whole.test, range(20)),
 )
 model = create_model("sdt_v2_digits", pretrained=True)
 

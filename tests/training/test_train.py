@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from primesvt.training.run import learning_rate_factor
 from primesvt.training.snapshot import Snapshot
 
 from ..bars import write_bars
+from ..forked import forked
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -178,13 +177,13 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(bars: Path, tmp_pa
     asked = recipe(bars, **RESUMED)
     whole = train(asked, out_dir=tmp_path / "whole")
     out, reached = tmp_path / "out", []
-    for moment, count in (("step", 3), ("epoch", 1), ("half a file", 2), ("record", 1)):
-        words = [str(bars), str(out), json.dumps(RESUMED), moment, str(count)]
-        done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
-        assert done.returncode == -signal.SIGKILL, moment
-        assert not (out / "record.json").exists()
-        facts = Snapshot.load(out / "state.safetensors").facts
-        reached.append((len(facts["losses"]), facts["step"]))
+    with forked(KILLED) as start:
+        for moment, count in (("step", 3), ("epoch", 1), ("half a file", 2), ("record", 1)):
+            code = start(bars, out, json.dumps(RESUMED), moment, count)
+            assert code == -signal.SIGKILL, start.said()
+            assert not (out / "record.json").exists()
+            facts = Snapshot.load(out / "state.safetensors").facts
+            reached.append((len(facts["losses"]), facts["step"]))
     assert reached == [(0, 2), (0, 4), (1, 0), (3, 0)]
     assert set(json.loads((out / "progress.json").read_text())) >= {"epochs_done", "loss"}
 
@@ -204,17 +203,17 @@ RESUMED: dict[str, Any] = {
 }
 
 KILLED = """
-import json, os, signal, sys
+import json, os, signal
+import torch
+torch.set_num_threads(1)
 from primesvt import _files
 from primesvt.training import TrainRecipe, folder, loop, train
 from primesvt.training import run as fit
 
-data, out, changes, moment, count = *sys.argv[1:5], int(sys.argv[5])
-
 def dies(name, real, done=[]):
     def called(*args, **options):
         done.append(name)
-        if name == moment and done.count(name) == count:
+        if name == moment and done.count(name) == int(count):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **options)
     return called
@@ -223,8 +222,12 @@ loop.TrainingLoop._update = dies("step", loop.TrainingLoop._update)
 fit.Fit.score = dies("epoch", fit.Fit.score)
 _files.os.fsync = dies("half a file", _files.os.fsync)
 folder.TrainingFolder.finish = dies("record", folder.TrainingFolder.finish)
-base = {"data": data, "batch_size": 16, "warmup_epochs": 0}
-train(TrainRecipe(**base, **json.loads(changes)), out_dir=out, save_every=0)
+
+def main(data, out, changes, moment_, count_):
+    global moment, count
+    moment, count = moment_, count_
+    base = {"data": data, "batch_size": 16, "warmup_epochs": 0}
+    train(TrainRecipe(**base, **json.loads(changes)), out_dir=out, save_every=0)
 """
 
 
