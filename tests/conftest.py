@@ -35,6 +35,19 @@ def shared() -> Path:
     pytest.skip(message)
 
 
+# Files in which one test, or the fixture of all, takes longest.
+LONGEST = ("tests/pruning", "tests/docs", "tests/training", "tests/report", "tests/exporting")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no worker is left alone with one at the end."""
+
+    def shorter(item: pytest.Item) -> bool:
+        return not item.nodeid.startswith(LONGEST)
+
+    items.sort(key=shorter)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was compared with the reference files, by whichever worker."""
     reports = terminalreporter.getreports("passed")
