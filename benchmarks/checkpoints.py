@@ -23,7 +23,7 @@ from primesvt.models import SpikingViT
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Prober
-from primesvt.recovery import Recovery
+from primesvt.recovery import find_recovery
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
@@ -89,10 +89,8 @@ class Case:
 
     def prober(self, importance: str, recovery: str, *, seed: int = 0) -> Prober:
         """Cuts networks as asked; nothing is measured through it."""
-        table = ProbeTable()
-        table.reference = Reference(
-            context={}, measurement=_NOTHING, parameter_bytes=parameter_bytes(self.model)
-        )
+        size = parameter_bytes(self.model)
+        table = ProbeTable(Reference(context={}, measurement=_NOTHING, parameter_bytes=size))
         return Prober(
             model=self.model,
             graph=self.graph,
@@ -102,7 +100,7 @@ class Case:
             evidence=CriterionContext(
                 model=self.model, graph=self.graph, activity=self.activity, seed=seed
             ),
-            recovery=Recovery(kind=recovery, activity=self.activity),
+            recovery=find_recovery(recovery)(activity=self.activity),
         )
 
     @cached_property

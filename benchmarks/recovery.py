@@ -20,8 +20,7 @@ from checkpoints import Case, cases, uniform
 from machine import RESULTS, described, save
 
 from primesvt.evaluation.confidence import wilson_interval
-from primesvt.importance import IMPORTANCES
-from primesvt.recovery import RECOVERIES
+from primesvt.registry import CRITERIA, RECOVERIES
 
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 FULL = ("random", "l2", "activity", "obs")
@@ -30,8 +29,8 @@ FEW = (0.25, 0.5)
 
 def plan() -> Iterator[tuple[str, str, float]]:
     """Criterion, recovery and memory saved of every row of one network."""
-    for importance in IMPORTANCES:
-        for recovery in RECOVERIES:
+    for importance in CRITERIA.names():
+        for recovery in RECOVERIES.names():
             for saving in sorted({*FEW, *(STEPS if importance in FULL else ())}):
                 yield importance, recovery, saving
 
@@ -91,8 +90,8 @@ def _table(data: str, rows: list[dict[str, Any]]) -> str:
         f"| criterion | recovery | {' | '.join(f'{s:.0%} saved' for s in savings)} |",
         f"|---|---|{'---|' * len(savings)}",
     ]
-    for importance in IMPORTANCES:
-        for recovery in RECOVERIES:
+    for importance in CRITERIA.names():
+        for recovery in RECOVERIES.names():
             mine = [r for r in rows if (r["importance"], r["recovery"]) == (importance, recovery)]
             cells = [_cell([r for r in mine if r["asked"] == saving]) for saving in savings]
             lines.append(f"| {importance} | {recovery} | {' | '.join(cells)} |")

@@ -21,7 +21,7 @@ from primesvt.importance import CriterionContext, find_importance, keep
 from primesvt.models import create_model, model_entry
 from primesvt.models.shared_prefix import VariantBatch
 from primesvt.profiling.memory import parameter_bytes, parameter_count
-from primesvt.recovery import Recovery
+from primesvt.recovery import Refit
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     order = {g.name: find_importance("obs")(evidence, g) for g in graph.prunable()}
     row["seconds_obs"] = round(time.perf_counter() - begin, 1)
     kept = {g.name: keep(order[g.name], max(1, g.size // 2)) for g in graph.prunable()}
-    recovery = Recovery(kind="refit", activity=activity)
+    recovery = Refit(activity=activity)
     before = parameter_bytes(model)
     begin = time.perf_counter()
     recovery.before(model, kept)

@@ -32,7 +32,7 @@ from throughput import every_step, plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from primesvt.channels.widths import Widths
+from primesvt.channels.widths import RATES, Widths
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import CriterionContext, find_importance
@@ -40,8 +40,8 @@ from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.policies import AccuracyGate, PolicyResult, Prime
 from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
 from primesvt.pruning.prober import Prober
-from primesvt.pruning.sensitivity import grids_of, probe_layers, unprobed
-from primesvt.recovery import Recovery
+from primesvt.pruning.sensitivity import probe_layers, unprobed, width_grids
+from primesvt.recovery import find_recovery
 
 METHODS = {"paper": ("l2", "none"), "recovered": ("obs", "refit")}
 LIMITS = {"digits": 0.02, "cifar": 0.03}
@@ -76,11 +76,10 @@ def prober_of(case: Case, method: str, *, naive: bool) -> tuple[Prober, Accuracy
     def in_full(network: nn.Module) -> Measurement:
         return evaluate(every_step(plain(network)))
 
-    table = ProbeTable()
     measured = in_full(case.model) if naive else evaluate(case.model)
     size = parameter_bytes(case.model)
     reference = Reference(context={}, measurement=measured, parameter_bytes=size)
-    table.start(reference)
+    table = ProbeTable(reference)
     limit = LIMITS["digits" if case.data == "digits" else "cifar"]
     gate = AccuracyGate(kind="point", allowed=limit, reference=reference)
     assert measured.outcomes is not None
@@ -93,7 +92,7 @@ def prober_of(case: Case, method: str, *, naive: bool) -> tuple[Prober, Accuracy
         table=table,
         importance=find_importance(importance),
         evidence=CriterionContext(model=case.model, graph=case.graph, activity=case.activity),
-        recovery=Recovery(kind=recovery, activity=case.activity),
+        recovery=find_recovery(recovery)(activity=case.activity),
         race=None if naive else race,
     ), gate
 
@@ -101,7 +100,7 @@ def prober_of(case: Case, method: str, *, naive: bool) -> tuple[Prober, Accuracy
 def naive(case: Case, method: str) -> dict[str, Any]:
     """All rates, then the walk from the highest tolerated one downwards."""
     prober, gate = prober_of(case, method, naive=True)
-    layers = probe_layers(prober, case.groups)
+    layers = probe_layers(prober, width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     swept = len(prober.table)
     walk = Prime(gate=gate).walk(layers, lambda cuts, _: prober.probe(cuts))
     return {**told(prober, walk, case), "swept": swept, "bench": prober}
@@ -110,7 +109,7 @@ def naive(case: Case, method: str) -> dict[str, Any]:
 def sweep_alone(case: Case, method: str) -> dict[str, Any]:
     """Only the sweep, one by one and in full."""
     prober, _ = prober_of(case, method, naive=True)
-    probe_layers(prober, case.groups)
+    probe_layers(prober, width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     return {"probes": answers(prober), "bench": prober}
 
 
@@ -118,14 +117,14 @@ def sharing(case: Case, method: str) -> dict[str, Any]:
     """The same sweep, shared blocks run once; nothing else is saved."""
     prober, _ = prober_of(case, method, naive=False)
     prober._race = None
-    probe_layers(prober, case.groups)
+    probe_layers(prober, width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     return {"probes": answers(prober)}
 
 
 def here(case: Case, method: str) -> dict[str, Any]:
     """The same plan by the walk alone, racing and sharing."""
     prober, gate = prober_of(case, method, naive=False)
-    layers = unprobed(grids_of(prober, case.groups))
+    layers = unprobed(width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     walk = Prime(gate=gate).walk(layers, lambda c, around: prober.probe(c, around=around))
     return told(prober, walk, case)
 
@@ -133,7 +132,7 @@ def here(case: Case, method: str) -> dict[str, Any]:
 def judged_again(case: Case, method: str) -> tuple[int, int]:
     """Networks that the search judged, and those of them that all images judge alike."""
     prober, gate = prober_of(case, method, naive=False)
-    layers = unprobed(grids_of(prober, case.groups))
+    layers = unprobed(width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     Prime(gate=gate).walk(layers, lambda c, around: prober.probe(c, around=around))
     early = [probe for probe in prober.table if probe.rejected is not None]
     wrong = sum(gate.judge(prober.probe(probe.cuts, full=True)).passed for probe in early)
@@ -155,7 +154,7 @@ def told(prober: Prober, walk: PolicyResult, case: Case) -> dict[str, Any]:
         "accuracy": walk.probe.accuracy if walk.probe else prober.reference.accuracy,
         "taken": {
             f"{grid.group} {rate}": kept >= walk.cuts.get(grid.group, grid.size)
-            for grid in grids_of(prober, case.groups)
+            for grid in width_grids(prober.model, prober.graph, case.groups, rates=RATES)
             for kept, rate in grid.widths.items()
         },
     }

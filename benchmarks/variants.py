@@ -29,7 +29,7 @@ from primesvt.channels.widths import Widths
 from primesvt.evaluation.confidence import wilson_interval
 from primesvt.importance import CriterionContext, find_importance, keep
 from primesvt.models.shared_prefix import VariantBatch
-from primesvt.recovery import Recovery
+from primesvt.recovery import Refit
 
 SAVINGS = (0.25, 0.5)
 Variant = Callable[[Case, Widths], nn.Module]
@@ -74,7 +74,7 @@ def channel_mixing(case: Case, cuts: Widths) -> nn.Module:
 def refit_alone(case: Case, cuts: Widths) -> nn.Module:
     """Batch norms stay as they were."""
     smaller, kept = copy.deepcopy(case.model), kept_of(case, cuts)
-    Recovery(kind="refit", activity=case.activity).before(smaller, kept)
+    Refit(activity=case.activity).before(smaller, kept)
     remove_channels(smaller, case.graph, kept)
     return smaller
 
@@ -105,7 +105,7 @@ def one_by_one(case: Case, cuts: Widths) -> nn.Module:
         )
         evidence = CriterionContext(model=model, graph=graph, activity=activity)
         kept = {name: keep(find_importance("obs")(evidence, graph[name]), cuts[name])}
-        recovery = Recovery(kind="refit", activity=activity)
+        recovery = Refit(activity=activity)
         _ = activity.norms  # of the network before this cut
         smaller = copy.deepcopy(model)
         recovery.before(smaller, kept)

@@ -68,14 +68,15 @@ def test_sizes(text, size):
 @pytest.mark.parametrize(
     ("given", "required"),
     [
-        ({}, 250),
+        ({}, 0),
         ({"min_memory_saving": None}, 0),
         ({"min_memory_saving": 0.1}, 100),
         ({"min_memory_saving": "0.5"}, 500),
         ({"min_memory_saving": "300B"}, 300),
         ({"min_memory_saving": None, "max_parameter_memory": "400B"}, 600),
-        ({"max_parameter_memory": 900}, 250),
-        ({"max_parameter_memory": "1kB"}, 250),
+        ({"max_parameter_memory": 900}, 100),
+        ({"max_parameter_memory": "1kB"}, 0),
+        ({"min_memory_saving": 0.25, "max_parameter_memory": 900}, 250),
     ],
 )
 def test_required_bytes_of_a_thousand(given, required):

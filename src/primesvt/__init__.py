@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from primesvt.channels.plan import Plan as Plan
     from primesvt.checkpoint.load import load as load
     from primesvt.config import Constraints as Constraints
+    from primesvt.config import Limits as Limits
+    from primesvt.config import PruneConfig as PruneConfig
     from primesvt.data import load_data as load_data
     from primesvt.exporting import ExportResult as ExportResult
     from primesvt.exporting import export as export
+    from primesvt.importance import criterion as criterion
     from primesvt.models import SpikingViT as SpikingViT
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models
     from primesvt.models import reset as reset
+    from primesvt.plugins import policy as policy
     from primesvt.pruning.pipeline import prune as prune
     from primesvt.pruning.result import PruneResult as PruneResult
     from primesvt.training.config import FinetuneRecipe as FinetuneRecipe
@@ -44,15 +48,19 @@ _HOMES = {
     "ExportResult": "exporting",
     "FinetuneRecipe": "training",
     "FolderInUse": "_files",
+    "Limits": "config",
     "Plan": "channels.plan",
+    "PruneConfig": "config",
     "PruneResult": "pruning.result",
     "SpikingViT": "models",
     "create_model": "models",
+    "criterion": "importance",
     "export": "exporting",
     "finetune": "training",
     "list_models": "models",
     "load": "checkpoint.load",
     "load_data": "data",
+    "policy": "plugins",
     "prune": "pruning.pipeline",
     "remove_channels": "channels",
     "reset": "models",

@@ -1,17 +1,29 @@
-"""What a user allows and asks for: accuracy that may be lost; memory, time, potentials to save."""
+"""Every option of a pruning run, stated once: its name, type, default, check and help sentence.
+
+The flags and the help of ``primesvt prune``, the fields of ``recipe.yaml`` and the keywords of
+``primesvt.prune`` are made from these classes. Policies, importance criteria and recoveries are
+names here; ``primesvt.registry`` knows what they stand for.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 __all__ = [
     "DATA",
@@ -19,10 +31,14 @@ __all__ = [
     "Constraints",
     "Limits",
     "Method",
-    "PruneRecipe",
+    "OptionGroup",
+    "Preset",
+    "PruneConfig",
+    "PruneOptions",
     "RunOptions",
     "Selection",
     "describe",
+    "from_old_recipe",
     "parse_bytes",
     "parse_overrides",
     "read_recipe",
@@ -39,18 +55,8 @@ DATA = tyro.conf.arg(
 )
 
 _Flat = tyro.conf.arg(name="")
-Policy = Literal["allocate", "prime", "psvit", "uniform", "global", "random"]
-Importance = Literal[
-    "obs",
-    "activity",
-    "taylor",
-    "l2",
-    "l1",
-    "l2_folded",
-    "firing_rate",
-    "membrane",
-    "random",
-]
+Preset = Literal["paper", "best"]
+Runtime = Literal["pytorch", "onnxruntime"]
 
 
 def unset(metavar: str, *, name: str | None = None) -> Any:
@@ -58,313 +64,76 @@ def unset(metavar: str, *, name: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, name=name, help_behavior_hint="")
 
 
-class _Section(BaseModel):
+class OptionGroup(BaseModel):
+    """Options of one kind; a value that is not allowed is a ``ValueError`` of one line."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-
-class Limits(_Section):
-    """How much accuracy may be lost, how much memory must be saved."""
-
-    max_accuracy_drop: Annotated[float, tyro.conf.arg(metavar="POINTS")] = 3.0
-    """Largest loss of top-1 accuracy, in percentage points."""
-    min_memory_saving: Annotated[float | str | None, unset("SIZE")] = None
-    """Smallest saving of parameter memory: a fraction (0.25) or bytes removed (8MB)."""
-    max_parameter_memory: Annotated[str | None, unset("SIZE")] = None
-    """Largest parameter memory of the result (8MB; MB = 1e6 bytes)."""
-    stop_at_saving: bool = False
-    """Stop as soon as the memory limit is met, instead of saving as much as accuracy allows."""
-    max_latency: Annotated[float | str | None, unset("TIME")] = None
-    """Largest time of a forward pass here: a share of the unpruned model's (0.67), or 12ms."""
-    latency_batch: Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")] = 32
-    """Images in that forward pass."""
-    latency_runtime: Literal["pytorch", "onnxruntime"] = "pytorch"
-    """What runs it: PyTorch, or onnxruntime from an exported file, as on a device."""
-    max_membrane: Annotated[str | None, unset("SIZE")] = None
-    """Largest memory of all membrane potentials per image (60kB)."""
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(describe(error)) from None
 
 
-class Selection(_Section):
-    """Which channel groups may be cut; `primesvt inspect MODEL` lists their names."""
+class Limits(OptionGroup):
+    """How much accuracy may be lost, and how much memory, time and potential must be saved.
 
-    include: Annotated[tuple[str, ...], unset("GLOB ...")] = ()
-    """Only groups whose name matches one of these globs, such as '*.block3_*.mlp.*'."""
-    exclude: Annotated[tuple[str, ...], unset("GLOB ...")] = ()
-    """No group whose name matches one of these globs."""
-    include_streams: bool = False
-    """Cut residual-stream groups too."""
-
-
-class Method(_Section):
-    """How layers are probed, chosen and cut; docs/method.md says what each reading means."""
-
-    policy: Policy = "allocate"
-    """allocate: all rates together. prime: the paper's walk. The others are to compare with."""
-    importance: Annotated[Importance, tyro.conf.arg(metavar="NAME")] = "obs"
-    """Ranks channels: obs, activity, taylor, l2, l1, l2_folded, firing_rate, membrane, random."""
-    recovery: Literal["refit", "bn", "none"] = "refit"
-    """What makes up for a cut: least squares and batch norm, batch norm alone, or nothing."""
-    lossless: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: removed)")] = True
-    """Remove first, and count apart, what changes no prediction, such as silent channels."""
-    reading: Literal["A", "B"] = "A"
-    """Of prime. A: a layer's highest tolerated rate, then down to what passes. B: its best."""
-    gate: Literal["point", "bound"] = "bound"
-    """What must stay within the limit: the measured drop, or an upper bound of the true drop."""
-    level: Annotated[float, Field(ge=0.5, lt=1), tyro.conf.arg(metavar="FRACTION")] = 0.95
-    """Confidence of that one-sided bound."""
-    confirm: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: confirmed)")] = True
-    """Confirm the plan on selection images set aside, where there are enough (gate bound)."""
-    exact: bool = False
-    """Measure every rate of every layer (of prime), and every network on all selection images."""
-    full_curves: bool = False
-    """Of prime: measure every rate of every layer, for plots and for --from."""
-    race_error: Annotated[float, Field(gt=0, le=0.5), tyro.conf.arg(metavar="FRACTION")] = 0.05
-    """Chance of rejecting early a network that would have passed."""
-    rates: Annotated[tuple[float, ...] | None, unset("RATE ...")] = None
-    """Pruning rates; when not given, those that docs/method.md says for the policy."""
-    channel_multiple: Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")] = 1
-    """Kept channels are multiples of N, per layer or attention head (8 or 16 suit SIMD)."""
-    target_threshold: Annotated[float, Field(ge=0, le=1), tyro.conf.arg(metavar="FRACTION")] = 0.0
-    """Targets reach at least this fraction of the best benefit score; 0 deselects no layer."""
-    order: Literal["producer", "group"] = "producer"
-    """What makes a layer large: parameters of the producing layers, or of all group members."""
-
-
-class RunOptions(_Section):
-    """Where and how the run computes."""
-
-    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
-    """Device such as cpu, cuda or cuda:1."""
-    batch_size: Annotated[int, Field(ge=1), tyro.conf.arg(metavar="N")] = 64
-    """Images per forward pass."""
-    workers: Annotated[int, Field(ge=0), tyro.conf.arg(metavar="N")] = 0
-    """Processes that decode images; 0 decodes in this one."""
-    memory_limit: Annotated[str | None, unset("SIZE")] = None
-    """What networks measured together may take, with the activations of one batch (4GB)."""
-    latency: bool = False
-    """Measure at the end how long the networks before and after take (a few seconds)."""
-    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Seed of every split and draw."""
-    selection_from_train: bool = False
-    """Choose on training images where no other set is labelled; marked in the report."""
-    verify: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: checked)")] = True
-    """Check first, on a copy, that every group can be cut exactly."""
-
-
-class PruneRecipe(_Section):
-    """All that a pruning run is asked to do.
-
-    Example:
-        >>> recipe = PruneRecipe(model="sdt_v2_digits", limits=Limits(max_accuracy_drop=2))
-        >>> PruneRecipe.model_validate(recipe.to_dict()) == recipe
-        True
-    """
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Name in the registry, checkpoint file (.pth, .safetensors) or saved folder."""
-    data: Annotated[str | None, DATA] = None
-    time_steps: Annotated[int | None, Field(ge=1), unset("T")] = None
-    """Time steps per image; the model's own when not given."""
-    family: Annotated[str | None, unset("NAME")] = None
-    """Family of an official checkpoint; its tensors decide when not given."""
-    override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, unset("NAME=VALUE")] = ()
-    """A setting that the tensors of an official checkpoint do not tell; may be given often."""
-    limits: Annotated[Limits, _Flat] = Limits()
-    selection: Annotated[Selection, _Flat] = Selection()
-    method: Annotated[Method, _Flat] = Method()
-    run: Annotated[RunOptions, _Flat] = RunOptions()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, in the order of the recipe file."""
-        return self.model_dump(mode="json")
-
-    def to_yaml(self) -> str:
-        """The recipe file that asks for exactly this."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {
-        "policy": "prime",
-        "importance": "l2",
-        "recovery": "none",
-        "reading": "A",
-        "gate": "point",
-        "confirm": False,
-        "lossless": False,
-        "exact": True,
-        "target_threshold": 0.0,
-        "order": "producer",
-    },
-    "best": {
-        "policy": "allocate",
-        "importance": "obs",
-        "recovery": "refit",
-        "gate": "bound",
-        "confirm": True,
-        "lossless": True,
-    },
-}
-
-
-def read_recipe(path: str | Path) -> PruneRecipe:
-    """Read a recipe file; fields left out keep their defaults.
-
-    Raises ``ValueError`` with one line per unknown field or value that is not allowed.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
-    try:
-        return PruneRecipe.model_validate({"model": "", **content})
-    except ValidationError as error:
-        raise ValueError(f"{path}: {describe(error)}") from error
-
-
-def describe(error: ValidationError) -> str:
-    """What a typed config refuses, in one line.
-
-    Example:
-        >>> try:
-        ...     RunOptions.model_validate({"batch_size": 0, "sede": 1})
-        ... except ValidationError as error:
-        ...     print(describe(error))
-        batch_size: 0, input should be greater than or equal to 1; sede: unknown field
-    """
-    return "; ".join(_one(problem) for problem in error.errors())
-
-
-def _one(problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown field"
-    message = str(problem["msg"])
-    return f"{place}: {problem['input']!r}, {message[:1].lower()}{message[1:]}"
-
-
-_WORDS = {"true": True, "false": False, "none": None}
-
-
-def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words as settings; a word of another form raises ``ValueError``.
-
-    Example:
-        >>> parse_overrides(["tau=1.5", "num_heads=1,4,8", "dvs_mode=true", "pooling_stat=0011"])
-        {'tau': 1.5, 'num_heads': (1, 4, 8), 'dvs_mode': True, 'pooling_stat': '0011'}
-    """
-    settings: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not (name and equals and text):
-            raise ValueError(f"--override {word!r} is no NAME=VALUE, such as num_heads=12")
-        if name in settings:
-            raise ValueError(f"--override gives {name} twice")
-        settings[name.replace("-", "_")] = _value(text)
-    return settings
-
-
-def _value(text: str) -> Any:
-    if "," in text:
-        return tuple(_value(part) for part in text.split(","))
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    # A leading zero is part of a text such as 0011, never of a number.
-    if re.fullmatch(r"-?(0|[1-9]\d*)", text):
-        return int(text)
-    if re.fullmatch(r"-?(0|[1-9]\d*)?\.\d+|-?\d+(\.\d*)?[eE][-+]?\d+", text):
-        return float(text)
-    return text
-
-
-_UNITS = {
-    "B": 1,
-    "kB": 10**3,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
-_RUNTIMES = ("pytorch", "onnxruntime")
-_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*")
-_NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?\s*%?\s*", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constraints:
-    """The limits of a pruning run, and when it stops.
-
-    Attributes:
-        max_accuracy_drop: largest loss, in percentage points of top-1 with ``data``; in the
-            score's own unit with ``score``.
-        min_memory_saving: smallest saving of parameter memory: a fraction (``0.25``), or the bytes
-            removed (``"8MB"``); ``None`` asks for nothing.
-        max_parameter_memory: largest parameter memory of the result (``"8MB"``, or a number of
-            bytes).
-        stop_at_saving: stop as soon as the memory limit is met (and those below), instead of
-            saving as much as the accuracy limit allows.
-        max_latency: largest time of a forward pass, measured on this machine: a share of the
-            unpruned network's (``0.67``), or a time (``"12ms"``).
-        latency_batch: samples in that pass.
-        latency_runtime: what computes it: ``pytorch``, or ``onnxruntime``, from an exported file
-            on the CPU.
-        max_membrane: largest memory of all membrane potentials per sample (``"60kB"``, or a number
-            of bytes).
+    ``primesvt.Constraints`` is another name of this class.
 
     Raises:
         ValueError: a limit that is negative, not a number or out of range.
 
     Example:
-        >>> Constraints(max_accuracy_drop=2, min_memory_saving="100kB").required_bytes(400_000)
+        >>> Limits(max_accuracy_drop=2, min_memory_saving="100kB").required_bytes(400_000)
         100000
-        >>> Constraints(min_memory_saving=25)
+        >>> Limits(min_memory_saving=25)
         Traceback (most recent call last):
             ...
         ValueError: min_memory_saving is 25, but a fraction lies in 0 .. 1; for 25 % write 0.25
     """
 
-    max_accuracy_drop: float = 3.0
-    min_memory_saving: float | str | None = 0.25
-    max_parameter_memory: float | str | None = None
+    max_accuracy_drop: Annotated[float, tyro.conf.arg(metavar="POINTS")] = 3.0
+    """Largest loss of top-1 accuracy, in percentage points."""
+    min_memory_saving: Annotated[float | str | None, unset("SIZE")] = None
+    """Smallest saving of parameter memory: a fraction (0.25) or bytes removed (8MB)."""
+    max_parameter_memory: Annotated[float | str | None, unset("SIZE")] = None
+    """Largest parameter memory of the result (8MB; MB = 1e6 bytes)."""
     stop_at_saving: bool = False
-    max_latency: float | str | None = None
-    latency_batch: int = 32
-    latency_runtime: str = "pytorch"
-    max_membrane: float | str | None = None
+    """Stop as soon as the memory limit is met, instead of saving as much as accuracy allows."""
+    max_latency: Annotated[float | str | None, unset("TIME")] = None
+    """Largest time of a forward pass here: a share of the unpruned model's (0.67), or 12ms."""
+    latency_batch: Annotated[int, tyro.conf.arg(metavar="N")] = 32
+    """Images in that forward pass."""
+    latency_runtime: Runtime = "pytorch"
+    """What runs it: PyTorch, or onnxruntime from an exported file, as on a device."""
+    max_membrane: Annotated[float | str | None, unset("SIZE")] = None
+    """Largest memory of all membrane potentials per image (60kB)."""
 
-    def __post_init__(self) -> None:
-        _check_number("max_accuracy_drop", self.max_accuracy_drop)
-        saving = self.min_memory_saving
-        if isinstance(saving, str):
-            _saving(saving)
-        elif saving is not None:
-            _check_fraction(saving)
-        _bytes_of("max_parameter_memory", self.max_parameter_memory)
-        _bytes_of("max_membrane", self.max_membrane)
-        if self.max_latency is not None:
-            _time(self.max_latency)
-        if isinstance(self.latency_batch, bool) or self.latency_batch < 1:
-            raise ValueError(f"latency_batch is {self.latency_batch}, but must be at least 1")
-        if self.latency_runtime not in _RUNTIMES:
-            raise ValueError(
-                f"unknown latency_runtime {self.latency_runtime!r}; known: {', '.join(_RUNTIMES)}"
-            )
-        if self.latency_runtime != _RUNTIMES[0] and self.max_latency is None:
+    @model_validator(mode="before")
+    @classmethod
+    def _check_values(cls, values: Any) -> Any:
+        """Each limit by itself, before its type is: the messages say what to write instead."""
+        if isinstance(values, Mapping):
+            for name, value in values.items():
+                if name in _CHECKS:
+                    _CHECKS[name](name, value)
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Limits:
+        if self.latency_runtime != "pytorch" and self.max_latency is None:
             raise ValueError(
                 f"latency_runtime is {self.latency_runtime!r}, but without max_latency nothing is "
                 "timed by it; give max_latency, or leave latency_runtime out"
             )
-        if self.stop_at_saving and saving is None and self.max_parameter_memory is None:
+        memory = (self.min_memory_saving, self.max_parameter_memory)
+        if self.stop_at_saving and memory == (None, None):
             raise ValueError(
                 "stop_at_saving needs a memory limit to stop at; "
                 "give min_memory_saving or max_parameter_memory"
             )
+        return self
 
     def allowed_drop(self, reference: float, *, points: bool) -> float:
         """The largest drop as a difference of mean outcomes, checked against the unpruned score.
@@ -400,9 +169,9 @@ class Constraints:
         """The largest time of a forward pass, of a network that took so many milliseconds.
 
         Example:
-            >>> Constraints(max_latency=0.5).allowed_milliseconds(30.0)
+            >>> Limits(max_latency=0.5).allowed_milliseconds(30.0)
             15.0
-            >>> Constraints(max_latency="12ms").allowed_milliseconds(30.0)
+            >>> Limits(max_latency="12ms").allowed_milliseconds(30.0)
             12.0
         """
         if self.max_latency is None:
@@ -438,6 +207,369 @@ class Constraints:
         asked = _bytes_of("max_parameter_memory", self.max_parameter_memory)
         assert asked is not None
         return asked
+
+
+Constraints = Limits
+
+
+class Selection(OptionGroup):
+    """Which channel groups may be cut; `primesvt inspect MODEL` lists their names."""
+
+    include: Annotated[tuple[str, ...], unset("GLOB ...")] = ()
+    """Only groups whose name matches one of these globs, such as '*.block3_*.mlp.*'."""
+    exclude: Annotated[tuple[str, ...], unset("GLOB ...")] = ()
+    """No group whose name matches one of these globs."""
+    include_streams: bool = False
+    """Cut residual-stream groups too."""
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _check_globs(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"must be a list of globs, as in [{value!r}]")
+        return value
+
+
+class Method(OptionGroup):
+    """How layers are probed, chosen and cut; docs/method.md says what each choice means."""
+
+    policy: str = "allocate"
+    """allocate: all rates together. prime: the paper's walk. The others are to compare with."""
+    policy_options: Annotated[dict[str, Any], tyro.conf.Fixed, tyro.conf.Suppress] = {}
+    """Options of the policy itself, by name; `--set policy.NAME=VALUE` gives one."""
+    importance: str = "obs"
+    """Ranks the channels of a layer: those of least importance are removed."""
+    recovery: str = "refit"
+    """What makes up for a cut: least squares and batch norm, batch norm alone, or nothing."""
+    lossless: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: removed)")] = True
+    """Remove first, and count apart, what changes no prediction, such as silent channels."""
+    gate: Literal["point", "bound"] = "bound"
+    """What must stay within the limit: the measured drop, or an upper bound of the true drop."""
+    level: Annotated[float, Field(ge=0.5, lt=1), tyro.conf.arg(metavar="FRACTION")] = 0.95
+    """Confidence of that one-sided bound."""
+    confirm: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: confirmed)")] = True
+    """Confirm the plan on selection images set aside, where there are enough (gate bound)."""
+    exact: bool = False
+    """Measure every rate of every layer (of prime), and every network on all selection images."""
+    race_error: Annotated[float, Field(gt=0, le=0.5), tyro.conf.arg(metavar="FRACTION")] = 0.05
+    """Chance of rejecting early a network that would have passed."""
+    rates: Annotated[tuple[float, ...] | None, unset("RATE ...")] = None
+    """Pruning rates; when not given, those that docs/method.md says for the policy."""
+    channel_multiple: Annotated[int, Field(ge=1, strict=True), tyro.conf.arg(metavar="N")] = 1
+    """Kept channels are multiples of N, per layer or attention head (8 or 16 suit SIMD)."""
+    order: Literal["producer", "group"] = "producer"
+    """What makes a layer large: parameters of the producing layers, or of all group members."""
+
+    @field_validator("rates")
+    @classmethod
+    def _check_rates(cls, rates: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Ascending and different."""
+        if rates is None:
+            return None
+        wrong = [rate for rate in rates if not 0 < rate < 1]
+        if wrong or not rates:
+            named = f"{wrong[0]:g}" if wrong else "none"
+            raise ValueError(f"must lie between 0 and 1, such as 0.1 0.5 0.9; got {named}")
+        return tuple(sorted(set(rates)))
+
+
+class RunOptions(OptionGroup):
+    """Where and how the run computes."""
+
+    device: Annotated[str | None, unset("DEVICE")] = None
+    """Device such as cpu, cuda or cuda:1; where the model is when not given, as on the CPU."""
+    batch_size: Annotated[int, Field(ge=1, strict=True), tyro.conf.arg(metavar="N")] = 64
+    """Images per forward pass."""
+    workers: Annotated[int, Field(ge=0, strict=True), tyro.conf.arg(metavar="N")] = 0
+    """Processes that decode images; 0 decodes in this one."""
+    memory_limit: Annotated[int | str | None, unset("SIZE")] = None
+    """What networks measured together may take, with the activations of one batch (4GB)."""
+    latency: bool = False
+    """Measure at the end how long the networks before and after take (a few seconds)."""
+    seed: Annotated[int, Field(strict=True), tyro.conf.arg(metavar="N")] = 0
+    """Seed of every split and draw."""
+    selection_from_train: bool = False
+    """Choose on training images where no other set is labelled; marked in the report."""
+    verify: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: checked)")] = True
+    """Check first, on a copy, that every group can be cut exactly."""
+
+
+class PruneConfig(OptionGroup):
+    """All that a pruning run is asked to do; ``recipe.yaml`` holds just this.
+
+    Example:
+        >>> config = PruneConfig(model="sdt_v2_digits", limits=Limits(max_accuracy_drop=2))
+        >>> PruneConfig.model_validate(config.to_dict()) == config
+        True
+        >>> config.with_options(policy="prime", max_accuracy_drop=1).limits.max_accuracy_drop
+        1.0
+    """
+
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """Name in the registry, checkpoint file (.pth, .safetensors) or saved folder."""
+    data: Annotated[str | None, DATA] = None
+    time_steps: Annotated[int | None, Field(ge=1), unset("T")] = None
+    """Time steps per image; the model's own when not given."""
+    family: Annotated[str | None, unset("NAME")] = None
+    """Family of an official checkpoint; its tensors decide when not given."""
+    override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, unset("NAME=VALUE")] = ()
+    """A setting that the tensors of an official checkpoint do not tell; may be given often."""
+    limits: Annotated[Limits, _Flat] = Limits()
+    selection: Annotated[Selection, _Flat] = Selection()
+    method: Annotated[Method, _Flat] = Method()
+    run: Annotated[RunOptions, _Flat] = RunOptions()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in the order of the recipe file."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The recipe file that asks for exactly this."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def with_options(self, *, preset: str | None = None, **options: Any) -> PruneConfig:
+        """The same with other options, by their own names whatever section they stand in.
+
+        Args:
+            preset: name of a set of choices; an option that contradicts it is refused.
+            options: fields of ``limits``, ``selection``, ``method`` and ``run``.
+
+        Raises:
+            ValueError: an unknown option or preset, or a value that is not allowed.
+        """
+        named = _preset(preset)
+        for name in named.keys() & options.keys():
+            if options[name] != named[name]:
+                raise ValueError(
+                    f"preset {preset} means {name} {named[name]}, not {options[name]}; "
+                    f"leave out one of them"
+                )
+        given = {**named, **options}
+        for name in given:
+            _check_known(name)
+        if given.get("policy", self.method.policy) != self.method.policy:
+            given.setdefault("policy_options", {})  # those of the other policy mean nothing here
+        values = self.model_dump()
+        for section, kind in SECTIONS.items():
+            values[section] |= {name: given[name] for name in kind.model_fields if name in given}
+        return PruneConfig(**values)
+
+
+SECTIONS: Mapping[str, type[OptionGroup]] = {
+    "limits": Limits,
+    "selection": Selection,
+    "method": Method,
+    "run": RunOptions,
+}
+
+
+class PruneOptions(TypedDict, total=False):
+    """The options of a run as keywords of ``primesvt.prune``, for editors and type checkers.
+
+    ``importance`` may be a function too. ``preset`` names a set of choices, ``from_run`` the folder
+    of an earlier run whose probes are used again.
+    """
+
+    preset: Preset | None
+    from_run: str | Path | None
+    max_accuracy_drop: float
+    min_memory_saving: float | str | None
+    max_parameter_memory: float | str | None
+    stop_at_saving: bool
+    max_latency: float | str | None
+    latency_batch: int
+    latency_runtime: Runtime
+    max_membrane: float | str | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    include_streams: bool
+    policy: str
+    policy_options: Mapping[str, Any]
+    importance: str | Callable[..., Any]
+    recovery: str
+    lossless: bool
+    gate: Literal["point", "bound"]
+    level: float
+    confirm: bool
+    exact: bool
+    race_error: float
+    rates: Sequence[float] | None
+    channel_multiple: int
+    order: Literal["producer", "group"]
+    device: str | None
+    batch_size: int
+    workers: int
+    memory_limit: int | str | None
+    latency: bool
+    seed: int
+    selection_from_train: bool
+    verify: bool
+
+
+def _check_known(name: str) -> None:
+    known = [field for kind in SECTIONS.values() for field in kind.model_fields]
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+        raise ValueError(f"unknown option {name!r}{hint}")
+
+
+def _preset(name: str | None) -> Mapping[str, Any]:
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "policy": "prime",
+        "importance": "l2",
+        "policy_options": {"reading": "A", "target_threshold": 0.0, "full_curves": False},
+        "recovery": "none",
+        "gate": "point",
+        "confirm": False,
+        "lossless": False,
+        "exact": True,
+        "order": "producer",
+    },
+    "best": {
+        "policy": "allocate",
+        "importance": "obs",
+        "recovery": "refit",
+        "gate": "bound",
+        "confirm": True,
+        "lossless": True,
+    },
+}
+
+
+def read_recipe(path: str | Path) -> PruneConfig:
+    """Read a recipe file; fields left out keep their defaults, and older forms are understood.
+
+    Raises ``ValueError`` with one line per unknown field or value that is not allowed.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
+    try:
+        return PruneConfig(**from_old_recipe(content))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+# Options of one policy that had fields of their own in recipes of version 0.1.
+_OF_PRIME = ("reading", "target_threshold", "full_curves")
+
+
+def from_old_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a recipe file in today's form; of today's form, the same.
+
+    Version 0.1 wrote two other forms: on the command line with the options of ``prime`` among those
+    of all policies, and in Python with all options on one level.
+
+    Example:
+        >>> from_old_recipe({"policy": "prime", "reading": "B", "seed": 1})
+        {'method': {'policy': 'prime', 'policy_options': {'reading': 'B'}}, 'run': {'seed': 1}}
+    """
+    content = dict(content)
+    if "constraints" in content:  # in Python nothing said whether times were measured
+        content = {"latency": False, "limits": content.pop("constraints"), **content}
+    places = {name: section for section, kind in SECTIONS.items() for name in kind.model_fields}
+    for name in [*places, *_OF_PRIME]:
+        if name in content:
+            section = dict(content.get(places.get(name, "method")) or {})
+            content[places.get(name, "method")] = section | {name: content.pop(name)}
+    method = content.get("method")
+    if isinstance(method, Mapping) and method.keys() & set(_OF_PRIME):
+        own = {name: method[name] for name in _OF_PRIME if name in method}
+        content["method"] = {name: method[name] for name in method if name not in own}
+        if content["method"].get("policy") == "prime":
+            content["method"]["policy_options"] = own
+    return content
+
+
+def describe(error: ValidationError) -> str:
+    """What a typed config refuses, in one line.
+
+    Example:
+        >>> class Training(BaseModel):
+        ...     model_config = ConfigDict(extra="forbid")
+        ...     batch_size: Annotated[int, Field(ge=1, strict=True)]
+        >>> try:
+        ...     Training.model_validate({"batch_size": 0, "sede": 1})
+        ... except ValidationError as error:
+        ...     print(describe(error))
+        batch_size: 0, input should be greater than or equal to 1; sede: unknown field
+    """
+    return "; ".join(_one(problem) for problem in error.errors())
+
+
+def _one(problem: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown field"
+    message = str(problem["msg"])
+    if problem["type"] == "value_error":  # a sentence of ours, which says where by itself
+        message = str(problem["ctx"]["error"])
+        inner = problem["loc"] and problem["loc"][-1] not in SECTIONS
+        return f"{place} {message}" if inner else message
+    return f"{place}: {problem['input']!r}, {message[:1].lower()}{message[1:]}"
+
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_overrides(words: Iterable[str], *, flag: str = "--override") -> dict[str, Any]:
+    """``NAME=VALUE`` words as settings; a word of another form raises ``ValueError``.
+
+    Example:
+        >>> parse_overrides(["tau=1.5", "num_heads=1,4,8", "dvs_mode=true", "pooling_stat=0011"])
+        {'tau': 1.5, 'num_heads': (1, 4, 8), 'dvs_mode': True, 'pooling_stat': '0011'}
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"{flag} {word!r} is no NAME=VALUE, such as num_heads=12")
+        if name in settings:
+            raise ValueError(f"{flag} gives {name} twice")
+        settings[name.replace("-", "_")] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    if "," in text:
+        return tuple(_value(part) for part in text.split(","))
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    # A leading zero is part of a text such as 0011, never of a number.
+    if re.fullmatch(r"-?(0|[1-9]\d*)", text):
+        return int(text)
+    if re.fullmatch(r"-?(0|[1-9]\d*)?\.\d+|-?\d+(\.\d*)?[eE][-+]?\d+", text):
+        return float(text)
+    return text
+
+
+_UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*")
+_NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?\s*%?\s*", re.IGNORECASE)
 
 
 def parse_bytes(text: str, *, name: str = "the size") -> int:
@@ -513,3 +645,37 @@ def _check_number(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}, but must be a number")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}, but must be a finite number of at least 0")
+
+
+def _check_saving(name: str, asked: Any) -> None:
+    if isinstance(asked, str):
+        _saving(asked)
+    elif asked is not None:
+        _check_fraction(asked)
+
+
+def _check_latency(name: str, asked: Any) -> None:
+    if asked is not None:
+        _time(asked)
+
+
+def _check_batch(name: str, asked: Any) -> None:
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise ValueError(f"{name} is {asked}, but must be a whole number of at least 1")
+
+
+def _check_runtime(name: str, asked: Any) -> None:
+    known = get_args(Runtime)
+    if asked not in known:
+        raise ValueError(f"unknown {name} {asked!r}; known: {', '.join(known)}")
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "max_accuracy_drop": _check_number,
+    "min_memory_saving": _check_saving,
+    "max_parameter_memory": _bytes_of,
+    "max_latency": _check_latency,
+    "latency_batch": _check_batch,
+    "latency_runtime": _check_runtime,
+    "max_membrane": _bytes_of,
+}

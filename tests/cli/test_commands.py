@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import shutil
-import typing
 from pathlib import Path
 
 import pytest
@@ -16,13 +14,12 @@ import yaml
 from safetensors.torch import save_file
 
 from primesvt import Constraints, prune
-from primesvt import config as recipe
 from primesvt.checkpoint.folder import save_model
 from primesvt.checkpoint.load import open_model
 from primesvt.cli import main
-from primesvt.importance import IMPORTANCES
+from primesvt.cli.app import parse
+from primesvt.config import PRESETS, PruneConfig
 from primesvt.models import create_model, list_models, to_official
-from primesvt.pruning import settings
 
 GROUP = "blocks.block3_0.mlp.fc1"
 QUICK = ("--include", GROUP, "--rates", "0.25", "0.5", "--batch-size", "450")
@@ -260,21 +257,15 @@ def test_a_run_from_python_opens_on_the_command_line(primesvt):
 
 @pytest.mark.quick
 def test_presets_mean_the_same_on_the_command_line_and_in_python():
-    assert {name: dict(values) for name, values in recipe.PRESETS.items()} == {
-        name: dict(values) for name, values in settings.PRESETS.items()
-    }
-    method = set(recipe.Method.model_fields)
-    assert all(set(values) <= method for values in recipe.PRESETS.values())
+    for preset, values in PRESETS.items():
+        asked = parse(["prune", "m", "--preset", preset])._asked()
+        assert asked.method == PruneConfig().with_options(preset=preset).method
+        assert {name: getattr(asked.method, name) for name in values} == values
 
 
 @pytest.mark.quick
 def test_defaults_mean_the_same_on_the_command_line_and_in_python():
-    """The defaults are the preset ``best``, and both sides name the same ones."""
-    typed = recipe.Method().model_dump()
-    plain = dataclasses.asdict(settings.Settings())
-    assert {name: plain[name] for name in typed} == typed
-    assert {name: typed[name] for name in recipe.PRESETS["best"]} == recipe.PRESETS["best"]
-    arguments = inspect.signature(prune).parameters
-    assert {name: arguments[name].default for name in typed} == typed
-    known = typing.get_args(typing.get_type_hints(recipe.Method)["importance"])
-    assert sorted(known) == sorted(IMPORTANCES)
+    """The defaults are the preset ``best``."""
+    asked = parse(["prune", "m"])._asked()
+    assert asked == PruneConfig(model="m")
+    assert {n: getattr(asked.method, n) for n in PRESETS["best"]} == PRESETS["best"]

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from primesvt.calibration.least_squares import damped
-from primesvt.importance import IMPORTANCES, find_importance, keep, removal_costs
+from primesvt.importance import find_importance, keep, removal_costs
 from primesvt.importance.obs import eliminate, obs
+from primesvt.registry import CRITERIA
 
 from ..lively import FAMILIES, free, lively, watched
 
 
-@pytest.mark.parametrize("name", sorted(IMPORTANCES))
+@pytest.mark.parametrize("name", sorted(CRITERIA.names()))
 def test_they_rise_in_the_order_in_which_channels_go(name: str) -> None:
     one = lively("sdt_v2")
     group = next(g for g in free(one.graph) if g.positions > 1)

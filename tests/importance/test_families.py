@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from primesvt.importance import IMPORTANCES, WITHOUT_INPUTS, CriterionContext
+from primesvt.importance import CriterionContext, find_importance, needs_inputs
+from primesvt.registry import CRITERIA
 
 from ..channels.firing import state_bytes
 from ..lively import FAMILIES, free, lively
@@ -17,7 +18,8 @@ def test_every_criterion_on_every_group(family: str) -> None:
     before = state_bytes(one.model)
     flags = [module.training for module in one.model.modules()]
     names = {name: set(vars(module)) for name, module in one.model.named_modules()}
-    for name, importance in IMPORTANCES.items():
+    for name in CRITERIA.names():
+        importance = find_importance(name)
         for group in free(one.graph):
             scores = importance(one.evidence, group)
             assert scores.shape == (group.positions, group.size), (name, group.name)
@@ -31,9 +33,9 @@ def test_every_criterion_on_every_group(family: str) -> None:
     assert {name: extra for name, extra in left.items() if extra} == {}
 
 
-@pytest.mark.parametrize("name", sorted(set(IMPORTANCES) - WITHOUT_INPUTS))
+@pytest.mark.parametrize("name", [n for n in CRITERIA.names() if needs_inputs(find_importance(n))])
 def test_without_inputs_the_error_says_what_to_do(name: str) -> None:
     one = lively("sdt_v2")
     evidence = CriterionContext(model=one.model, graph=one.graph)
     with pytest.raises(ValueError, match="give calibration="):
-        IMPORTANCES[name](evidence, one.graph["blocks.block4_0.mlp.fc1"])
+        find_importance(name)(evidence, one.graph["blocks.block4_0.mlp.fc1"])

@@ -19,7 +19,7 @@ from primesvt.pruning import variants as module
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Prober
 from primesvt.pruning.variants import VariantBuilder
-from primesvt.recovery import Recovery
+from primesvt.recovery import BatchNorm
 
 from ..lively import Lively, free, lively, watched
 from ..played_processes import play
@@ -52,10 +52,9 @@ def own_copy() -> Lively:
 
 
 def prober(one: Lively, processes: ProcessGroup, importance: Any = None) -> Prober:
-    table = ProbeTable()
     size = parameter_bytes(one.model)
     measurement = Measurement(value=1.0)
-    table.reference = Reference(context={}, measurement=measurement, parameter_bytes=size)
+    table = ProbeTable(Reference(context={}, measurement=measurement, parameter_bytes=size))
     return Prober(
         model=one.model,
         graph=one.graph,
@@ -63,7 +62,7 @@ def prober(one: Lively, processes: ProcessGroup, importance: Any = None) -> Prob
         table=table,
         importance=importance or find_importance("activity"),
         evidence=one.evidence,
-        recovery=Recovery(kind="bn", activity=one.activity),
+        recovery=BatchNorm(activity=one.activity),
         distance=OutputDivergence(one.model, one.activity.calibration),
         processes=processes,
     )

@@ -35,10 +35,10 @@ def evaluate(digits) -> DataEvaluator:
 
 
 def prober_of(model, graph, evaluate, *, limit=0.05, table=None, race=True) -> Prober:
-    table = ProbeTable() if table is None else table
-    if table.reference is None:
+    if not isinstance(table, ProbeTable):  # a path, or nothing
         size = parameter_bytes(model)
-        table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
+        reference = Reference(context={}, measurement=evaluate(model), parameter_bytes=size)
+        table = ProbeTable(reference, table)
     total = len(table.reference.measurement.outcomes)
     return Prober(
         model=model,
@@ -69,9 +69,9 @@ def test_what_was_rejected_early_is_measured_again_where_more_is_allowed(
     model, graph, evaluate, ruined, tmp_path
 ) -> None:
     path = tmp_path / "sensitivity.jsonl"
-    strict = prober_of(model, graph, evaluate, table=ProbeTable(path))
+    strict = prober_of(model, graph, evaluate, table=path)
     assert strict.probe(ruined).rejected is not None
-    again = ProbeTable(path)
+    again = ProbeTable.read(path)
     assert again.find(ruined) == strict.probe(ruined)
     stricter = prober_of(model, graph, evaluate, limit=0.01, table=again)
     lines = path.read_text().count("\n")
@@ -80,7 +80,7 @@ def test_what_was_rejected_early_is_measured_again_where_more_is_allowed(
     looser = prober_of(model, graph, evaluate, limit=0.999, table=again)
     assert looser.probe(ruined).samples == 60
     assert stricter.probe(ruined, full=True).rejected is None
-    assert ProbeTable(path).find(ruined).samples == 60
+    assert ProbeTable.read(path).find(ruined).samples == 60
 
 
 def test_nothing_is_rejected_without_a_race(model, graph, evaluate, some) -> None:
@@ -153,7 +153,13 @@ def test_solving_again_is_a_fresh_run(model, digits, tmp_path) -> None:
     asked |= {"include": ["blocks.block4*"], "rates": (0.3, 0.6, 0.9), "batch_size": 12}
     asked |= {"lossless": False, "verify": False, "data": digits}
     strict, loose = (Constraints(max_accuracy_drop=d, min_memory_saving=None) for d in (1, 9))
-    prune(model, constraints=strict, full_curves=True, out=tmp_path / "strict", **asked)
+    prune(
+        model,
+        constraints=strict,
+        policy_options={"full_curves": True},
+        out=tmp_path / "strict",
+        **asked,
+    )
     fresh = prune(model, constraints=loose, **asked)
     again = prune(model, constraints=loose, from_run=tmp_path / "strict", **asked)
     assert again.plan == fresh.plan

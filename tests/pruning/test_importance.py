@@ -59,5 +59,5 @@ def test_keep_is_stable_and_ascending():
 
 
 def test_unknown_importance():
-    with pytest.raises(ValueError, match="unknown importance 'l3'; known: l2, l1"):
+    with pytest.raises(ValueError, match="unknown importance 'l3'; known: obs"):
         find_importance("l3")

@@ -22,9 +22,9 @@ from primesvt.profiling import width_latency as stopwatch
 from primesvt.profiling.latency_table import NetworkTime
 from primesvt.profiling.limits import LimitOutcome
 from primesvt.profiling.memory import membrane_bytes, parameter_count
-from primesvt.pruning.limits import LatencyLimit, MembraneLimit, check_limits
+from primesvt.pruning.limits import LatencyLimit, MembraneLimit
 from primesvt.pruning.metrics import Metrics
-from primesvt.pruning.settings import Settings
+from primesvt.pruning.request import request_of
 
 from ..lively import FAMILIES, lively
 
@@ -75,12 +75,12 @@ def timed(share):
 
 @pytest.mark.parametrize(("asked", "needed"), [(0.75, 10.0), ("30ms", 10.0), ("0.05 s", -10.0)])
 def test_a_limit_on_time(asked, needed):
-    limit = LatencyLimit(stopwatch=timed(0.5), constraints=Constraints(max_latency=asked))
+    limit = LatencyLimit(stopwatch=timed(0.5), limits=Constraints(max_latency=asked))
     assert limit.needed == pytest.approx(needed)
     assert limit.saved({"a": 1, "b": 2}) == 6.0
     assert limit.proved({"a": 1}) == 20.0
     assert limit.at({"a": 1}).held
-    slow = LatencyLimit(stopwatch=timed(0.9), constraints=Constraints(max_latency=asked))
+    slow = LatencyLimit(stopwatch=timed(0.9), limits=Constraints(max_latency=asked))
     assert slow.at({"a": 1}).held == (needed < 0)
 
 
@@ -177,10 +177,10 @@ def test_a_run_under_a_time_limit_goes_on_with_its_table(clock, tmp_path):
 @pytest.mark.parametrize("limit", [{"max_latency": 0.5}, {"max_membrane": "8kB"}])
 def test_policies_that_do_not_count_limits_cannot_stop_at_them(limit):
     asked = Constraints(**limit, min_memory_saving=0.1, stop_at_saving=True)
-    check_limits(asked, Settings())
-    check_limits(Constraints(**limit), Settings(policy="prime"))
+    request_of(limits=asked)
+    request_of(limits=Constraints(**limit), options={"policy": "prime"})
     with pytest.raises(ValueError, match=r"'uniform'.*'allocate'"):
-        check_limits(asked, Settings(policy="uniform"))
+        request_of(limits=asked, options={"policy": "uniform"})
     with pytest.raises(ValueError, match="allocate"):
         run(limits={**limit, "min_memory_saving": 0.1, "stop_at_saving": True}, policy="prime")
 
@@ -210,8 +210,8 @@ def test_lossless_channels_go_by_multiples_too():
 
 def test_policies_of_any_width_refuse_multiples():
     for policy in ("psvit", "global"):
-        with pytest.raises(ValueError, match=r"channel_multiple .*allocate, prime"):
-            Settings(policy=policy, channel_multiple=8)
+        with pytest.raises(ValueError, match=rf"channel_multiple .*{policy!r}"):
+            request_of(options={"policy": policy, "channel_multiple": 8})
     for wrong in (0, -8, 1.5, True):
-        with pytest.raises(ValueError, match="channel_multiple is"):
-            Settings(channel_multiple=wrong)
+        with pytest.raises(ValueError, match="channel_multiple: "):
+            request_of(options={"channel_multiple": wrong})

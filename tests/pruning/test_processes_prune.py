@@ -124,7 +124,7 @@ def timed(rank: int) -> PruneResult:
     stopwatch.race_networks = race_networks
     conclusion.measure = partial(measure, pace=Pace(seconds=0, least=1, tick=0))
     timing.machine_of = stopwatch.machine_of = lambda _: f"machine {rank}"
-    bound = dataclasses.replace(LIMITS, max_latency=0.95)
+    bound = LIMITS.model_copy(update={"max_latency": 0.95})
     one = {"include": ["*.block4_0.mlp.fc1"], "constraints": bound, "latency": True}
     return pruned(METHODS["allocate"], **one)
 

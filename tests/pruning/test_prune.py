@@ -121,10 +121,8 @@ def test_readings_and_gates_differ_as_they_should(model, digits, pruned):
     assert bound.metrics.saving <= pruned.metrics.saving
     assert all(step.bound <= 0.08 for step in bound.plan.steps)
     assert "at 95% confidence below" in bound.verdict
-    b = run(model, digits, reading="B")
+    b = run(model, digits, policy_options={"reading": "B"})
     assert b.metrics.drop <= 0.08
-    paper = run(model, digits, gate="bound", reading="B", preset="paper")
-    assert paper.plan == pruned.plan
 
 
 def test_order_by_all_members(model, digits):
@@ -185,7 +183,7 @@ def test_save_and_load(pruned, tmp_path):
     assert torch.equal(load(folder)(x), pruned.model(x))
     assert Plan.load(folder) == pruned.plan
     assert json.loads((folder / "metrics.json").read_text())["verdict"] == pruned.verdict
-    assert yaml.safe_load((folder / "recipe.yaml").read_text())["gate"] == "point"
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["gate"] == "point"
 
 
 def test_vector_score_equals_data(model, digits, pruned):
@@ -298,15 +296,18 @@ def test_refused_groups_are_reported(digits):
         ({"include": ["head"]}, "head.*output"),
         ({"exclude": ["*"]}, "leave no channel group"),
         ({"include": "*.mlp.*"}, "list of globs"),
-        ({"gate": "luck"}, "unknown gate 'luck'"),
-        ({"reading": "C"}, "unknown reading 'C'"),
+        ({"gate": "luck"}, "gate: 'luck', input should be 'point' or 'bound'"),
+        ({"policy": "prime", "policy_options": {"reading": "C"}}, "policy prime: reading: 'C'"),
+        ({"policy": "prime", "policy_options": {"rounds": 1}}, "prime: rounds: unknown field"),
+        ({"polcy": "prime"}, "unknown option 'polcy'; did you mean policy"),
+        ({"preset": "paper", "gate": "bound"}, "preset paper means gate point, not bound"),
         ({"policy": "best"}, "unknown policy 'best'"),
-        ({"importance": "l3"}, "unknown importance 'l3'; known: l2, l1"),
+        ({"importance": "l3"}, "unknown importance 'l3'; known: obs"),
         ({"recovery": "magic"}, "unknown recovery 'magic'"),
-        ({"order": "name"}, "unknown order 'name'"),
+        ({"order": "name"}, "order: 'name', input should be 'producer' or 'group'"),
         ({"preset": "paper2"}, "unknown preset 'paper2'"),
-        ({"rates": [0.5, 1.0]}, "pruning rates"),
-        ({"level": 1.0}, "level is 1.0"),
+        ({"rates": [0.5, 1.0]}, "rates must lie between 0 and 1"),
+        ({"level": 1.0}, "level: 1.0, input should be less than 1"),
         ({"device": "abacus"}, "'abacus'"),
         ({"constraints": Constraints(max_accuracy_drop=100)}, "100.*only 100"),
         ({"constraints": Constraints(min_memory_saving="9MB")}, "9MB"),
@@ -339,7 +340,9 @@ def test_folder_of_another_recipe_model_or_content(pruned, model, digits, tmp_pa
     options = {"include": SOME[:1], "rates": (0.5,), "out": folder}
     first = run(model, digits, **options)
     assert run(model, digits, **options).plan == first.plan
-    with pytest.raises(ValueError, match=r"another recipe: rates is \[0.5\] there and \[0.6\]"):
+    with pytest.raises(
+        ValueError, match=r"another recipe: method.rates is \[0.5\] there and \[0.6\]"
+    ):
         run(model, digits, **(options | {"rates": (0.6,)}))
     other = copy.deepcopy(model)
     with torch.no_grad():

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primesvt.channels import remove_channels
-from primesvt.channels.widths import check_rates, kept_count, widths
+from primesvt.channels.widths import kept_count, widths
+from primesvt.config import Method
 from primesvt.evaluation.evaluator import Measurement, outcomes
 from primesvt.importance import CriterionContext, keep
 from primesvt.importance.magnitude import l2
@@ -22,22 +23,22 @@ from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.policies import AccuracyGate
 from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
 from primesvt.pruning.prober import Prober
-from primesvt.pruning.sensitivity import check_probed, find_edges, probe_layers
+from primesvt.pruning.sensitivity import check_probed, find_edges, probe_layers, width_grids
 
 FC1, QK = "blocks.block4_0.mlp.fc1", "blocks.block4_0.attn.q+k"
 
 
-def bench_for(model, graph, evaluate, table=None):
-    table = ProbeTable() if table is None else table
-    if table.reference is None:
-        table.start(
-            Reference(
-                context={"model": "m"},
-                measurement=evaluate(model),
-                parameter_bytes=parameter_bytes(model),
-            )
+def bench_for(model, graph, evaluate, table=None, progress=None):
+    if not isinstance(table, ProbeTable):  # a path, or nothing
+        reference = Reference(
+            context={"model": "m"},
+            measurement=evaluate(model),
+            parameter_bytes=parameter_bytes(model),
         )
-    return Prober(model=model, graph=graph, evaluate=evaluate, table=table, importance=l2)
+        table = ProbeTable(reference, table)
+    return Prober(
+        model=model, graph=graph, evaluate=evaluate, table=table, importance=l2, progress=progress
+    )
 
 
 def counting(dataset):
@@ -66,9 +67,9 @@ def test_equal_widths_share_the_highest_rate():
 
 @pytest.mark.parametrize("rates", [[], [0.0], [1.0, 0.5], [math.nan]])
 def test_rates_out_of_range(rates):
-    with pytest.raises(ValueError, match="pruning rates must lie between 0 and 1"):
-        check_rates(rates)
-    assert check_rates([0.5, 0.1, 0.5]) == (0.1, 0.5)
+    with pytest.raises(ValueError, match="rates must lie between 0 and 1"):
+        Method(rates=rates)
+    assert Method(rates=[0.5, 0.1, 0.5]).rates == (0.1, 0.5)
 
 
 def test_probe_is_exactly_the_cut(model, graph, digits):
@@ -93,12 +94,10 @@ def test_probe_is_exactly_the_cut(model, graph, digits):
 
 def test_every_layer_alone_and_no_probe_twice(model, graph, digits):
     evaluate, calls = counting(digits.selection)
-    prober = bench_for(model, graph, evaluate)
-    groups = [graph[FC1], graph[QK]]
     told = []
-    layers = probe_layers(
-        prober, groups, rates=(0.1, 0.12, 0.5, 0.9), progress=lambda *c: told.append(c)
-    )
+    prober = bench_for(model, graph, evaluate, progress=lambda *c: told.append(c))
+    groups = [graph[FC1], graph[QK]]
+    layers = probe_layers(prober, width_grids(model, graph, groups, rates=(0.1, 0.12, 0.5, 0.9)))
     assert [(p.rate, p.kept) for p in layers[0].points] == [
         (0.1, 144),
         (0.12, 141),
@@ -109,22 +108,22 @@ def test_every_layer_alone_and_no_probe_twice(model, graph, digits):
     assert len(calls) == 1 + 7
     assert told[-1] == ("probing", 7, 7)
     assert all(len(p.probe.cuts) == 1 for layer in layers for p in layer.points)
-    probe_layers(prober, groups, rates=(0.1, 0.5))
+    probe_layers(prober, width_grids(model, graph, groups, rates=(0.1, 0.5)))
     assert len(calls) == 1 + 7
 
 
 def test_table_survives_a_cut_line(model, graph, digits, tmp_path):
     path = tmp_path / "sensitivity.jsonl"
     evaluate, calls = counting(digits.selection)
-    prober = bench_for(model, graph, evaluate, ProbeTable(path))
-    probe_layers(prober, [graph[FC1]], rates=(0.2, 0.5, 0.8))
+    grids = width_grids(model, graph, [graph[FC1]], rates=(0.2, 0.5, 0.8))
+    probe_layers(bench_for(model, graph, evaluate, path), grids)
     whole = path.read_bytes()
     for cut in (1, 20, len(whole.splitlines(keepends=True)[-1]) - 1):
         path.write_bytes(whole[:-cut])
-        table = ProbeTable(path)
+        table = ProbeTable.read(path)
         assert len(table) == 2
         calls.clear()
-        probe_layers(bench_for(model, graph, evaluate, table), [graph[FC1]], rates=(0.2, 0.5, 0.8))
+        probe_layers(bench_for(model, graph, evaluate, table), grids)
         assert len(calls) == 1
         again = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
         assert again == [json.loads(line) | {"seconds": 0} for line in whole.splitlines()]
@@ -132,16 +131,13 @@ def test_table_survives_a_cut_line(model, graph, digits, tmp_path):
 
 def test_stored_reference_pairs_as_the_measured_one(model, graph, digits, tmp_path):
     evaluate, _ = counting(digits.selection)
-    first = bench_for(model, graph, evaluate, ProbeTable(tmp_path / "a.jsonl"))
-    stored = ProbeTable(tmp_path / "a.jsonl").reference
-    assert stored is not None
+    first = bench_for(model, graph, evaluate, tmp_path / "a.jsonl")
+    stored = ProbeTable.read(tmp_path / "a.jsonl").reference
     assert (stored.measurement.outcomes == first.reference.measurement.outcomes).all()
     assert stored.accuracy == first.reference.accuracy
     floats = Measurement(value=0.25, outcomes=np.array([0.1, 0.4]))
-    table = ProbeTable(tmp_path / "b.jsonl")
-    table.start(Reference(context={}, measurement=floats, parameter_bytes=8))
-    read = ProbeTable(tmp_path / "b.jsonl").reference
-    assert read is not None
+    ProbeTable(Reference(context={}, measurement=floats, parameter_bytes=8), tmp_path / "b.jsonl")
+    read = ProbeTable.read(tmp_path / "b.jsonl").reference
     assert (read.measurement.outcomes == floats.outcomes).all()
 
 
@@ -149,20 +145,20 @@ def test_damaged_in_the_middle_is_named(tmp_path):
     path = tmp_path / "sensitivity.jsonl"
     path.write_text('{"kind": "layer"}\n')
     with pytest.raises(ValueError, match=r"line 1 of .*sensitivity.jsonl is no probe"):
-        ProbeTable(path)
+        ProbeTable.read(path)
 
 
 def test_probes_of_something_else_are_refused():
-    table = ProbeTable()
-    measurement = Measurement(value=1.0)
-    table.start(Reference(context={"batch_size": 4}, measurement=measurement, parameter_bytes=8))
+    context, measurement = {"batch_size": 4}, Measurement(value=1.0)
+    table = ProbeTable(Reference(context=context, measurement=measurement, parameter_bytes=8))
     table.check({"batch_size": 4})
     with pytest.raises(ValueError, match=r"another batch size \(4, here 8\)"):
         table.check({"batch_size": 8})
 
 
 def test_missing_probe_is_named(graph):
-    table = ProbeTable()
+    measurement = Measurement(value=1.0)
+    table = ProbeTable(Reference(context={}, measurement=measurement, parameter_bytes=8))
     table.add(Probe(kind="layer", cuts={FC1: 80}, accuracy=1, saving=0.1, parameter_bytes=9))
     check_probed(table, [graph[FC1]], [0.5])
     with pytest.raises(ValueError, match=r"no probe of blocks.block4_0.mlp.fc1 at rate 0.9"):
@@ -195,20 +191,15 @@ def test_edges_are_found_by_halving(model, graph, digits):
     evaluate, calls = counting(digits.selection)
     rates = [k / 10 for k in range(1, 10)]
     groups = [graph[FC1], graph[QK], graph["blocks.conv1b.conv1"]]
-    prober = bench_for(model, graph, evaluate)
+    told = []
+    prober = bench_for(model, graph, evaluate, progress=lambda *row: told.append(row))
+    grids = width_grids(model, graph, groups, rates=rates)
     gate = AccuracyGate(kind="point", allowed=0.05, reference=prober.reference)
     calls.clear()
-    told = []
-    layers = find_edges(
-        prober,
-        groups,
-        passes=lambda probe: gate.judge(probe).passed,
-        rates=rates,
-        progress=lambda *row: told.append(row),
-    )
+    layers = find_edges(prober, grids, passes=lambda probe: gate.judge(probe).passed)
     assert len(calls) == len(prober.table) <= 5 * len(groups)
     assert told[-1][1] == len(calls)
-    for layer, whole in zip(layers, probe_layers(prober, groups, rates=rates), strict=True):
+    for layer, whole in zip(layers, probe_layers(prober, grids), strict=True):
         passed = [gate.judge(point.probe).passed for point in whole.points]
         known = [p.probe is not None and gate.judge(p.probe).passed for p in layer.points]
         edge = max((n for n, p in enumerate(known) if p), default=-1)

@@ -101,9 +101,8 @@ def counted(model: SpikingViT) -> list[str]:
 def test_the_second_network_begins_where_the_first_differed(model, graph, digits) -> None:
     def fresh(memory: int) -> Prober:
         evaluate = DataEvaluator(splits=digits, batch_size=32, device=torch.device("cpu"))
-        table = ProbeTable()
         size = parameter_bytes(model)
-        table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
+        table = ProbeTable(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
         importance = find_importance("l2")
         return Prober(
             model=model,

@@ -17,9 +17,8 @@ from primesvt.models.shared_prefix import VariantBatch, block_of
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Prober
-from primesvt.pruning.variants import NETWORKS, VariantBuilder
-from primesvt.pruning.workbench import memory_for_networks
-from primesvt.recovery import Recovery
+from primesvt.pruning.variants import NETWORKS, VariantBuilder, memory_for_networks
+from primesvt.recovery import find_recovery
 
 from ..channels.firing import state_bytes
 from ..conftest import OwnNet
@@ -27,11 +26,12 @@ from ..lively import FAMILIES, Lively, free, lively
 
 
 def prober(one: Lively, kind: str) -> Prober:
-    table = ProbeTable()
-    table.reference = Reference(
-        context={},
-        measurement=Measurement(value=1.0),
-        parameter_bytes=parameter_bytes(one.model),
+    table = ProbeTable(
+        Reference(
+            context={},
+            measurement=Measurement(value=1.0),
+            parameter_bytes=parameter_bytes(one.model),
+        )
     )
     return Prober(
         model=one.model,
@@ -40,7 +40,7 @@ def prober(one: Lively, kind: str) -> Prober:
         table=table,
         importance=find_importance("activity"),
         evidence=one.evidence,
-        recovery=Recovery(kind=kind, activity=one.activity),
+        recovery=find_recovery(kind)(activity=one.activity),
         distance=OutputDivergence(one.model, one.activity.calibration),
     )
 
@@ -80,9 +80,8 @@ def test_distances_are_those_measured_one_by_one() -> None:
 def test_probes_are_those_measured_one_by_one(model, graph, digits) -> None:
     def fresh() -> Prober:
         evaluate = DataEvaluator(splits=digits, batch_size=32, device=torch.device("cpu"))
-        table = ProbeTable()
         size = parameter_bytes(model)
-        table.start(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
+        table = ProbeTable(Reference(context={}, measurement=evaluate(model), parameter_bytes=size))
         return Prober(
             model=model,
             graph=graph,
@@ -201,9 +200,10 @@ def test_no_more_networks_live_than_the_limit_says(model, graph, digits) -> None
         most = max(most, len(alive))
         return Measurement(value=1.0)
 
-    table = ProbeTable()
     size = parameter_bytes(model)
-    table.start(Reference(context={}, measurement=Measurement(value=1.0), parameter_bytes=size))
+    table = ProbeTable(
+        Reference(context={}, measurement=Measurement(value=1.0), parameter_bytes=size)
+    )
     prober = Prober(
         model=model,
         graph=graph,

@@ -14,7 +14,7 @@ from primesvt.importance import keep
 from primesvt.importance.magnitude import random
 from primesvt.models import reset
 from primesvt.models.shared_prefix import VariantBatch
-from primesvt.recovery import Recovery
+from primesvt.recovery import BatchNorm, Recovery, Refit, find_recovery
 
 from ..lively import FAMILIES, Lively, lively
 
@@ -26,7 +26,7 @@ def halves(one: Lively, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def cut(one: Lively, kept: dict[str, np.ndarray], kind: str) -> nn.Module:
-    recovery = Recovery(kind=kind, activity=one.activity)
+    recovery = find_recovery(kind)(activity=one.activity)
     smaller = copy.deepcopy(one.model)
     recovery.before(smaller, kept)
     remove_channels(smaller, one.graph, kept)
@@ -77,7 +77,7 @@ def test_a_refit_brings_the_readers_output_nearer(family: str) -> None:
             for fit in (True, False):
                 smaller = copy.deepcopy(one.model)
                 if fit:
-                    Recovery(kind="refit", activity=one.activity).before(smaller, kept)
+                    Refit(activity=one.activity).before(smaller, kept)
                 remove_channels(smaller, one.graph, kept)
                 gap = entering(smaller, one.x, reader.module) - wanted
                 axis = 1 if gap.ndim > 2 and not isinstance(layer, nn.Linear) else gap.ndim - 1
@@ -121,16 +121,16 @@ TOLD = {
 @pytest.mark.parametrize(("family", "group"), TOLD)
 def test_what_a_plan_says_of_it(family: str, group: str) -> None:
     one = lively(family)
-    assert Recovery(kind="refit", activity=one.activity).describe(group) == TOLD[family, group]
-    assert Recovery(kind="bn", activity=one.activity).describe(group) == "batch norm only"
-    assert Recovery(kind="none").describe(group) == "nothing"
+    assert Refit(activity=one.activity).describe(group) == TOLD[family, group]
+    assert BatchNorm(activity=one.activity).describe(group) == "batch norm only"
+    assert Recovery().describe(group) == "nothing"
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="unknown recovery 'magic'; known: none, bn, refit"):
-        Recovery(kind="magic")
+    with pytest.raises(ValueError, match="unknown recovery 'magic'; known: refit, bn, none"):
+        find_recovery("magic")
     with pytest.raises(ValueError, match="give calibration="):
-        Recovery(kind="bn")
+        BatchNorm()
 
 
 def test_no_cut_no_change() -> None:

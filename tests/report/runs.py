@@ -14,7 +14,7 @@ from torch import nn
 from primesvt.channels import remove_channels, trace
 from primesvt.channels.plan import Plan, PlanStep, describe_inputs
 from primesvt.checkpoint.folder import save_model
-from primesvt.config import Limits, Method, PruneRecipe
+from primesvt.config import Limits, Method, PruneConfig
 from primesvt.models import create_model
 
 FC1, FC3, CONV = "blocks.block4_0.mlp.fc1", "blocks.block3_0.mlp.fc1", "blocks.conv2a.conv1"
@@ -125,7 +125,7 @@ def write_run(
 ) -> Path:
     """A run folder; without ``probes`` as bare as the first versions left it."""
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(recipe or PruneRecipe(model="sdt_v2_digits").to_yaml())
+    (folder / "recipe.yaml").write_text(recipe or PruneConfig(model="sdt_v2_digits").to_yaml())
     (folder / "plan.json").write_text(json.dumps({"steps": list(steps), **(plan or {})}))
     (folder / "metrics.json").write_text(json.dumps(metrics or metrics_of()))
     if probes is not None:
@@ -162,7 +162,7 @@ def whole_run(folder: Path, policy: str = "prime", **changed: Any) -> Path:
         step_of(kept[1][0], kept[1][1], second, size),
     ]
     method = Method(policy="prime" if policy == "prime" else "allocate")
-    recipe = PruneRecipe(model="sdt_v2_digits", limits=Limits(max_accuracy_drop=2), method=method)
+    recipe = PruneConfig(model="sdt_v2_digits", limits=Limits(max_accuracy_drop=2), method=method)
     write_run(
         folder,
         metrics=metrics_of(size, **changed),

@@ -17,12 +17,9 @@ __all__ = [
     "RATES",
     "WidthGrid",
     "Widths",
-    "check_rates",
     "every_width",
     "first_channels",
     "kept_count",
-    "rates_of",
-    "usual_rates",
     "widths",
 ]
 
@@ -38,7 +35,8 @@ FAR_RATES = (*RATES, 0.95, 0.98)
 class WidthGrid:
     """A channel group and the widths that it may take.
 
-    ``widths`` maps channels kept at each position to the pruning rate, from wide to narrow.
+    ``widths`` maps channels kept at each position to the pruning rate, from wide to narrow;
+    ``rates`` are all pruning rates that were asked for.
     """
 
     group: str
@@ -46,6 +44,7 @@ class WidthGrid:
     size: int
     parameters: int
     widths: Mapping[int, float]
+    rates: tuple[float, ...] = ()
 
     def at(self, rate: float) -> int:
         """The width at a rate, or at the next lower one that the group has."""
@@ -93,51 +92,19 @@ def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, fl
     return {kept: rate for kept, rate in found.items() if kept < size}
 
 
-def rates_of(policy: str) -> tuple[float, ...]:
-    """The rates at which a policy probes each layer where none are given.
-
-    Example:
-        >>> rates_of("prime")[-1], rates_of("allocate")[-1]
-        (0.9, 0.98)
-    """
-    return FAR_RATES if policy == "allocate" else RATES
-
-
-def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
-    """Ascending, different pruning rates; ``ValueError`` for none, or one outside 0 .. 1."""
-    wrong = [rate for rate in rates if not 0 < rate < 1]
-    if wrong or not rates:
-        named = f"{wrong[0]:g}" if wrong else "none"
-        raise ValueError(
-            f"pruning rates must lie between 0 and 1, such as 0.1 0.5 0.9; got {named}"
-        )
-    return tuple(sorted(set(rates)))
-
-
 Widths = Mapping[str, int]
 
 
 PERCENTS = tuple(step / 100 for step in range(1, 99))
-FINE = ("uniform", "global", "random")  # policies of one rate, which is all that they choose
 
 
-def usual_rates(policy: str) -> tuple[float, ...]:
-    """All pruning rates that a policy chooses among where none are given, ascending.
-
-    Example:
-        >>> len(usual_rates("uniform")), usual_rates("psvit")[-1], usual_rates("allocate")[-1]
-        (98, 0.9, 0.98)
-    """
-    return PERCENTS if policy in FINE else rates_of(policy)
-
-
-def every_width(grid: WidthGrid, rates: Sequence[float]) -> WidthGrid:
+def every_width(grid: WidthGrid) -> WidthGrid:
     """The same group with all widths down to that of the highest rate.
 
     Example:
-        >>> group = WidthGrid(group="fc", positions=1, size=4, parameters=8, widths={2: 0.5})
-        >>> every_width(group, (0.5,)).widths
+        >>> half = {"widths": {2: 0.5}, "rates": (0.5,)}
+        >>> every_width(WidthGrid(group="fc", positions=1, size=4, parameters=8, **half)).widths
         {3: 0.25, 2: 0.5}
     """
-    least = kept_count(grid.size, max(rates))
+    least = kept_count(grid.size, max(grid.rates))
     return replace(grid, widths={k: 1 - k / grid.size for k in range(grid.size - 1, least - 1, -1)})

@@ -5,21 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from pydantic import Field, create_model
 
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import change_table
-from primesvt.config import PRESETS, PruneRecipe, parse_overrides, read_recipe, unset
+from primesvt.config import (
+    PRESETS,
+    Method,
+    Preset,
+    PruneConfig,
+    parse_overrides,
+    read_recipe,
+    unset,
+)
+from primesvt.registry import CRITERIA, POLICIES, RECOVERIES
+
+LIMITS_NOT_MET = 3
+
+
+def _with_choices() -> type[PruneConfig]:
+    """The config with the names that the registries know as the choices of its flags."""
+    registries = {"policy": POLICIES, "importance": CRITERIA, "recovery": RECOVERIES}
+    known: dict[str, Any] = {
+        name: (Literal[registry.names()], Method.model_fields[name])
+        for name, registry in registries.items()
+    }
+    method = create_model("Method", __base__=Method, **known)
+    flat: Any = Annotated[method, tyro.conf.arg(name="")]
+    model: Any = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    told = PruneConfig.model_fields["model"].description
+    return create_model(
+        "PruneConfig",
+        __base__=PruneConfig,
+        model=(model, Field(description=told)),
+        method=(flat, method()),
+    )
+
 
 if TYPE_CHECKING:
     from primesvt.pruning.result import PruneResult
 
-__all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
+    Asked = PruneConfig
+else:
+    Asked = _with_choices()
 
-LIMITS_NOT_MET = 3
+__all__ = ["LIMITS_NOT_MET", "Prune", "base_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +85,27 @@ class Prune:
       primesvt prune --recipe runs/sdt_v2_digits/recipe.yaml --seed 1 --out again
     """
 
-    recipe: Annotated[PruneRecipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Asked, tyro.conf.arg(name="")]
     out: flags.Out = None
     """Run folder; runs/MODEL when not given. A run that was stopped there goes on."""
     from_run: Annotated[Path | None, unset("RUN", name="from")] = None
     """Run folder whose probes are used again, under new limits."""
     recipe_file: Annotated[Path | None, unset("FILE", name="recipe")] = None
     """Recipe file (YAML) to start from, such as a run's recipe.yaml; flags override it."""
-    preset: Annotated[Literal["paper", "best"] | None, unset("{paper,best}")] = None
+    preset: Annotated[Preset | None, unset("{paper,best}")] = None
     """paper: exactly our reading of the paper (docs/method.md). best: the defaults."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, unset("policy.NAME=VALUE")] = ()
+    """An option of the policy itself, such as policy.reading=B of prime; may be given often."""
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
         """Prune, write the run folder, and say what was traded for what."""
         from primesvt.checkpoint.load import open_model, splits_for
-        from primesvt.config import Constraints
         from primesvt.evaluation.batch_dependence import batch_note
         from primesvt.pruning.pipeline import prune
 
-        recipe = self._resolved()
-        constraints = Constraints(**recipe.limits.model_dump())
+        recipe = self._asked()
+        assert recipe.model is not None
         opened = open_model(
             recipe.model,
             time_steps=recipe.time_steps,
@@ -88,18 +123,15 @@ class Prune:
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
-        out = self.out or Path("runs") / Path(recipe.model.removesuffix(".tar")).stem
+        named = Path((recipe.model or "").removesuffix(".tar")).stem
+        out = self.out or Path("runs") / named
         with console.progress() as progress:
             result = prune(
                 opened.model,
                 data=splits,
-                constraints=constraints,
-                **recipe.selection.model_dump(),
-                **recipe.method.model_dump(),
-                **recipe.run.model_dump(exclude={"selection_from_train"}),
+                config=recipe,
                 out=out,
                 from_run=self.from_run,
-                recipe=recipe.to_dict(),
                 progress=progress,
             )
         metrics = result.metrics.to_dict()
@@ -108,36 +140,39 @@ class Prune:
         _close(console, result, out)
         return 0 if result.met else LIMITS_NOT_MET
 
-    def _checked_recipe(self) -> PruneRecipe:
-        """The recipe, unless it contradicts the preset."""
+    def _asked(self) -> PruneConfig:
+        """The recipe, unless it names no model or contradicts the preset, with ``--set``."""
         recipe = self.recipe
         if not recipe.model:
             raise ValueError("no model given; name one, as in `primesvt prune sdt_v2_digits`")
+        own = dict(recipe.method.policy_options) | _policy_options(self.set)
+        base = _base(self.recipe_file, self.preset)
+        if base is not None and base.method.policy != recipe.method.policy:
+            own = _policy_options(self.set)  # the file's are of another policy
         for name, value in PRESETS.get(self.preset or "", {}).items():
-            asked = getattr(recipe.method, name)
+            asked = own if name == "policy_options" else getattr(recipe.method, name)
             if asked != value:
                 raise ValueError(
                     f"--preset {self.preset} means {name} {value}, not {asked}; "
                     f"leave out --preset or --{name.replace('_', '-')}"
                 )
-        return recipe
-
-    def _resolved(self) -> PruneRecipe:
-        """The recipe with nothing left to the policy's habits."""
-        from primesvt.pruning.policies import usual_rates
-
-        recipe = self._checked_recipe()
-        if recipe.method.rates is not None:
-            return recipe
-        method = recipe.method.model_copy(update={"rates": usual_rates(recipe.method.policy)})
-        return recipe.model_copy(update={"method": method})
+        method = Method(**{**recipe.method.model_dump(), "policy_options": own})
+        return PruneConfig(**{**recipe.model_dump(), "method": method})
 
 
-def _with_data(recipe: PruneRecipe) -> PruneRecipe:
+def _policy_options(words: Sequence[str]) -> dict[str, Any]:
+    """``policy.NAME=VALUE`` words as options of the policy."""
+    for word in words:
+        if not word.startswith("policy."):
+            raise ValueError(f"--set {word!r} is no policy.NAME=VALUE, such as policy.reading=B")
+    return parse_overrides((word.removeprefix("policy.") for word in words), flag="--set")
+
+
+def _with_data(recipe: PruneConfig) -> PruneConfig:
     """The recipe with the model's own data where none are named, as recipe.yaml is to have them."""
     from primesvt.checkpoint.load import own_data
 
-    own = own_data(recipe.model)
+    own = own_data(recipe.model or "")
     if recipe.data is not None or own is None:
         return recipe
     return recipe.model_copy(update={"data": own.found()})
@@ -158,7 +193,7 @@ def _close(console: Console, result: PruneResult, out: Path) -> None:
     console.line(f"The report: {out / 'report.html'}")
 
 
-def base_recipe(argv: Sequence[str]) -> PruneRecipe | None:
+def base_recipe(argv: Sequence[str]) -> PruneConfig | None:
     """The recipe that the flags of ``prune`` change: of a file, of a preset, or None for neither.
 
     An unknown preset is left to the parser, which names the known ones.
@@ -166,13 +201,18 @@ def base_recipe(argv: Sequence[str]) -> PruneRecipe | None:
     if not argv or argv[0] != "prune":
         return None
     path, preset = _value(argv, "--recipe"), _value(argv, "--preset")
+    base = _base(None if path is None else Path(path), preset)
+    return None if base is None else Asked(**{**base.model_dump(), "model": base.model or ""})
+
+
+def _base(path: Path | None, preset: str | None) -> PruneConfig | None:
+    """The recipe of a file and a preset, before flags change it."""
     recipe = None if path is None else read_recipe(path)
-    if preset is not None and preset in PRESETS:
-        # Without a file the model is still to be named, so it has no default here.
-        recipe = recipe or PruneRecipe(model="")
-        method = recipe.method.model_copy(update=dict(PRESETS[preset]))
-        recipe = recipe.model_copy(update={"method": method})
-    return recipe
+    if preset is None or preset not in PRESETS:
+        return recipe
+    recipe = recipe or PruneConfig()
+    method = Method(**{**recipe.method.model_dump(), **PRESETS[preset]})
+    return PruneConfig(**{**recipe.model_dump(), "method": method})
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:

@@ -345,13 +345,16 @@ def evaluator_for(
     batch_size: int,
     workers: int,
     processes: ProcessGroup = SINGLE_PROCESS,
+    *,
+    selection_from_train: bool = False,
 ) -> Evaluator:
     if (data is None) == (score is None):
         raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
     if score is not None:
         return ScoreEvaluator(score=score, device=device, processes=processes)
     assert data is not None
-    splits = _in_random_order(splits_for(model, data, seed=seed), seed)
+    splits = splits_for(model, data, seed=seed, selection_from_train=selection_from_train)
+    splits = _in_random_order(splits, seed)
     return DataEvaluator(
         splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
     )

@@ -138,7 +138,7 @@ def title_of(origin: ExportSource) -> str:
         >>> title_of(ExportSource(model=create_model("sdt_v2_digits"), source="sdt_v2_digits"))
         'sdt_v2_digits'
     """
-    if origin.run is None or origin.recipe is None:
+    if origin.run is None or origin.recipe is None or origin.recipe.model is None:
         return origin.name
     given = Path(origin.recipe.model)
     name = given.parent.name if given.name == "model" else given.name

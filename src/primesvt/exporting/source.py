@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from primesvt._files import METRICS, PLAN, RECIPE
 from primesvt.checkpoint.folder import model_folder
 from primesvt.checkpoint.load import OwnData, open_model, own_data, splits_for
-from primesvt.config import PruneRecipe, read_recipe
+from primesvt.config import PruneConfig, read_recipe
 from primesvt.models import SpikingViT, list_models
 
 __all__ = ["ExportSource", "Samples", "open_origin", "samples_of"]
@@ -38,7 +38,7 @@ class ExportSource:
     source: str | Path | nn.Module
     folder: Path | None = None
     run: Path | None = None
-    recipe: PruneRecipe | None = field(default=None, repr=False)
+    recipe: PruneConfig | None = field(default=None, repr=False)
     own: OwnData | None = None
 
     @property
@@ -132,7 +132,7 @@ def open_origin(source: str | Path | nn.Module) -> ExportSource:
     )
 
 
-def _recipe(folder: Path) -> PruneRecipe | None:
+def _recipe(folder: Path) -> PruneConfig | None:
     """What a run in this folder was asked; ``None`` for other recipes, and for runs in Python."""
     path = folder / RECIPE
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None

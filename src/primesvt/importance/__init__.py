@@ -5,34 +5,30 @@ from __future__ import annotations
 import numpy as np
 
 from primesvt.channels.graph import Ids
-from primesvt.importance.activity import activity, firing_rate, membrane, taylor
-from primesvt.importance.base import Criterion, CriterionContext, Scores
-from primesvt.importance.magnitude import l1, l2, l2_folded, random
-from primesvt.importance.obs import obs, removal_costs
+from primesvt.importance.base import (
+    Criterion,
+    CriterionContext,
+    Scores,
+    criterion,
+    needs_inputs,
+    score_channels,
+    uses_seed,
+)
+from primesvt.importance.obs import removal_costs
+from primesvt.registry import CRITERIA
 
 __all__ = [
-    "IMPORTANCES",
-    "WITHOUT_INPUTS",
     "Criterion",
     "CriterionContext",
     "Scores",
+    "criterion",
     "find_importance",
     "keep",
+    "needs_inputs",
     "removal_costs",
+    "score_channels",
+    "uses_seed",
 ]
-
-IMPORTANCES: dict[str, Criterion] = {
-    "l2": l2,
-    "l1": l1,
-    "l2_folded": l2_folded,
-    "random": random,
-    "firing_rate": firing_rate,
-    "activity": activity,
-    "membrane": membrane,
-    "taylor": taylor,
-    "obs": obs,
-}
-WITHOUT_INPUTS = frozenset({"l2", "l1", "l2_folded", "random"})
 
 
 def find_importance(name: str) -> Criterion:
@@ -42,9 +38,8 @@ def find_importance(name: str) -> Criterion:
         >>> find_importance("l2").__name__
         'l2'
     """
-    if name not in IMPORTANCES:
-        raise ValueError(f"unknown importance {name!r}; known: {', '.join(IMPORTANCES)}")
-    return IMPORTANCES[name]
+    found: Criterion = CRITERIA.get(name)
+    return found
 
 
 def keep(scores: Scores, count: int) -> Ids:

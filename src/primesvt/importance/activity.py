@@ -9,11 +9,12 @@ from torch import Tensor
 
 from primesvt.calibration import Moments
 from primesvt.channels import ChannelGroup
-from primesvt.importance.base import CriterionContext, Scores
+from primesvt.importance.base import CriterionContext, Scores, criterion
 
 __all__ = ["activity", "firing_rate", "membrane", "taylor"]
 
 
+@criterion("firing_rate")
 def firing_rate(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Mean output of each channel's neuron, ``[positions, size]``; the mean over tied neurons.
 
@@ -26,6 +27,7 @@ def firing_rate(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     return _over_readers(evidence, group, lambda name: seen.moments(name).mean.abs())
 
 
+@criterion("membrane")
 def membrane(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Mean absolute membrane potential of each channel's neuron.
 
@@ -40,6 +42,7 @@ def membrane(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     return _over_readers(evidence, group, lambda name: _root_mean_square(seen.moments(name)))
 
 
+@criterion("activity")
 def activity(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Variance of each channel's spikes times the squared norm of the weights that read it.
 
@@ -57,6 +60,7 @@ def activity(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     return total
 
 
+@criterion("taylor")
 def taylor(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """First-order effect of silencing each channel on the loss, without labels.
 

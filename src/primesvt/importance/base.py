@@ -1,9 +1,10 @@
-"""What an importance may look at."""
+"""What an importance criterion is, what it may look at, and how one gets a name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,17 @@ from torch import nn
 
 from primesvt.calibration import ActivationStatistics
 from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.registry import CRITERIA, where
 
-__all__ = ["Criterion", "CriterionContext", "Scores"]
+__all__ = [
+    "Criterion",
+    "CriterionContext",
+    "Scores",
+    "criterion",
+    "needs_inputs",
+    "score_channels",
+    "uses_seed",
+]
 
 Scores = npt.NDArray[np.float64]
 
@@ -41,3 +51,57 @@ class CriterionContext:
 
 
 Criterion = Callable[[CriterionContext, ChannelGroup], Scores]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def criterion(
+    name: str, *, needs_inputs: bool = True, uses_seed: bool = False
+) -> Callable[[Function], Function]:
+    """A decorator that makes a function an importance criterion of that name.
+
+    Args:
+        name: what ``importance=`` and ``--importance`` call it.
+        needs_inputs: it looks at ``context.activity``, which is there only with calibration inputs.
+        uses_seed: its scores depend on ``context.seed``.
+
+    Example:
+        >>> @criterion("first_channels", needs_inputs=False)
+        ... def first_channels(context, group):
+        ...     return np.tile(-np.arange(group.size, dtype=float), (group.positions, 1))
+        >>> CRITERIA.get("first_channels") is first_channels
+        True
+    """
+
+    def register(function: Function) -> Function:
+        setattr(function, "needs_inputs", needs_inputs)  # noqa: B010
+        setattr(function, "uses_seed", uses_seed)  # noqa: B010
+        return CRITERIA(name)(function)
+
+    return register
+
+
+def needs_inputs(criterion: Criterion) -> bool:
+    """Whether a criterion looks at what calibration inputs show; one that does not say so does."""
+    return bool(getattr(criterion, "needs_inputs", True))
+
+
+def uses_seed(criterion: Criterion) -> bool:
+    """Whether the scores of a criterion depend on the seed."""
+    return bool(getattr(criterion, "uses_seed", False))
+
+
+def score_channels(criterion: Criterion, context: CriterionContext, group: ChannelGroup) -> Scores:
+    """The scores that a criterion gives the channels of a group, ``[positions, size]``, checked.
+
+    Raises ``ValueError`` naming the criterion where they are of another shape or not finite.
+    """
+    scores = np.asarray(criterion(context, group))
+    wanted = (group.positions, group.size)
+    if scores.shape != wanted or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
+        raise ValueError(
+            f"importance {where(criterion)} gave {scores.dtype} of shape {list(scores.shape)} for "
+            f"{group.name}; it must give finite numbers of shape {list(wanted)}: one score for "
+            "every channel at every position"
+        )
+    return scores.astype(np.float64)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Member
-from primesvt.importance.base import CriterionContext, Scores
+from primesvt.importance.base import CriterionContext, Scores, criterion
 from primesvt.models.forward import NORMS
 
 __all__ = ["l1", "l2", "l2_folded", "random"]
 
 
+@criterion("l2", needs_inputs=False)
 def l2(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """L2 norm of the filters that make each channel, ``[positions, size]``.
 
@@ -38,6 +39,7 @@ def l2(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     return np.sqrt(squares)
 
 
+@criterion("l1", needs_inputs=False)
 def l1(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """L1 norm of the filters that make each channel, summed over tied layers.
 
@@ -46,6 +48,7 @@ def l1(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     return _over_producers(evidence, group, lambda rows, _: rows.abs().sum(1))
 
 
+@criterion("l2_folded", needs_inputs=False)
 def l2_folded(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """L2 norm of the filters after folding in the batch norm that follows each layer.
 
@@ -61,6 +64,7 @@ def l2_folded(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     return np.sqrt(squares)
 
 
+@criterion("random", needs_inputs=False, uses_seed=True)
 def random(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """Seeded uniform draws: the control for every other importance."""
     generator = np.random.default_rng([evidence.seed, crc32(group.name.encode())])

@@ -12,7 +12,7 @@ from torch import Tensor
 from primesvt.calibration import Consumer
 from primesvt.calibration.least_squares import damped
 from primesvt.channels import ChannelGroup
-from primesvt.importance.base import Criterion, CriterionContext, Scores
+from primesvt.importance.base import Criterion, CriterionContext, Scores, criterion, score_channels
 
 __all__ = ["EliminationOrder", "eliminate", "obs", "product", "removal_costs"]
 
@@ -35,7 +35,7 @@ def removal_costs(importance: Criterion, evidence: CriterionContext, group: Chan
         [[1.0, 5.0, 10.0]]
     """
     if importance is not obs:
-        return np.sort(importance(evidence, group), axis=1)
+        return np.sort(score_channels(importance, evidence, group), axis=1)
     gone = eliminate(evidence, group)
     paid = np.take_along_axis(gone.cost, np.argsort(gone.place, axis=1), axis=1)
     return np.maximum.accumulate(paid, axis=1)
@@ -58,6 +58,7 @@ class EliminationOrder:
     cost: Scores
 
 
+@criterion("obs")
 def obs(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     """The order in which channels go when the rest compensates, ``[positions, size]``.
 

@@ -1,14 +1,15 @@
-"""Limits beside accuracy and parameter memory, as they stood at the end of a run."""
+"""Limits beside accuracy and parameter memory: what they ask for, and whether they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from primesvt._format import megabytes, scaled
+from primesvt.channels.widths import Widths
 
-__all__ = ["LimitOutcome"]
+__all__ = ["Limit", "LimitOutcome"]
 
 _NEAR = 0.97
 _WORDS = {"latency": "time", "membrane": "membrane potentials"}
@@ -70,3 +71,29 @@ class LimitOutcome:
     def from_dict(cls, content: Mapping[str, Any]) -> LimitOutcome:
         """Read what ``to_dict`` made."""
         return cls(**{name: value for name, value in content.items() if name != "held"})
+
+
+class Limit(Protocol):
+    """So much of something must be saved: of time, of membrane potentials; in its own unit."""
+
+    @property
+    def name(self) -> str:
+        """What it limits, in words."""
+        ...
+
+    @property
+    def needed(self) -> float:
+        """How much must be saved; nothing where it is not above zero."""
+        ...
+
+    def saved(self, cuts: Widths) -> float:
+        """Estimate what cuts save, group by group; quick, as a search asks for it often."""
+        ...
+
+    def proved(self, cuts: Widths) -> float:
+        """What the network with these cuts really saves, measured once."""
+        ...
+
+    def at(self, cuts: Widths) -> LimitOutcome:
+        """How it stands with these cuts."""
+        ...

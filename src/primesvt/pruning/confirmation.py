@@ -48,23 +48,23 @@ def sequence(alternatives: Sequence[Widths], saved: Callable[[Widths], int]) -> 
 
 
 def confirmed(
-    walk: PolicyResult,
+    found: PolicyResult,
     prober: Prober,
     gate: AccuracyGate,
     *,
     outcomes: Callable[[nn.Module], Outcomes],
     before: Outcomes,
 ) -> tuple[PolicyResult, Confirmation | None]:
-    """A walk as far as images that it has not seen confirm it.
+    """What a policy found, as far as images that it has not seen confirm it.
 
     Args:
-        walk: what a policy took, with milder networks to fall back on.
+        found: what a policy took, with milder networks to fall back on.
         prober: cuts networks.
         gate: what decided; its limit and level hold here too.
         outcomes: of a network on those images.
         before: the same of the unpruned network.
     """
-    networks = {frozenset(cuts_of(c).items()): c for c in walk.alternatives}
+    networks = {frozenset(cuts_of(c).items()): c for c in found.alternatives}
     order = sequence(list(map(cuts_of, networks.values())), prober.bytes_saved)
     cuts, confirmation = confirm(
         order,
@@ -73,11 +73,11 @@ def confirmed(
         limit=gate.allowed,
         level=gate.level,
     )
-    if cuts == walk.cuts:
-        return walk, confirmation
+    if cuts == found.cuts:
+        return found, confirmation
     probe = prober.probe(cuts, full=True) if cuts else None
     milder = replace(
-        walk,
+        found,
         choices=networks.get(frozenset(cuts.items()), ()),
         probe=probe,
         verdict=None if probe is None else gate.judge(probe),

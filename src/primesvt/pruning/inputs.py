@@ -1,11 +1,11 @@
-"""Inputs as users give them, made ready for a run."""
+"""What a run measures on: images that search, images that confirm, inputs without labels."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Iterable, Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,23 +15,36 @@ from torch.utils.data import Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, CalibrationSet, calibration_of
 from primesvt.checkpoint.load import Data
-from primesvt.config import Constraints, parse_bytes
+from primesvt.config import PruneConfig, parse_bytes
 from primesvt.data import Splits
-from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
+from primesvt.evaluation.evaluator import (
+    DataEvaluator,
+    Evaluator,
+    Measurement,
+    Progress,
+    example_for,
+    telling,
+)
+from primesvt.evaluation.recording import record_inputs
 from primesvt.models import reset
+from primesvt.models.forward import first_samples
 from primesvt.pruning.probe_table import ProbeTable, Reference
-from primesvt.pruning.settings import Settings
 
 __all__ = [
     "Data",
+    "RunInputs",
     "calibration_for",
+    "distance_inputs",
     "divide",
     "images_needed",
     "memory_bytes",
     "parted",
     "set_aside",
+    "unlabelled",
     "working_copy",
 ]
+
+DISTANCE_SAMPLES = 512
 
 
 # Networks at the edge of a limit differ from the unpruned one in about three times as many answers.
@@ -87,25 +100,21 @@ def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
 
 
 def set_aside(
-    evaluate: Evaluator,
-    settings: Settings,
-    constraints: Constraints,
-    earlier: ProbeTable | None,
-    seed: int,
+    evaluate: Evaluator, config: PruneConfig, earlier: ProbeTable | None
 ) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
     """Selection images for the confirmation, where that is asked for and possible.
 
     Solving again from earlier probes keeps the images that those were made on.
     """
-    wanted = settings.confirm and settings.gate == "bound" and constraints.max_accuracy_drop > 0
+    method, drop, seed = config.method, config.limits.max_accuracy_drop, config.run.seed
+    wanted = method.confirm and method.gate == "bound" and drop > 0
     if not isinstance(evaluate, DataEvaluator):
         return evaluate, None, ()
-    if earlier is not None and earlier.reference is not None:
+    if earlier is not None:
         return _as_before(evaluate, earlier.reference, wanted=wanted, seed=seed)
     if not wanted:
         return evaluate, None, ()
-    limit = constraints.max_accuracy_drop / 100
-    splits, aside, told = divide(evaluate.splits, limit, seed=seed)
+    splits, aside, told = divide(evaluate.splits, drop / 100, seed=seed)
     return replace(evaluate, splits=splits), aside, (told,)
 
 
@@ -122,6 +131,59 @@ def _as_before(
     if wanted:
         return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
     return evaluate, None, ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """Inputs without labels, and what the unpruned network was measured at while they were found.
+
+    Attributes:
+        example: inputs to trace with, as the model takes them.
+        calibration: inputs for statistics; ``None`` where there are none.
+        measurement: the unpruned network's, where finding inputs took one.
+    """
+
+    example: tuple[Any, ...]
+    calibration: CalibrationSet | None
+    measurement: Measurement | None = None
+
+    @classmethod
+    def of(
+        cls,
+        unpruned: nn.Module,
+        evaluate: Evaluator,
+        *,
+        example: Any,
+        calibration: Iterable[Any] | Tensor | None,
+        batch_size: int,
+        measure: bool,
+        progress: Progress | None,
+    ) -> RunInputs:
+        """Those given, those of the data, or else those that one call of the score shows.
+
+        With ``measure`` the network is measured in any case.
+        """
+        device = evaluate.processes.device
+        found = example_for(example, calibration, evaluate)
+        inputs = calibration_for(calibration, evaluate, device, batch_size)
+        if found and inputs is not None and not measure:
+            return cls(example=found, calibration=inputs)
+        seen = record_inputs(unpruned, telling(evaluate, progress))
+        if not found and not seen.batches:
+            raise ValueError(
+                "score never called the model with an input, so nothing can be traced; "
+                "give example_input="
+            )
+        return cls(
+            example=found or first_samples(seen.batches[0]),
+            calibration=inputs or seen.calibration(unpruned),
+            measurement=seen.measurement,
+        )
+
+    @property
+    def batch(self) -> tuple[Any, ...]:
+        """A batch of inputs: the first for statistics, or the example."""
+        return self.example if self.calibration is None else next(iter(self.calibration))
 
 
 def calibration_for(
@@ -155,3 +217,37 @@ def memory_bytes(limit: str | float | None) -> int | None:
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     reset(model)
     return copy.deepcopy(model).to(device).eval()
+
+
+def unlabelled(
+    evaluate: Evaluator, calibration: CalibrationSet | None
+) -> tuple[CalibrationSet, ...]:
+    """All inputs without labels: those for statistics, then those that choices are made on.
+
+    A score shows only the first.
+    """
+    known = () if calibration is None else (calibration,)
+    if not isinstance(evaluate, DataEvaluator):
+        return known
+    return (*known, _selection(evaluate, evaluate.splits.selection))
+
+
+def distance_inputs(
+    evaluate: Evaluator, calibration: CalibrationSet | None
+) -> CalibrationSet | None:
+    """Inputs that recovery has not seen, where there are any: spread over the selection set."""
+    if not isinstance(evaluate, DataEvaluator):
+        return calibration
+    selection = evaluate.splits.selection
+    size = len(cast(Sized, selection))
+    places = np.unique(np.linspace(0, size - 1, min(size, DISTANCE_SAMPLES)).round().astype(int))
+    return _selection(evaluate, Subset(selection, places.tolist()))
+
+
+def _selection(evaluate: DataEvaluator, images: Dataset[Any]) -> CalibrationSet:
+    return calibration_of(
+        images,
+        device=evaluate.device,
+        batch_size=evaluate.batch_size,
+        workers=evaluate.workers,
+    )

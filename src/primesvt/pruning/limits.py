@@ -11,7 +11,7 @@ from torch import nn
 
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.widths import Widths, first_channels, widths
-from primesvt.config import Constraints
+from primesvt.config import Limits, Method, PruneConfig
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.evaluation.evaluator import Progress
 from primesvt.exporting.onnx_timing import Files
@@ -21,13 +21,11 @@ from primesvt.profiling.memory import membrane_bytes
 from primesvt.profiling.timing import batched, device_of, placed
 from primesvt.profiling.width_latency import Stopwatch
 from primesvt.pruning.lossless import StartNetwork
-from primesvt.pruning.settings import Settings
 
 __all__ = [
     "LatencyLimit",
     "LimitOutcome",
     "MembraneLimit",
-    "check_limits",
     "limit_notes",
     "limits_of",
 ]
@@ -38,7 +36,7 @@ class LatencyLimit:
     """A limit on the time of a forward pass, in milliseconds."""
 
     stopwatch: Stopwatch
-    constraints: Constraints
+    limits: Limits
 
     @property
     def name(self) -> str:
@@ -74,7 +72,7 @@ class LatencyLimit:
 
     @property
     def _allowed(self) -> float:
-        found = self.constraints.allowed_milliseconds(self._before)
+        found = self.limits.allowed_milliseconds(self._before)
         assert found is not None
         return found
 
@@ -145,10 +143,9 @@ class MembraneLimit:
 
 
 def limits_of(
-    constraints: Constraints,
-    lean: StartNetwork,
+    config: PruneConfig,
+    start: StartNetwork,
     *,
-    settings: Settings,
     inputs: tuple[Any, ...],
     table: LatencyTable,
     processes: ProcessGroup = SINGLE_PROCESS,
@@ -157,64 +154,46 @@ def limits_of(
     """The limits beside accuracy and parameter memory that were asked for.
 
     Args:
-        constraints: what was asked for.
-        lean: the network to prune, and its groups.
-        settings: the rates of the groups.
+        config: the limits, and the rates of the groups.
+        start: the network to prune, and its groups.
         inputs: a batch of inputs; the first for potentials, as many as are asked for to time.
         table: times taken before.
         processes: those that ask; the main one takes the times.
         progress: called as ``progress(stage, done, total)``.
     """
     found: list[LatencyLimit | MembraneLimit] = []
-    if constraints.max_latency is not None:
-        rates, multiple = settings.pruning_rates, settings.channel_multiple
+    limits, method = config.limits, config.method
+    if limits.max_latency is not None:
+        rates, multiple = method.rates or (), method.channel_multiple
         stopwatch = Stopwatch(
-            lean.model,
-            lean.graph,
-            widths={group.name: widths(group.size, rates, multiple) for group in lean.groups},
+            start.model,
+            start.graph,
+            widths={group.name: widths(group.size, rates, multiple) for group in start.groups},
             inputs=inputs,
-            batch=constraints.latency_batch,
+            batch=limits.latency_batch,
             table=table,
-            files=Files(lean.model) if constraints.latency_runtime == "onnxruntime" else None,
+            files=Files(start.model) if limits.latency_runtime == "onnxruntime" else None,
             on_main=processes.on_main,
             tell=partial(progress, "timing") if progress is not None else lambda *_: None,
         )
-        found.append(LatencyLimit(stopwatch=stopwatch, constraints=constraints))
-    allowed = constraints.allowed_membrane_bytes
+        found.append(LatencyLimit(stopwatch=stopwatch, limits=limits))
+    allowed = limits.allowed_membrane_bytes
     if allowed is not None:
-        one = placed(batched(inputs, 1), device_of(lean.model))
-        limit = MembraneLimit(model=lean.model, graph=lean.graph, example=one, allowed=allowed)
+        one = placed(batched(inputs, 1), device_of(start.model))
+        limit = MembraneLimit(model=start.model, graph=start.graph, example=one, allowed=allowed)
         found.append(limit)
     return tuple(found)
 
 
-def check_limits(constraints: Constraints, settings: Settings) -> None:
-    """Refuse limits that a policy cannot stop at.
-
-    Raises:
-        ValueError: a policy that goes by parameter memory alone is told to stop at other limits.
+def limit_notes(limits: Limits, method: Method) -> tuple[str, ...]:
+    """What to know of limits under this method, one sentence each.
 
     Example:
-        >>> check_limits(Constraints(max_latency=0.5), Settings(policy="allocate"))
-    """
-    if settings.policy == "allocate" or not (constraints.steers and constraints.stop_at_saving):
-        return
-    raise ValueError(
-        f"policy {settings.policy!r} does not count max_latency and max_membrane on its way, so it "
-        "cannot stop when they hold: take policy 'allocate', or leave out stop_at_saving, and they "
-        "are checked at the end"
-    )
-
-
-def limit_notes(constraints: Constraints, settings: Settings) -> tuple[str, ...]:
-    """What to know of limits under these settings, one sentence each.
-
-    Example:
-        >>> asked = Constraints(max_latency=0.5, latency_runtime="onnxruntime")
-        >>> limit_notes(asked, Settings(channel_multiple=8))
+        >>> asked = Limits(max_latency=0.5, latency_runtime="onnxruntime")
+        >>> limit_notes(asked, Method(channel_multiple=8))
         ()
     """
-    if constraints.latency_runtime == "pytorch" or settings.channel_multiple > 1:
+    if limits.latency_runtime == "pytorch" or method.channel_multiple > 1:
         return ()
     return (
         "onnxruntime computes 8 or 16 channels at once, so a layer of 9 takes as long as one of 16;"

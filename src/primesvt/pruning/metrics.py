@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from primesvt._format import above
 from primesvt.calibration import CalibrationSet
 from primesvt.channels.plan import Plan
-from primesvt.config import Constraints
+from primesvt.config import Limits
 from primesvt.evaluation.confidence import Accuracy, accuracy_of
 from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress
 from primesvt.models.forward import batch_of
@@ -156,15 +156,15 @@ Latencies = Mapping[str, tuple[Latency, ...]]
 class Solved:
     """What the policy took, the plan that says so, and the smaller model.
 
-    ``lean`` is the network that the policy started from. ``confirmation`` is there where images
+    ``start`` is the network that the policy started from. ``confirmation`` is there where images
     were set aside for it and the plan is not empty. ``held`` are the limits beside accuracy and
     parameter memory.
     """
 
-    walk: PolicyResult
+    found: PolicyResult
     plan: Plan
     model: nn.Module
-    lean: StartNetwork
+    start: StartNetwork
     candidates: Candidates
     confirmation: Confirmation | None = None
     held: tuple[LimitOutcome, ...] = ()
@@ -176,7 +176,7 @@ class Conclusion:
 
     Args:
         evaluate: knows the test set, where there is one.
-        constraints: the limits.
+        limits: what the user allows and asks for.
         gate: what decided, with the measured reference.
         example: inputs to run once for membrane and activation memory.
         calibration: inputs to count operations on; the example, when not given.
@@ -185,7 +185,7 @@ class Conclusion:
     """
 
     evaluate: Evaluator
-    constraints: Constraints
+    limits: Limits
     gate: AccuracyGate
     example: tuple[Any, ...] = field(repr=False)
     calibration: CalibrationSet | None = field(default=None, repr=False)
@@ -194,14 +194,14 @@ class Conclusion:
 
     def metrics(self, original: nn.Module, solved: Solved, notes: Sequence[str]) -> Metrics:
         """All figures of the run."""
-        walk, reference, account = solved.walk, self.gate.reference, solved.lean.account
+        found, reference, account = solved.found, self.gate.reference, solved.start.account
         splits = self.evaluate.splits if isinstance(self.evaluate, DataEvaluator) else None
         lossless = account.notes if account is not None else ()
         refused = (f"Refused: {each}." for each in solved.candidates.refusals)
         facts = conclude(
-            walk,
+            found,
             reference,
-            self.constraints,
+            self.limits,
             gate=self.gate,
             points=self.evaluate.points,
             lossless=account,
@@ -210,21 +210,21 @@ class Conclusion:
         took = self._latencies(original, solved.model)
         return Metrics(
             **facts,
-            limits=asdict(self.constraints),
+            limits=self.limits.model_dump(),
             before=self._costs(original, reference.accuracy, "before", took),
             after=self._costs(solved.model, self._last(solved), "after", took),
             data=splits.description() if splits else "",
             selection_from_train=splits is not None and splits.selection_from_train,
             confirmation=None if solved.confirmation is None else asdict(solved.confirmation),
             lossless=account,
-            notes=notes_of(walk, [*self.evaluate.notes(original), *notes, *lossless, *refused]),
+            notes=notes_of(found, [*self.evaluate.notes(original), *notes, *lossless, *refused]),
         )
 
     def _last(self, solved: Solved) -> float:
         """The score of the final network."""
-        if solved.walk.probe is not None:
-            return solved.walk.probe.accuracy
-        account = solved.lean.account
+        if solved.found.probe is not None:
+            return solved.found.probe.accuracy
+        account = solved.start.account
         if isinstance(self.evaluate, DataEvaluator) or account is None or not account.parameters:
             return self.gate.reference.accuracy
         return self.evaluate(solved.model).value  # equal predictions need not be an equal score
@@ -285,7 +285,7 @@ class Metrics:
 
     ``drop`` and its one-sided ``bound`` are differences of mean outcomes on the selection set from
     the network given; ``bounded_by`` is ``accuracy``, ``saving``
-    (the walk stopped there), or ``rates`` (every target is at its highest probed rate).
+    (the search stopped there), or ``rates`` (every target is at its highest probed rate).
     ``confirmation`` holds the figures on selection images that chose nothing, where there are any.
     ``others`` are the limits beside accuracy and parameter memory that were asked for.
     """
@@ -324,27 +324,27 @@ class Metrics:
 
 
 def conclude(
-    walk: PolicyResult,
+    found: PolicyResult,
     reference: Reference,
-    constraints: Constraints,
+    limits: Limits,
     *,
     gate: AccuracyGate,
     points: bool,
     lossless: LosslessRecord | None = None,
     others: Sequence[LimitOutcome] = (),
 ) -> dict[str, Any]:
-    """Whether the limits are met, how far the walk came, and which limit bound.
+    """Whether the limits are met, how far the search came, and which limit bound.
 
     All of it counts from the network of ``reference.parameter_bytes``, after the lossless step.
     Returns the fields ``met``, ``verdict``, ``bounded_by``, ``saving``, ``required_saving``,
     ``drop``, ``bound`` and ``others`` of ``Metrics``.
     """
     before = reference.parameter_bytes
-    left = walk.probe.parameter_bytes if walk.probe else before
-    required = constraints.required_bytes(before)
-    drop = walk.verdict.drop if walk.verdict else 0.0
-    bound = walk.verdict.bound if walk.verdict else None
-    bounded_by = "saving" if walk.stopped else "accuracy" if walk.accuracy_bound else "rates"
+    left = found.probe.parameter_bytes if found.probe else before
+    required = limits.required_bytes(before)
+    drop = found.verdict.drop if found.verdict else 0.0
+    bound = found.verdict.bound if found.verdict else None
+    bounded_by = "saving" if found.stopped else "accuracy" if found.accuracy_bound else "rates"
     met = before - left >= required and all(each.held for each in others)
     facts: dict[str, Any] = {
         "met": met,
@@ -357,10 +357,10 @@ def conclude(
     }
     cost = _cost(drop, bound if gate.kind == "bound" else None, gate, points=points)
     more = lossless is not None and lossless.parameters > 0
-    nothing = f"Nothing{' more' if more else ''} was removed: {walk.unconfirmed or _NO_CUT}."
+    nothing = f"Nothing{' more' if more else ''} was removed: {found.unconfirmed or _NO_CUT}."
     verdict = _verdict(facts, cost, nothing)
-    if walk.unconfirmed and not met:
-        verdict += f" Nothing was confirmed: {walk.unconfirmed}."
+    if found.unconfirmed and not met:
+        verdict += f" Nothing was confirmed: {found.unconfirmed}."
     return {**facts, "verdict": verdict}
 
 
@@ -397,12 +397,12 @@ def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
     )
 
 
-def notes_of(walk: PolicyResult, extra: Sequence[str] = ()) -> tuple[str, ...]:
+def notes_of(found: PolicyResult, extra: Sequence[str] = ()) -> tuple[str, ...]:
     """What a reader must know beside the figures: layers that are no targets, and refusals."""
-    if not walk.targets:
+    if not found.targets:
         return tuple(extra)
-    left_out = [target for target in walk.targets if not target.chosen]
+    left_out = [target for target in found.targets if not target.chosen]
     deselected = [f"{t.layer.group} is no target: {t.reason}." for t in left_out]
     if not left_out:
-        deselected = [f"No layer was deselected: all {len(walk.targets)} are targets."]
+        deselected = [f"No layer was deselected: all {len(found.targets)} are targets."]
     return (*extra, *deselected)

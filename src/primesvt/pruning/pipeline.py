@@ -1,30 +1,55 @@
-"""The main job: prune a pre-trained spiking vision transformer within a user's limits."""
+"""``primesvt.prune``: from a pre-trained model and limits to a smaller model and its plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from primesvt.calibration import ActivationStatistics
+from primesvt.channels import trace
+from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.checkpoint.folder import load
-from primesvt.config import Constraints
+from primesvt.config import Limits, PruneConfig, PruneOptions
 from primesvt.distributed import ProcessGroup, resolve_device
-from primesvt.evaluation.evaluator import Progress, Score, evaluator_for, example_for
-from primesvt.models.forward import check_no_nan, unwrap
+from primesvt.evaluation.confidence import Outcomes
+from primesvt.evaluation.divergence import OutputDivergence
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress, Score, evaluator_for
+from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.importance import CriterionContext, uses_seed
+from primesvt.models.digest import config_of, model_digest
+from primesvt.models.forward import check_no_nan, first_samples, unwrap
 from primesvt.profiling.latency_table import LatencyTable
-from primesvt.pruning.inputs import Data, calibration_for, memory_bytes, set_aside, working_copy
-from primesvt.pruning.job import Job
-from primesvt.pruning.limits import check_limits, limit_notes
-from primesvt.pruning.metrics import Metrics
-from primesvt.pruning.probe_table import ProbeTable
-from primesvt.pruning.result import PruneResult, _finish, _write_model
+from primesvt.profiling.limits import Limit
+from primesvt.profiling.memory import parameter_bytes
+from primesvt.pruning.candidates import Candidates, find_candidates
+from primesvt.pruning.confirmation import Confirmation, confirmed
+from primesvt.pruning.inputs import (
+    Data,
+    RunInputs,
+    distance_inputs,
+    memory_bytes,
+    set_aside,
+    unlabelled,
+    working_copy,
+)
+from primesvt.pruning.limits import limit_notes, limits_of
+from primesvt.pruning.lossless import StartNetwork, remove_constant_channels, remove_unused
+from primesvt.pruning.metrics import Conclusion, Metrics, Solved
+from primesvt.pruning.policies import AccuracyGate, PolicyResult
+from primesvt.pruning.probe_table import ProbeTable, Reference
+from primesvt.pruning.prober import Prober
+from primesvt.pruning.request import Request, request_of
+from primesvt.pruning.result import PruneResult, finish_run, steps_of, write_model
 from primesvt.pruning.run_folder import RunFolder, stored_probes
-from primesvt.pruning.settings import Settings
+from primesvt.pruning.sensitivity import check_probed, width_grids
+from primesvt.pruning.variants import memory_for_networks
 
 __all__ = ["prune"]
 
@@ -36,37 +61,11 @@ def prune(
     score: Score | None = None,
     example_input: Any = None,
     calibration: Iterable[Any] | Tensor | None = None,
-    constraints: Constraints | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    policy: str = "allocate",
-    importance: str = "obs",
-    recovery: str = "refit",
-    gate: str = "bound",
-    confirm: bool = True,
-    lossless: bool = True,
-    exact: bool = False,
-    race_error: float = 0.05,
-    full_curves: bool = False,
-    reading: str = "A",
-    order: str = "producer",
-    target_threshold: float = 0.0,
-    level: float = 0.95,
-    rates: Sequence[float] | None = None,
-    channel_multiple: int = 1,
-    preset: str | None = None,
-    include_streams: bool = False,
-    verify: bool = True,
-    seed: int = 0,
-    batch_size: int = 64,
-    workers: int = 0,
-    memory_limit: str | int | None = None,
-    latency: bool = False,
-    device: str | torch.device | None = None,
+    constraints: Limits | None = None,
+    config: PruneConfig | None = None,
     out: str | Path | None = None,
-    from_run: str | Path | None = None,
-    recipe: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[PruneOptions],
 ) -> PruneResult:
     """Prune a model within the limits; the model given is not changed.
 
@@ -75,7 +74,8 @@ def prune(
 
     Args:
         model: any spiking network; its neurons are reset, then a copy is worked on.
-        data: what to measure accuracy on: ``Splits``, or anything that ``load_data`` takes.
+        data: what to measure accuracy on: ``Splits``, or anything that ``load_data`` takes; that of
+            the config when neither this nor ``score`` is given.
         score: instead of ``data``, model -> number (higher is better), or a vector of per-sample
             outcomes, which allows pairing; must be deterministic. Limits are in its own unit. Each
             of several processes calls it, and what it gives the first one counts.
@@ -83,49 +83,17 @@ def prune(
             ``data`` or one call of ``score`` when not given.
         calibration: inputs without labels, as a tensor, a Dataset or batches; taken from ``data``,
             or from one call of ``score``, when not given.
-        constraints: the limits; 3 points and 25 % when not given.
-        include: globs over group names; only these groups.
-        exclude: globs over group names; not these.
-        policy: ``allocate`` (the rates of all groups together) or ``prime`` (the paper's walk); to
-            compare with: ``psvit``, ``uniform``, ``global`` or ``random`` (docs/method.md).
-        importance: ranks channels: ``obs``, ``activity``, ``taylor``, ``l2`` (the paper's), ``l1``,
-            ``l2_folded``, ``firing_rate``, ``membrane`` or ``random``.
-        recovery: ``refit`` (least squares, then batch norm), ``bn`` or ``none`` (the paper's).
-        gate: ``point`` (the measured drop) or ``bound`` (its one-sided confidence bound).
-        confirm: with ``bound``, confirm the plan on selection images set aside, where there are
-            enough of them.
-        lossless: remove first what changes no prediction: channels silent or constant on all
-            calibration and selection inputs, parameters that no forward reads, a distillation head
-            that the head can take in. Counted apart; savings and limits count from there.
-        exact: measure every rate of every layer, and every network on all selection images.
-            Otherwise ``prime`` probes no layer alone where the walk can do without, and networks
-            that show early that the gate will refuse them see no more images.
-        race_error: chance of rejecting early a network that would have passed.
-        full_curves: of ``prime``: measure every rate of every layer.
-        reading: ``A`` or ``B``, see docs/method.md.
-        order: what makes a layer large: ``producer`` or ``group``.
-        target_threshold: targets reach this fraction of the largest benefit score.
-        level: confidence level of the bound.
-        rates: pruning rates; 0.1 to 0.9 when not given, for ``allocate`` also 0.95 and 0.98, for
-            ``uniform``, ``global`` and ``random`` every percent up to 0.98.
-        channel_multiple: kept channels are multiples of it, per layer or attention head.
-        preset: ``paper`` or ``best``: a set of these choices (docs/method.md).
-        include_streams: also prune residual streams.
-        verify: check first, on a copy, that every group can be cut exactly.
-        seed: draws the sets out of ``data``, and the images set aside.
-        batch_size: images per forward pass.
-        workers: processes that load images.
-        memory_limit: what networks measured together may take, with the activations of one batch:
-            bytes, or a size such as ``"4GB"``; when not given, 2 GB for the networks.
-        latency: measure at the end how long the networks before and after take, in turn (seconds;
-            the one figure that another run does not repeat).
-        device: where to compute; where the model is, when not given.
+        constraints: the limits; those of the config when not given: 3 points may be lost.
+        config: every option of the run, such as ``read_recipe("recipe.yaml")`` gives; the defaults
+            when not given.
         out: run folder; a run that was stopped there goes on, one that has ended is returned. It
             is this process's until the run ends.
-        from_run: run folder whose probes are used again: of ``prime``, no layer is probed anew but
-            those that were rejected early under a stricter limit.
-        recipe: what ``recipe.yaml`` says; these arguments when not given.
         progress: called as ``progress(stage, done, total)``.
+        options: single options of the config by their names, such as ``policy="prime"``, which go
+            before it (``primesvt.config`` says what each means, as ``primesvt prune --help`` does);
+            ``importance`` may be a function ``f(context, group)`` that gives scores
+            ``[positions, size]``; ``preset`` names a set of choices; ``from_run`` is a run folder
+            whose probes are used again under new limits.
 
     Raises:
         ValueError: a mistake in the input, in one line that says what to do.
@@ -136,7 +104,7 @@ def prune(
         >>> result = prune(
         ...     create_model("sdt_v2_digits", pretrained=True),
         ...     data="digits",
-        ...     constraints=Constraints(max_accuracy_drop=2, min_memory_saving=None),
+        ...     constraints=Limits(max_accuracy_drop=2),
         ...     include=["*.block4_0.mlp.fc1"],
         ...     rates=[0.5],
         ... )
@@ -145,103 +113,387 @@ def prune(
 
     Source: PrimeSVT (arXiv 2606.03428); our reading of it is in docs/method.md.
     """
-    constraints = constraints or Constraints()
-    settings = Settings(
-        policy=policy,
-        importance=importance,
-        recovery=recovery,
-        gate=gate,
-        confirm=confirm,
-        lossless=lossless,
-        exact=exact,
-        race_error=race_error,
-        full_curves=full_curves,
-        reading=reading,
-        order=order,
-        target_threshold=target_threshold,
-        level=level,
-        rates=rates,
-        channel_multiple=channel_multiple,
-        include=include,
-        exclude=exclude,
-        include_streams=include_streams,
-        verify=verify,
-    ).with_preset(preset)
-    check_limits(constraints, settings)
+    request = request_of(config, limits=constraints, data=data, options=options)
+    asked = request.config
     original = unwrap(model)
     check_no_nan(original)
     ProcessGroup.take_gpu()
-    processes = ProcessGroup.start(resolve_device(device, original))
-    place, progress = processes.device, progress if processes.main else None
-    asked = asdict(settings) | {"rates": settings.pruning_rates}
-    named = str(data) if isinstance(data, str | Path) else None
-    arguments = {"data": named, "seed": seed, **asked, "constraints": asdict(constraints)}
-    given = {"out": out is None, "from_run": from_run is None, "latency": latency}
-    processes.check_same(lambda: arguments | given)
+    processes = ProcessGroup.start(resolve_device(asked.run.device, original))
+    processes.check_same(
+        lambda: {**_flat(asked), "out": out is None, "from_run": request.from_run is None}
+    )
     earlier = None
-    if from_run is not None:
-        earlier = processes.on_main(lambda: stored_probes(from_run))
-    again = (f"Solved again from the probes of {from_run}.",) if from_run is not None else ()
-    evaluate = evaluator_for(original, data, score, place, seed, batch_size, workers, processes)
-    evaluate, aside, divided = set_aside(evaluate, settings, constraints, earlier, seed)
-    recipe = arguments if recipe is None else recipe
-    folder = RunFolder(out, recipe, processes) if out is not None else None
+    if request.from_run is not None:
+        run = request.from_run
+        earlier = processes.on_main(lambda: stored_probes(run))
+    evaluator = evaluator_for(
+        original,
+        asked.data if data is None and score is None else data,
+        score,
+        processes.device,
+        asked.run.seed,
+        asked.run.batch_size,
+        asked.run.workers,
+        processes,
+        selection_from_train=asked.run.selection_from_train,
+    )
+    search, held_out, notes = set_aside(evaluator, asked, earlier)
+    folder = None if out is None else RunFolder(out, asked, processes)
     with nullcontext() if folder is None else folder.locked():
-        job = Job(
-            model=working_copy(original, place),
-            evaluate=evaluate,
-            constraints=constraints,
-            settings=settings,
-            table=folder.probes() if folder else ProbeTable(),
+        return _prune(
+            working_copy(original, processes.device),
+            request,
+            _Source(
+                search=search, held_out=held_out, example=example_input, unlabelled=calibration
+            ),
+            folder=folder,
             earlier=earlier,
-            notes=(*divided, *again, *limit_notes(constraints, settings)),
-            example=example_for(example_input, calibration, evaluate),
-            calibration=calibration_for(calibration, evaluate, place, batch_size),
-            aside=aside,
-            seed=seed,
-            memory_limit=memory_bytes(memory_limit),
-            latency=latency,
-            latencies=folder.latencies() if folder else LatencyTable(),
-            progress=progress,
+            notes=notes,
+            progress=progress if processes.main else None,
         )
-        done = folder.metrics() if folder else None
-        if folder is not None and done is not None:
-            return _finished(folder, done, job, recipe)
-        return _run(job, folder, recipe)
 
 
-def _run(job: Job, folder: RunFolder | None, recipe: Mapping[str, Any]) -> PruneResult:
-    """All stages; the folder is made once nothing can be wrong with the input."""
-    reference = job.measure()
-    lean, candidates = job.find()
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What networks are measured on, and the inputs that the user gave."""
+
+    search: Evaluator
+    held_out: Dataset[Any] | None
+    example: Any
+    unlabelled: Iterable[Any] | Tensor | None
+
+
+def _prune(
+    unpruned: nn.Module,
+    request: Request,
+    source: _Source,
+    *,
+    folder: RunFolder | None,
+    earlier: ProbeTable | None,
+    notes: tuple[str, ...],
+    progress: Progress | None,
+) -> PruneResult:
+    """The steps of a run; its folder is made once nothing can be wrong with the input."""
+    search, processes = source.search, source.search.processes
+    config, method, limits = request.config, request.method, request.config.limits
+
+    # 1. What is measured, and on what: the inputs, the unpruned network, probes made before.
+    facts = {"model": model_digest(unpruned), **search.context()}
+    processes.check_same(lambda: facts)
+    stored = None if folder is None else folder.probes()
+    inputs = RunInputs.of(
+        unpruned,
+        search,
+        example=source.example,
+        calibration=source.unlabelled,
+        batch_size=config.run.batch_size,
+        measure=stored is None and earlier is None,
+        progress=progress,
+    )
+    request = request.within(inputs.calibration)
+    context = facts | _context(unpruned, request, inputs)
+    if folder is not None and (metrics := folder.metrics()) is not None and stored is not None:
+        stored.check(context)
+        return _finished(folder, metrics, stored, unpruned, config)
+    reference = _reference(unpruned, inputs, context, (stored, earlier))
+    _gate(request, reference, search)
+    limits.required_bytes(reference.parameter_bytes)  # both say what is wrong with a limit
+
+    # 2. Where pruning starts: what changes no prediction goes first, and is counted apart.
+    start, candidates = _start_network(unpruned, search, inputs, request, progress)
+    context["lossless_cuts"] = start.removed
+    groups = [group.name for group in start.groups]
+    processes.check_same(lambda: {**context, "groups": groups})
+    for table in filter(None, (stored, earlier)):
+        table.check(context)
+    if earlier is not None and request.needs_curves:
+        check_probed(earlier, start.groups, method.rates or (), method.channel_multiple)
+    limit = memory_bytes(config.run.memory_limit)
+    memory = memory_for_networks(start.model, inputs.example, search, limit=limit)
+
+    # 3. The table of probes begins with the network that savings count from; the gate compares.
+    size = parameter_bytes(start.model)
+    reference = replace(reference, context=context, parameter_bytes=size)
+    probes = _probes(folder, stored, earlier, reference)
+    gate = _gate(request, probes.reference, search)
+
+    # 4. The prober builds, recovers and measures smaller networks; the policy says which ones.
+    others = limits_of(
+        config,
+        start,
+        inputs=inputs.batch,
+        table=LatencyTable() if folder is None else folder.latencies(),
+        processes=processes,
+        progress=progress,
+    )
+    prober = _prober(start, request, inputs, search, gate, probes, others, memory, progress)
+    needed = limits.required_bytes(probes.reference.parameter_bytes)
+    policy = request.policy.from_config(
+        method.policy_options, gate, needed if limits.stop_at_saving else None
+    )
+    grids = width_grids(
+        start.model,
+        start.graph,
+        start.groups,
+        rates=method.rates or (),
+        order=method.order,
+        multiple=method.channel_multiple,
+    )
+    found = policy.search(grids, prober)
+
+    # 5. Images that chose nothing confirm the plan, or a milder one.
+    found, confirmation = _confirm(found, prober, gate, source, unpruned, progress)
+
+    # 6. The smaller network, its plan, and what was traded for what (the test set is read once).
+    pruned = prober.cut(found.cuts)
+    processes.broadcast_state(pruned, parameters=True)
+    steps, kept = steps_of(found, prober, start)
+    plan = Plan(
+        model_hash=str(context["model"]),
+        config=config_of(unpruned),
+        inputs=describe_inputs(first_samples(inputs.example, 1)),
+        steps=steps,
+        groups=kept,
+    )
+    if folder is not None:  # before the test set is touched: nothing measured can be lost then
+        write_model(folder, plan, pruned)
+    conclusion = Conclusion(
+        evaluate=search,
+        limits=limits,
+        gate=gate,
+        example=inputs.example,
+        calibration=inputs.calibration,
+        latency=config.run.latency,
+        progress=progress,
+    )
+    solved = Solved(
+        found=found,
+        plan=plan,
+        model=pruned,
+        start=start,
+        candidates=candidates,
+        confirmation=confirmation,
+        held=tuple(each.at(found.cuts) for each in others),
+    )
+    again = (
+        ()
+        if request.from_run is None
+        else (f"Solved again from the probes of {request.from_run}.",)
+    )
+    said = [*notes, *again, *limit_notes(limits, method), *request.notes]
+    metrics = processes.broadcast(conclusion.metrics(unpruned, solved, said))
+    if folder is not None:
+        finish_run(folder, metrics)
+    return PruneResult(
+        model=pruned,
+        plan=plan,
+        metrics=metrics,
+        config=config,
+        probes=probes,
+        refusals=candidates.refusals,
+    )
+
+
+def _flat(config: PruneConfig) -> dict[str, Any]:
+    """Every option by its own name: what all processes must have been given alike."""
+    values = config.to_dict()
+    sections = ("selection", "method", "run")
+    return {"limits": values["limits"]} | {
+        k: v for name in sections for k, v in values[name].items()
+    }
+
+
+def _context(unpruned: nn.Module, request: Request, inputs: RunInputs) -> dict[str, Any]:
+    """What a probe depends on beside model, data and cut."""
+    method, calibration = request.method, inputs.calibration
+    looks = request.looks_at_inputs or method.lossless
+    return {
+        "time_steps": getattr(unpruned, "time_steps", None),
+        "lossless": method.lossless,
+        **request.names,
+        "calibration": calibration.digest() if looks and calibration is not None else None,
+        "seed": request.config.run.seed if uses_seed(request.criterion) else None,
+    }
+
+
+def _reference(
+    unpruned: nn.Module,
+    inputs: RunInputs,
+    context: Mapping[str, Any],
+    tables: tuple[ProbeTable | None, ...],
+) -> Reference:
+    """The unpruned network, as stored tables have it or as it was measured now."""
+    known = [table for table in tables if table is not None]
+    for table in known:
+        table.check(context)
+    measured = inputs.measurement
+    if not known:
+        assert measured is not None
+        size = parameter_bytes(unpruned)
+        return Reference(context=context, measurement=measured, parameter_bytes=size)
+    reference = known[0].reference
+    if measured is not None and measured.value != reference.accuracy:
+        raise ValueError(
+            f"score gave {measured.value:g} for the unpruned model and "
+            f"{reference.accuracy:g} before; it must give the same each time"
+        )
+    return reference
+
+
+def _gate(request: Request, reference: Reference, search: Evaluator) -> AccuracyGate:
+    """Compares with the unpruned network, within the accuracy limit."""
+    allowed = request.config.limits.allowed_drop(reference.accuracy, points=search.points)
+    method = request.method
+    return AccuracyGate(kind=method.gate, allowed=allowed, reference=reference, level=method.level)
+
+
+def _start_network(
+    unpruned: nn.Module,
+    search: Evaluator,
+    inputs: RunInputs,
+    request: Request,
+    progress: Progress | None,
+) -> tuple[StartNetwork, Candidates]:
+    """The network that pruning starts from, with its channel graph and the groups to prune."""
+    tell = progress or (lambda *_: None)
+    sources = unlabelled(search, inputs.calibration)
+    lossless, selection = request.method.lossless, request.config.selection
+    stripped = remove_unused(unpruned, sources[-1:], search.processes) if lossless else None
+    network = unpruned if stripped is None else stripped.model
+    tell("tracing", 0, 0)
+    graph = trace(network, inputs.example)
+    candidates = find_candidates(
+        network,
+        graph,
+        include=selection.include,
+        exclude=selection.exclude,
+        include_streams=selection.include_streams,
+        verify=request.config.run.verify,
+        progress=progress,
+    )
+    if stripped is None:
+        return StartNetwork.whole(network, graph, candidates.groups), candidates
+    tell("looking for silent channels", 0, 0)
+    multiple = request.method.channel_multiple
+    start = remove_constant_channels(
+        unpruned, stripped, graph, candidates.groups, sources, multiple, search.processes
+    )
+    return start, candidates
+
+
+def _probes(
+    folder: RunFolder | None,
+    stored: ProbeTable | None,
+    earlier: ProbeTable | None,
+    reference: Reference,
+) -> ProbeTable:
+    """The table of the run: the one that lies in its folder, or a new one; with earlier probes."""
     if folder is not None:
         folder.create()
-    job.begin(reference, lean)
-    solved = job.solve(lean, candidates)
-    if folder is not None:  # before the test set is touched: nothing measured can be lost then
-        _write_model(folder, solved.plan, solved.model)
-    result = PruneResult(
-        model=solved.model,
-        plan=solved.plan,
-        metrics=job.processes.broadcast(job.conclude(solved)),
-        refusals=candidates.refusals,
-        recipe=recipe,
-        probes=job.table,
+    if stored is None:
+        stored = ProbeTable(reference) if folder is None else folder.new_probes(reference)
+    if earlier is not None:
+        stored.take(earlier)
+    return stored
+
+
+def _prober(
+    start: StartNetwork,
+    request: Request,
+    inputs: RunInputs,
+    search: Evaluator,
+    gate: AccuracyGate,
+    probes: ProbeTable,
+    limits: tuple[Limit, ...],
+    memory: int,
+    progress: Progress | None,
+) -> Prober:
+    """What measures networks; statistics are gathered when they are first asked for."""
+    if progress is not None:
+        progress("calibrating", 0, 0)
+    activity = None
+    if inputs.calibration is not None and request.looks_at_inputs:
+        activity = ActivationStatistics(
+            model=start.model,
+            graph=start.graph,
+            groups=start.groups,
+            calibration=inputs.calibration,
+        )
+    wanted = request.policy.measures_distances
+    answers = distance_inputs(search, inputs.calibration) if wanted else None
+    seed = request.config.run.seed
+    return Prober(
+        model=start.model,
+        graph=start.graph,
+        evaluate=search,
+        table=probes,
+        importance=request.criterion,
+        evidence=CriterionContext(
+            model=start.model, graph=start.graph, activity=activity, seed=seed
+        ),
+        recovery=request.recovery(activity=activity),
+        distance=None if answers is None else OutputDivergence(start.model, answers),
+        race=_early_rejection(request, gate, search),
+        exact=request.method.exact,
+        limits=limits,
+        progress=progress,
+        memory=memory,
+        processes=search.processes,
     )
-    if folder is not None:
-        _finish(folder, result.metrics)
-    return result
+
+
+def _early_rejection(
+    request: Request, gate: AccuracyGate, search: Evaluator
+) -> SequentialTest | None:
+    """When probes may be rejected early; ``None`` where all are to see all images."""
+    outcomes = gate.reference.measurement.outcomes
+    if request.method.exact or not isinstance(search, DataEvaluator) or outcomes is None:
+        return None
+    return SequentialTest(
+        limit=gate.allowed,
+        total=len(outcomes),
+        gate=gate.kind,
+        level=gate.level,
+        error=request.method.race_error,
+    )
+
+
+def _confirm(
+    found: PolicyResult,
+    prober: Prober,
+    gate: AccuracyGate,
+    source: _Source,
+    unpruned: nn.Module,
+    progress: Progress | None,
+) -> tuple[PolicyResult, Confirmation | None]:
+    """What was found, as far as images that no probe has seen confirm it."""
+    held_out, search = source.held_out, source.search
+    if held_out is None or not found.choices:
+        return found, None
+    assert isinstance(search, DataEvaluator)
+
+    def outcomes(network: nn.Module) -> Outcomes:
+        if progress is not None:
+            progress("confirming", 0, 0)
+        answers = search.on(held_out, network).outcomes
+        assert answers is not None
+        return answers
+
+    return confirmed(found, prober, gate, outcomes=outcomes, before=outcomes(unpruned))
 
 
 def _finished(
-    folder: RunFolder, metrics: Metrics, job: Job, recipe: Mapping[str, Any]
+    folder: RunFolder,
+    metrics: Metrics,
+    probes: ProbeTable,
+    unpruned: nn.Module,
+    config: PruneConfig,
 ) -> PruneResult:
     """The result of a run that has ended; the test set is not looked at again."""
-    job.check_probes()
-    _finish(folder, metrics)
+    finish_run(folder, metrics)
     plan = folder.stored_plan()
-    into = None if plan.config is not None else job.model
-    device = next((p.device for p in job.model.parameters()), torch.device("cpu"))
+    into = None if plan.config is not None else unpruned
+    device = next((p.device for p in unpruned.parameters()), torch.device("cpu"))
     with folder.stored_model() as place:
         smaller = load(place, into=into).to(device)
-    return PruneResult(model=smaller, plan=plan, metrics=metrics, recipe=recipe, probes=job.table)
+    return PruneResult(model=smaller, plan=plan, metrics=metrics, config=config, probes=probes)

@@ -103,22 +103,54 @@ class ProbeTable:
     Every probe is one line, on disk before the next ones start. The line that a kill cut short is
     dropped when the file is opened again.
 
+    Args:
+        reference: the unpruned network, which all probes are compared with.
+        path: the file; a new one begins with the reference.
+
     Example:
-        >>> table = ProbeTable()
+        >>> whole = Reference(context={}, measurement=Measurement(value=0.92), parameter_bytes=100)
+        >>> table = ProbeTable(whole)
         >>> table.add(Probe(kind="layer", cuts={"fc": 3}, accuracy=0.9, saving=0.1,
         ...                 parameter_bytes=90))
         >>> table.find({"fc": 3}).accuracy, table.find({"fc": 2})
         (0.9, None)
     """
 
-    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
-        self._log = None if path is None else JsonlLog(path, read_only=read_only)
+    def __init__(self, reference: Reference, path: Path | None = None) -> None:
+        self.reference = reference
         self.name = str(path.parent) if path is not None else "this table"
-        self.reference: Reference | None = None
+        self._log = None if path is None else JsonlLog(path)
         self._probes: dict[Key, Probe] = {}
         self._distances: dict[Key, DistanceProbe] = {}
-        if self._log is not None:
-            self._read(self._log)
+        self._append(_reference_line(reference))
+
+    @classmethod
+    def read(cls, path: Path, *, read_only: bool = False) -> ProbeTable | None:
+        """The table of a file; ``None`` where there is none, or nothing in it yet.
+
+        Raises ``ValueError`` naming the first line that is no probe.
+        """
+        log = JsonlLog(path, read_only=read_only)
+        table: ProbeTable | None = None
+        for number, line in log.lines():
+            try:
+                row = json.loads(line)
+                if row["kind"] == "reference":
+                    _check_format(row, path)
+                    table = cls(_read_reference(row))
+                elif table is None:
+                    raise ValueError("a probe of an unknown network")
+                else:
+                    table._take_line(row)
+            except OldFormatError:
+                raise
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"line {number} of {path} is no probe; delete the line, or the run folder"
+                ) from error
+        if table is not None:
+            table.name, table._log = str(path.parent), log
+        return table
 
     def __iter__(self) -> Iterator[Probe]:
         return iter(self._probes.values())
@@ -144,15 +176,8 @@ class ProbeTable:
         self._distances.update({frozenset(probe.cuts.items()): probe for probe in probes})
         self._append(*map(_distance_line, probes))
 
-    def start(self, reference: Reference) -> None:
-        """Remember the unpruned network, once."""
-        self.reference = reference
-        self._append(_reference_line(reference))
-
     def check(self, context: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` where the probes belong to another model, data set or setting."""
-        if self.reference is None:
-            return
         for name, value in context.items():
             there = self.reference.context.get(name)
             if there != value:
@@ -163,8 +188,6 @@ class ProbeTable:
 
     def take(self, other: ProbeTable) -> None:
         """Copy what another table has and this one lacks."""
-        if self.reference is None and other.reference is not None:
-            self.start(other.reference)
         for probe in other:
             if self.find(probe.cuts) is None:
                 self.add(probe)
@@ -174,7 +197,7 @@ class ProbeTable:
 
     def write(self, path: Path) -> None:
         """Write all lines to a new file."""
-        lines = [] if self.reference is None else [_reference_line(self.reference)]
+        lines = [_reference_line(self.reference)]
         lines += [*map(_distance_line, self._distances.values()), *map(_probe_line, self)]
         text = "".join(f"{line}\n" for line in lines)
         write_text(path, text)
@@ -187,39 +210,21 @@ class ProbeTable:
         if self._log is not None:
             self._log.append(*lines)
 
-    def _read(self, log: JsonlLog) -> None:
-        for number, line in log.lines():
-            try:
-                row = json.loads(line)
-                self._check_order(row)
-                self._take_line(row)
-            except OldFormatError:
-                raise
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"line {number} of {log.path} is no probe; delete the line, or the run folder"
-                ) from error
-
-    def _check_order(self, row: Mapping[str, Any]) -> None:
-        """What probes depend on comes before them."""
-        if row["kind"] == "reference" and row["format"] != FORMAT:
-            raise OldFormatError(
-                f"{self.name} holds probes of format {row['format']}, measured in another way than"
-                f" those of format {FORMAT}; choose another run folder"
-            )
-        if row["kind"] != "reference" and self.reference is None:
-            raise ValueError("a probe of an unknown network")
-
     def _take_line(self, row: dict[str, Any]) -> None:
-        kind = row.pop("kind")
-        if kind == "reference":
-            self.reference = _read_reference(row)
-        elif kind == "distance":
+        if row.pop("kind") == "distance":
             distance = DistanceProbe(**row)
             self._distances[frozenset(distance.cuts.items())] = distance
         else:
             probe = Probe(kind="layer" if len(row["cuts"]) == 1 else "walk", **row)
             self._probes[frozenset(probe.cuts.items())] = probe
+
+
+def _check_format(row: Mapping[str, Any], path: Path) -> None:
+    if row["format"] != FORMAT:
+        raise OldFormatError(
+            f"{path.parent} holds probes of format {row['format']}, measured in another way than"
+            f" those of format {FORMAT}; choose another run folder"
+        )
 
 
 def _probe_line(probe: Probe) -> str:

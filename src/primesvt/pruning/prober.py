@@ -16,34 +16,15 @@ from primesvt.channels.widths import Widths, first_channels
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, interleave
 from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import SequentialTest
-from primesvt.importance import Criterion, CriterionContext
+from primesvt.importance import Criterion, CriterionContext, Scores, removal_costs
 from primesvt.models.shared_prefix import VariantBatch
+from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.pruning.probe_table import DistanceProbe, Kind, Probe, ProbeTable, Reference
 from primesvt.pruning.variants import NETWORKS, VariantBuilder
 from primesvt.recovery import Recovery
 
-__all__ = ["Prober", "counting"]
-
-
-def counting(progress: Progress | None, table: ProbeTable) -> Progress | None:
-    """The same progress, told as well how many images the probes of a table saw.
-
-    Example:
-        >>> told = counting(lambda stage, done, total: print(stage, stage.detail), ProbeTable())
-        >>> told("walk", 0, 20)
-        walk 0 images seen
-    """
-    if progress is None:
-        return None
-
-    def tell(stage: str, done: int, total: int) -> None:
-        images = sum(probe.samples or 0 for probe in table)
-        early = sum(probe.rejected is not None for probe in table)
-        parts = [f"{images:,} images seen", *([f"{early} rejected early"] if early else [])]
-        progress(Stage(stage, detail=", ".join(parts)), done, total)
-
-    return tell
+__all__ = ["Prober"]
 
 
 Evaluate = Callable[[nn.Module], Measurement]
@@ -63,6 +44,9 @@ class Prober:
         recovery: what is done around every cut; nothing, when not given.
         distance: how far networks' answers are from the unpruned one's, where that is asked for.
         race: rejects networks early that the gate would not let pass; none, when not given.
+        exact: policies are to measure every rate of every layer.
+        limits: those beside accuracy and parameter memory, for policies that count them.
+        progress: called as ``progress(stage, done, total)``.
         memory: bytes that networks measured together may take, with activations that they share.
         processes: those that measure together. They share the images of a probe, if the evaluator
             deals them out, and deal out whole networks where distances are asked for.
@@ -80,23 +64,51 @@ class Prober:
         recovery: Recovery | None = None,
         distance: Callable[[VariantBatch], list[float]] | None = None,
         race: SequentialTest | None = None,
+        exact: bool = False,
+        limits: Sequence[Limit] = (),
+        progress: Progress | None = None,
         memory: int = NETWORKS,
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         assert table.reference is not None
         self.reference: Reference = table.reference
         self.model, self.graph, self.evaluate, self.table = model, graph, evaluate, table
-        self.recovery, self.processes = recovery or Recovery(kind="none"), processes
+        self.recovery, self.processes = recovery or Recovery(), processes
+        self.exact, self.limits, self._progress = exact, limits, progress
+        self._importance = importance
+        self._evidence = evidence or CriterionContext(model=model, graph=graph)
         self.builder = VariantBuilder(
             model=model,
             graph=graph,
             importance=importance,
-            evidence=evidence,
+            evidence=self._evidence,
             recovery=self.recovery,
             memory=memory,
             processes=processes,
         )
         self._distance, self._race = distance, race
+
+    @property
+    def seed(self) -> int:
+        """The seed of draws."""
+        return self._evidence.seed
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Say how far the search is, with the images that its probes have seen."""
+        if self._progress is None:
+            return
+        images = sum(probe.samples or 0 for probe in self.table)
+        early = sum(probe.rejected is not None for probe in self.table)
+        parts = [f"{images:,} images seen", *([f"{early} rejected early"] if early else [])]
+        self._progress(Stage(stage, detail=", ".join(parts)), done, total)
+
+    def removal_costs(self, groups: Sequence[str]) -> dict[str, Scores]:
+        """Costs of removing the channels of groups one after another, ``[positions, size]``."""
+        found = self.processes.map_sharded(
+            groups,
+            lambda name: removal_costs(self._importance, self._evidence, self.graph[name]),
+        )
+        return dict(zip(groups, found, strict=True))
 
     def kept(self, group: str, count: int) -> Ids:
         """The channels that a group keeps, ``[positions, count]``."""
@@ -128,11 +140,11 @@ class Prober:
         missing = [c for c in _different(wanted) if not _answers(self.table.find(c), race)]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
-        for part, together in self.builder.build_batches(missing, around):
-            found = self._measure(together, race)
+        for part, batch in self.builder.build_batches(missing, around):
+            found = self._measure(batch, race)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             made: list[Probe] = []
-            for cuts, network, measurement in zip(part, together.networks, found, strict=True):
+            for cuts, network, measurement in zip(part, batch.networks, found, strict=True):
                 left = parameter_bytes(network)
                 probe = _compared(self.reference, measurement, cuts, left, seconds)
                 if measurement.rejected and race is not None:
@@ -140,7 +152,7 @@ class Prober:
                     probe = replace(probe, rejected=allowed, race_error=race.error)
                 made.append(probe)
             self.table.add(*made)
-            del together, network  # the next ones are made before these names are bound again
+            del batch, network  # the next ones are made before these names are bound again
             known += len(part)
             tell(known, len(wanted))
         probes = [self.table.find(cuts) for cuts in wanted]
@@ -170,8 +182,8 @@ class Prober:
         missing = [c for c in _different(wanted) if c and self.table.find_distance(c) is None]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
-        for part, together in self.builder.build_batches(missing, around, "distance", deal=True):
-            values = self._distances_of(together)
+        for part, batch in self.builder.build_batches(missing, around, "distance", deal=True):
+            values = self._distances_of(batch)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             self.table.add_distance(
                 *(
@@ -179,7 +191,7 @@ class Prober:
                     for cuts, value in zip(part, values, strict=True)
                 )
             )
-            del together
+            del batch
             known += len(part)
             tell(known, len(wanted))
         found = [self.table.find_distance(cuts) for cuts in wanted]
@@ -190,17 +202,17 @@ class Prober:
         first = first_channels(self.graph, cuts)
         return self.graph.freed(first).parameter_bytes
 
-    def _distances_of(self, together: VariantBatch) -> list[float]:
+    def _distances_of(self, batch: VariantBatch) -> list[float]:
         """Distances of the networks that were dealt out, in the order of their cuts."""
         measure = self._distance
         assert measure is not None
-        own = self.processes.gather_calls(lambda: measure(together) if together.networks else [])
+        own = self.processes.gather_calls(lambda: measure(batch) if batch.networks else [])
         return interleave(own)
 
-    def _measure(self, together: VariantBatch, race: SequentialTest | None) -> list[Measurement]:
+    def _measure(self, batch: VariantBatch, race: SequentialTest | None) -> list[Measurement]:
         if isinstance(self.evaluate, DataEvaluator):
-            return self.evaluate.together(together, race, self.reference.measurement.outcomes)
-        return [self.evaluate(network) for network in together.networks]
+            return self.evaluate.together(batch, race, self.reference.measurement.outcomes)
+        return [self.evaluate(network) for network in batch.networks]
 
 
 def _answers(probe: Probe | None, race: SequentialTest | None) -> bool:

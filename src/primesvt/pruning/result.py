@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from primesvt.channels import Refusal
 from primesvt.channels.plan import Kept, Plan, PlanStep
 from primesvt.checkpoint.folder import save_model
+from primesvt.config import PruneConfig
 from primesvt.pruning.lossless import StartNetwork
 from primesvt.pruning.metrics import Metrics
 from primesvt.pruning.policies import PolicyResult
@@ -19,30 +18,30 @@ from primesvt.pruning.probe_table import ProbeTable
 from primesvt.pruning.prober import Prober
 from primesvt.pruning.run_folder import RunFolder
 
-__all__ = ["PruneResult", "steps_of"]
+__all__ = ["PruneResult", "finish_run", "steps_of", "write_model"]
 
 
 def steps_of(
-    walk: PolicyResult, prober: Prober, lean: StartNetwork
+    found: PolicyResult, prober: Prober, start: StartNetwork
 ) -> tuple[tuple[PlanStep, ...], dict[str, Kept]]:
     """Steps of a plan, those of the lossless step first, and the channels that each group keeps."""
     groups: dict[str, Kept] = {
         name: tuple(tuple(row) for row in prober.graph.to_original(name, prober.kept(name, count)))
-        for name, count in walk.cuts.items()
+        for name, count in found.cuts.items()
     }
-    steps = lean.steps(_steps(walk, prober))
-    return steps, {s.group: groups.get(s.group) or lean.kept(s.group) for s in steps}
+    steps = start.steps(_steps(found, prober))
+    return steps, {s.group: groups.get(s.group) or start.kept(s.group) for s in steps}
 
 
-def _steps(walk: PolicyResult, prober: Prober) -> tuple[PlanStep, ...]:
-    """The cuts of a walk, with the bytes that each leaves."""
+def _steps(found: PolicyResult, prober: Prober) -> tuple[PlanStep, ...]:
+    """The cuts in their order, with the bytes that each leaves."""
     before = prober.reference.parameter_bytes
     steps, cuts = [], dict[str, int]()
-    for number, choice in enumerate(walk.choices, start=1):
+    for number, choice in enumerate(found.choices, start=1):
         cuts[choice.group] = choice.kept
-        last = number == len(walk.choices)
-        probe = choice.probe or (walk.probe if last else None)
-        verdict = choice.verdict or (walk.verdict if last else None)
+        last = number == len(found.choices)
+        probe = choice.probe or (found.probe if last else None)
+        verdict = choice.verdict or (found.verdict if last else None)
         left = before - prober.bytes_saved(cuts)
         steps.append(
             PlanStep(
@@ -69,15 +68,17 @@ class PruneResult:
         model: the smaller model, in evaluation mode.
         plan: what was cut, in original indices.
         metrics: figures before and after, and whether the limits are met.
+        config: every option of the run.
+        probes: every network that was measured.
         refusals: groups left alone because cutting them would not be exact.
     """
 
     model: nn.Module
     plan: Plan
     metrics: Metrics
+    config: PruneConfig = field(repr=False)
+    probes: ProbeTable = field(repr=False, compare=False)
     refusals: tuple[Refusal, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    probes: ProbeTable = field(default_factory=ProbeTable, repr=False, compare=False)
 
     @property
     def met(self) -> bool:
@@ -94,15 +95,15 @@ class PruneResult:
 
         Of several processes only one should call it.
         """
-        run = RunFolder(folder, self.recipe)
+        run = RunFolder(folder, self.config)
         with run.locked():
             run.create()
             self.probes.write(run.path / "sensitivity.jsonl")
-            _write_model(run, self.plan, self.model)
-            return _finish(run, self.metrics)
+            write_model(run, self.plan, self.model)
+            return finish_run(run, self.metrics)
 
 
-def _write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
+def write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
     def write() -> None:
         plan.save(run.plan)
         save_model(model, run.model, plan=plan)
@@ -110,7 +111,7 @@ def _write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
     run.processes.on_main(write)
 
 
-def _finish(run: RunFolder, metrics: Metrics) -> Path:
+def finish_run(run: RunFolder, metrics: Metrics) -> Path:
     """Write the figures, which mark the run as complete, and the report made from them."""
     from primesvt.report import write_report
 

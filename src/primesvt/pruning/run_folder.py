@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,14 +25,15 @@ from primesvt._files import (
     write_text,
 )
 from primesvt.channels.plan import Plan
+from primesvt.config import PruneConfig, from_old_recipe
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.pruning.metrics import Metrics
-from primesvt.pruning.probe_table import ProbeTable
+from primesvt.pruning.probe_table import ProbeTable, Reference
 
 __all__ = ["RunFolder", "stored_probes"]
 
-Table = TypeVar("Table", ProbeTable, LatencyTable)
+Table = TypeVar("Table", ProbeTable, ProbeTable | None, LatencyTable)
 
 
 class RunFolder:
@@ -43,7 +44,7 @@ class RunFolder:
 
     Args:
         path: new, empty, or of the same recipe.
-        recipe: what was asked, as plain values.
+        config: what was asked.
         processes: those at work on the run.
 
     Raises:
@@ -51,10 +52,9 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | Path, recipe: Mapping[str, Any], processes: ProcessGroup = SINGLE_PROCESS
+        self, path: str | Path, config: PruneConfig, processes: ProcessGroup = SINGLE_PROCESS
     ) -> None:
-        self.path, self.processes = Path(path), processes
-        self.recipe = _plain(recipe)
+        self.path, self.processes, self.config = Path(path), processes, config
         processes.on_main(self._check)
 
     def _check(self) -> None:
@@ -89,20 +89,23 @@ class RunFolder:
         """The plan file."""
         return self.path / PLAN
 
-    def probes(self) -> ProbeTable:
-        """The probes made so far; new ones need ``create`` first."""
-        return self._read(lambda: ProbeTable(self.path / PROBES))
+    def probes(self) -> ProbeTable | None:
+        """The probes made so far; ``None`` before the unpruned network is measured."""
+        return self._own(self.processes.on_main(lambda: ProbeTable.read(self.path / PROBES)))
+
+    def new_probes(self, reference: Reference) -> ProbeTable:
+        """A table that begins with the unpruned network; needs ``create`` first."""
+        return self._own(self.processes.on_main(lambda: ProbeTable(reference, self.path / PROBES)))
 
     def latencies(self) -> LatencyTable:
         """The times taken so far; new ones need ``create`` first."""
-        return self._read(lambda: LatencyTable(self.path / LATENCIES))
+        return self._own(self.processes.on_main(lambda: LatencyTable(self.path / LATENCIES)))
 
-    def _read(self, table: Callable[[], Table]) -> Table:
+    def _own(self, table: Table) -> Table:
         """A table as it lies here; processes that do not write keep theirs in memory."""
-        found = self.processes.on_main(table)
-        if not self.processes.main:
-            found.write_nothing()
-        return found
+        if table is not None and not self.processes.main:
+            table.write_nothing()
+        return table
 
     def metrics(self) -> Metrics | None:
         """The figures of a run that has ended, which are written last."""
@@ -124,8 +127,7 @@ class RunFolder:
     def _create(self) -> None:
         check_writable(self.path)
         if not (self.path / RECIPE).is_file():
-            text = yaml.safe_dump(dict(self.recipe), sort_keys=False)
-            write_text(self.path / RECIPE, text)
+            write_text(self.path / RECIPE, self.config.to_yaml())
 
     def finish(self, metrics: Metrics) -> None:
         """Write the figures: the run is complete."""
@@ -157,10 +159,8 @@ class RunFolder:
             there = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"cannot read {path}; choose another run folder") from error
-        here = dict(self.recipe)
-        if isinstance(there, Mapping) and "data" not in there:  # of an older run in Python
-            here.pop("data", None)
-        difference = _difference(_without_limits(there), _without_limits(here))
+        stated = from_old_recipe(there) if isinstance(there, Mapping) else there
+        difference = _difference(stated, self.config.to_dict())
         if difference:
             raise ValueError(
                 f"{self.path} holds a run of another recipe: {difference}; choose another run "
@@ -173,34 +173,28 @@ def stored_probes(run: str | Path) -> ProbeTable:
     path = Path(run) / PROBES
     if not path.is_file():
         raise ValueError(f"there are no probes in {str(run)!r}; give the folder of an earlier run")
-    table = ProbeTable(path, read_only=True)
-    if table.reference is None:
+    table = ProbeTable.read(path, read_only=True)
+    if table is None:
         raise ValueError(f"the run in {str(run)!r} has no probe yet; let it finish first")
     return table
 
 
-def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from the file: tuples are lists there."""
-    return dict(json.loads(json.dumps(recipe, default=str)))
-
-
-def _without_limits(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what changes no result: the memory that a run may take."""
-    run = recipe.get("run")
-    if not isinstance(run, Mapping):
-        return dict(recipe)
-    return {**recipe, "run": {k: v for k, v in run.items() if k != "memory_limit"}}
+# They change no result: what a run may take, and where it computes, which probes have on record.
+FREE = ("run.memory_limit", "run.workers", "run.device")
 
 
 def _difference(there: Any, here: Any, path: str = "") -> str:
-    """The first field in which two recipes differ, in words."""
+    """The first field stated there that differs here, in words; older recipes state fewer."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for name in dict.fromkeys([*there, *here]):
-            found = _difference(there.get(name), here.get(name), f"{path}.{name}".strip("."))
-            if found:
-                return found
+        found = (
+            _difference(value, here.get(name), f"{path}.{name}".strip("."))
+            for name, value in there.items()
+        )
+        return next(filter(None, found), "")
+    unnamed = path == "model" and None in (there, here)  # one given in Python; probes know which
+    if there == here or path in FREE or unnamed:
         return ""
-    return "" if there == here else f"{path or 'all of it'} is {there!r} there and {here!r} here"
+    return f"{path or 'all of it'} is {there!r} there and {here!r} here"
 
 
 def _check_ancestor(path: Path) -> None:

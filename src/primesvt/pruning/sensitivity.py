@@ -4,57 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
-from primesvt.channels import ChannelGroup
-from primesvt.channels.widths import RATES, WidthGrid, widths
-from primesvt.evaluation.evaluator import Progress
+from torch import nn
+
+from primesvt.channels import ChannelGraph, ChannelGroup
+from primesvt.channels.widths import WidthGrid, Widths, widths
 from primesvt.profiling.layers import group_parameters
 from primesvt.pruning.probe_table import Layer, Point, Probe, ProbeTable
-from primesvt.pruning.prober import Prober
 
-__all__ = ["check_probed", "find_edges", "grids_of", "probe_layers", "unprobed"]
+__all__ = ["check_probed", "find_edges", "probe_layers", "unprobed", "width_grids"]
 
 
-def grids_of(
-    prober: Prober,
+class LayerProbe(Protocol):
+    """The part of a prober that measures layers cut alone."""
+
+    def probes(
+        self, wanted: Sequence[Widths], *, tell: Callable[[int, int], None] = lambda *_: None
+    ) -> list[Probe]: ...
+
+    def tell(self, stage: str, done: int, total: int) -> None: ...
+
+
+def width_grids(
+    model: nn.Module,
+    graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
     *,
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float],
     order: str = "producer",
     multiple: int = 1,
 ) -> tuple[WidthGrid, ...]:
-    """The widths of every group, multiples of ``multiple``, in forward order; none is measured."""
+    """The widths of every group at the rates, multiples of ``multiple``; nothing is measured.
+
+    ``order`` says which parameters make a layer large: of the producing layers (``producer``), or
+    of all members (``group``).
+    """
     members = order == "group"
     return tuple(
         WidthGrid(
             group=group.name,
             positions=group.positions,
             size=group.size,
-            parameters=group_parameters(prober.model, prober.graph, group, members=members),
+            parameters=group_parameters(model, graph, group, members=members),
             widths=widths(group.size, rates, multiple),
+            rates=tuple(rates),
         )
         for group in groups
     )
 
 
-def probe_layers(
-    prober: Prober,
-    groups: Sequence[ChannelGroup],
-    *,
-    rates: Sequence[float] = RATES,
-    order: str = "producer",
-    multiple: int = 1,
-    progress: Progress | None = None,
-) -> tuple[Layer, ...]:
-    """Probe every group alone on the unpruned network, in forward order.
+def probe_layers(prober: LayerProbe, grids: Sequence[WidthGrid]) -> tuple[Layer, ...]:
+    """Probe every group alone on the unpruned network, at all its widths.
 
-    Rates that give equal widths share one probe. ``order`` says which parameters make a layer
-    large: of the producing layers (``producer``), or of all members (``group``).
+    Rates that give equal widths share one probe.
     """
-    grids = grids_of(prober, groups, rates=rates, order=order, multiple=multiple)
     wanted = [{grid.group: kept} for grid in grids for kept in grid.widths]
-    tell = partial(progress, "probing") if progress is not None else lambda *_: None
-    probes = iter(prober.probes(wanted, tell=tell))
+    probes = iter(prober.probes(wanted, tell=partial(prober.tell, "probing")))
     return tuple(
         Layer(
             group=grid.group,
@@ -71,14 +77,7 @@ def probe_layers(
 
 
 def find_edges(
-    prober: Prober,
-    groups: Sequence[ChannelGroup],
-    *,
-    passes: Callable[[Probe], bool],
-    rates: Sequence[float] = RATES,
-    order: str = "producer",
-    multiple: int = 1,
-    progress: Progress | None = None,
+    prober: LayerProbe, grids: Sequence[WidthGrid], *, passes: Callable[[Probe], bool]
 ) -> tuple[Layer, ...]:
     """The highest rate of every group alone that passes, by halving: accuracy falls with the rate.
 
@@ -86,13 +85,11 @@ def find_edges(
     one that passes count as passing and are not measured; of those that do not pass, the layer
     keeps what was measured.
     """
-    grids = grids_of(prober, groups, rates=rates, order=order, multiple=multiple)
     between = {grid.group: (0, len(grid.widths)) for grid in grids}
     total, done = sum(len(grid.widths).bit_length() for grid in grids), 0
 
     def tell(known: int, _: int) -> None:
-        if progress is not None:
-            progress("probing", done + known, max(done + known, total))
+        prober.tell("probing", done + known, max(done + known, total))
 
     seen: dict[tuple[str, int], Probe] = {}
     while any(low < high for low, high in between.values()):

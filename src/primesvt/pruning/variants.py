@@ -6,21 +6,24 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 from torch import nn
 
+from primesvt.calibration import CALIBRATION_BATCH
 from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.graph import Ids
 from primesvt.channels.widths import Widths
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
-from primesvt.importance import Criterion, CriterionContext, Scores, keep
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
+from primesvt.importance import Criterion, CriterionContext, Scores, keep, score_channels
 from primesvt.models import SpikingViT
-from primesvt.models.forward import copy_of
+from primesvt.models.forward import batch_of, copy_of
 from primesvt.models.shared_prefix import ActivationCache, VariantBatch, block_of
-from primesvt.profiling.memory import buffer_bytes, parameter_bytes
+from primesvt.profiling.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
 from primesvt.recovery import Recovery
 
-__all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "VariantBuilder", "room_for"]
+__all__ = ["AT_RISK", "NETWORKS", "TOGETHER", "VariantBuilder", "memory_for_networks", "room_for"]
 
 NETWORKS = 2 * 10**9  # bytes for networks made together and what they share, without a limit
 
@@ -85,7 +88,7 @@ class VariantBuilder:
     ) -> None:
         self.model, self.graph, self.processes = model, graph, processes
         self._fitting = min(TOGETHER, room_for(model, memory))
-        self.recovery = recovery or Recovery(kind="none")
+        self.recovery = recovery or Recovery()
         self._importance = importance
         self._evidence = evidence or CriterionContext(model=model, graph=graph)
         self._scores: dict[str, Scores] = {}
@@ -106,7 +109,8 @@ class VariantBuilder:
         missing = [group for group in dict.fromkeys(groups) if group not in self._scores]
         if missing:
             found = self.processes.map_sharded(
-                missing, lambda group: self._importance(self._evidence, self.graph[group])
+                missing,
+                lambda name: score_channels(self._importance, self._evidence, self.graph[name]),
             )
             self._scores.update(zip(missing, found, strict=True))
 
@@ -142,9 +146,9 @@ class VariantBuilder:
             begin, size = time.monotonic(), hands * (1 if alone else self._at_once(purpose))
             part, order = order[:size], order[size:]
             mine = self.processes.shard(part) if deal else part
-            together = self._batch(mine, None if alone else self._common(around))
-            yield part, together
-            self._made_last = (dict(mine[0]), together.networks[0]) if len(mine) == 1 else None
+            batch = self._batch(mine, None if alone else self._common(around))
+            yield part, batch
+            self._made_last = (dict(mine[0]), batch.networks[0]) if len(mine) == 1 else None
             self._pace[purpose] = (time.monotonic() - begin) / max(1, len(mine))
 
     def _batch(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
@@ -156,15 +160,15 @@ class VariantBuilder:
             self._with_shared_prefix(c, common.network, s)
             for c, s in zip(part, starts, strict=True)
         ]
-        together = VariantBatch(
+        batch = VariantBatch(
             networks=networks,
             common=common.raw,
             starts=starts,
             prefixes=self._prefixes,
             before=lru_cache(partial(self._before, common.cuts)),
         )
-        self.recovery.after(together, [self._kept(cuts) for cuts in part], common.kept)
-        return replace(together, common=common.network)
+        self.recovery.after(batch, [self._kept(cuts) for cuts in part], common.kept)
+        return replace(batch, common=common.network)
 
     def _pruned(self, cuts: Widths) -> nn.Module:
         """A pruned copy without recovery: its batch norms keep their statistics."""
@@ -209,7 +213,7 @@ class VariantBuilder:
             network = self._made_last[1]
         else:
             network = self.build(cuts)
-        return (network if self.recovery.kind == "none" else self._pruned(cuts)), network
+        return (self._pruned(cuts) if self.recovery.adapts else network), network
 
     def _before(self, cuts: Widths, block: int) -> frozenset[tuple[str, int]]:
         """The cuts that change something in front of a block."""
@@ -248,6 +252,29 @@ def room_for(model: nn.Module, memory: int) -> int:
             " held at a time; raise the memory limit, or lower the batch size"
         )
     return room
+
+
+def memory_for_networks(
+    model: nn.Module, example: tuple[Any, ...], evaluate: Evaluator, *, limit: int | None
+) -> int:
+    """Bytes for networks measured together: what a limit leaves beside one batch of activations.
+
+    The batch is the larger one of measuring and recovering. Statistics are not counted.
+
+    Raises ``ValueError`` where a batch alone takes more, or the networks do not fit beside it.
+    """
+    if limit is None or not isinstance(evaluate, DataEvaluator):
+        return NETWORKS if limit is None else limit
+    size = max(evaluate.batch_size, CALIBRATION_BATCH)
+    batch = size * peak_activation_bytes(model, example) // batch_of(example)
+    if batch >= limit:
+        fix = "lower batch_size, or raise" if size > CALIBRATION_BATCH else "raise"
+        raise ValueError(
+            f"one batch of {size} takes {batch:,} bytes of activations, but memory_limit is"
+            f" {limit:,}; {fix} the limit"
+        )
+    room_for(model, limit - batch)
+    return limit - batch
 
 
 def _bytes(model: nn.Module) -> int:

@@ -1,9 +1,10 @@
-"""Which recovery a run uses, applied around every cut."""
+"""The recoveries by name, each applied around every cut."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,49 +16,45 @@ from primesvt.channels.surgery import kept_along
 from primesvt.models.shared_prefix import VariantBatch
 from primesvt.recovery.batchnorm import reestimate
 from primesvt.recovery.refit import refit
+from primesvt.registry import RECOVERIES
 
-__all__ = ["RECOVERIES", "Recovery"]
-
-RECOVERIES = ("none", "bn", "refit")
+__all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
 
 
+@RECOVERIES("none")
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Refit in front of a cut, batch norms behind it; statistics are those of the unpruned network.
+    """What makes up for a cut, without training; this one does nothing, others extend it.
+
+    Statistics are those of the unpruned network.
 
     Args:
-        kind: ``none``; ``bn``: batch norms follow what the cut changed; ``refit``: before that, the
-            layers that read the cut channels are solved again by least squares.
-        activity: what calibration inputs show; may be ``None`` for ``none`` only.
+        activity: what calibration inputs show; ``None`` where nothing is looked at.
 
     Raises:
-        ValueError: an unknown kind, or no calibration inputs for one that needs them.
+        ValueError: no calibration inputs for a recovery that needs them.
 
     Example:
-        >>> Recovery(kind="none").kind
-        'none'
+        >>> Recovery().describe("fc1")
+        'nothing'
     """
 
-    kind: str
     activity: ActivationStatistics | None = None
+    needs_inputs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.kind not in RECOVERIES:
-            raise ValueError(f"unknown recovery {self.kind!r}; known: {', '.join(RECOVERIES)}")
-        if self.kind != "none" and self.activity is None:
+        if self.needs_inputs and self.activity is None:
             raise ValueError(
-                f"recovery {self.kind!r} needs calibration inputs; give calibration=, or choose"
-                " recovery='none'"
+                f"recovery {type(self).__name__} needs calibration inputs; give calibration=, or "
+                "choose recovery='none'"
             )
 
     def before(self, model: nn.Module, cuts: Mapping[str, Ids]) -> None:
         """Prepare a copy of the unpruned network, in place, for a cut."""
-        if self.kind == "refit" and self.activity is not None:
-            refit(model, self.activity, cuts)
 
     def after(
         self,
-        together: VariantBatch,
+        batch: VariantBatch,
         cuts: Sequence[Mapping[str, Ids]],
         common: Mapping[str, Ids] | None = None,
     ) -> None:
@@ -65,44 +62,89 @@ class Recovery:
 
         ``common`` are the cuts of a common network that is cut, and not adapted yet.
         """
-        if self.kind == "none" or self.activity is None:
-            return
+
+    @property
+    def adapts(self) -> bool:
+        """A network that is cut is changed further by ``after``."""
+        return type(self).after is not Recovery.after
+
+    def describe(self, group: str) -> str:
+        """What makes up for a cut of this group, for the plan."""
+        return NOTHING
+
+
+@RECOVERIES("bn")
+class BatchNorm(Recovery):
+    """Batch norms follow what the cut changed (``primesvt.recovery.batchnorm``)."""
+
+    needs_inputs = True
+
+    @property
+    def _activity(self) -> ActivationStatistics:
+        assert self.activity is not None
+        return self.activity
+
+    def after(
+        self,
+        batch: VariantBatch,
+        cuts: Sequence[Mapping[str, Ids]],
+        common: Mapping[str, Ids] | None = None,
+    ) -> None:
+        """Re-estimate the batch norms behind the cuts."""
         reestimate(
-            together,
-            self.activity.calibration,
-            self.activity.norms,
+            batch,
+            self._activity.calibration,
+            self._activity.norms,
             [self._kept(rows) for rows in cuts],
             common=self._kept(common) if common else None,
         )
 
+    def describe(self, group: str) -> str:
+        """Such as ``batch norm only``."""
+        return "batch norm only" if self._activity.wiring.norms else NOTHING
+
     def _kept(self, cuts: Mapping[str, Ids]) -> dict[str, Tensor]:
         """Norm -> the channels that are left of it."""
-        assert self.activity is not None
-        graph = self.activity.graph
-        names = {norm: f"{norm}.running_mean" for norm in self.activity.norms[0]}
+        graph = self._activity.graph
+        names = {norm: f"{norm}.running_mean" for norm in self._activity.norms[0]}
         return {
             norm: torch.from_numpy(kept_along(graph, tensor, 0, cuts))
             for norm, tensor in names.items()
             if tensor in graph.tensors
         }
 
-    def describe(self, group: str) -> str:
-        """What makes up for a cut of this group, for the plan.
 
-        Returns such as ``least squares (mlp.fc2), batch norm``.
-        """
-        if self.activity is None or self.kind == "none":
-            return NOTHING
-        parts = []
-        if self.kind == "refit":
-            names = [self._named(r) for r in self.activity.readers[group]]
-            parts += [f"least squares ({', '.join(names)})"] if names else []
-        if self.activity.wiring.norms:
-            parts.append("batch norm" if parts else "batch norm only")
-        return ", ".join(parts) or NOTHING
+@RECOVERIES("refit")
+class Refit(BatchNorm):
+    """Layers that read cut channels are solved again by least squares; then batch norms follow.
+
+    See ``primesvt.recovery.refit``.
+    """
+
+    def before(self, model: nn.Module, cuts: Mapping[str, Ids]) -> None:
+        """Fold what the removed channels gave into the weights of those that stay."""
+        refit(model, self._activity, cuts)
+
+    def describe(self, group: str) -> str:
+        """Such as ``least squares (mlp.fc2), batch norm``."""
+        names = [self._named(reader) for reader in self._activity.readers[group]]
+        if not names:
+            return super().describe(group)
+        norms = ["batch norm"] if self._activity.wiring.norms else []
+        return ", ".join([f"least squares ({', '.join(names)})", *norms])
 
     def _named(self, reader: Consumer) -> str:
         """A reader; of a grouped or very wide one only channels are mixed."""
-        assert self.activity is not None
-        spatial = reader.layer(self.activity.model).weight.shape[2:].numel() > 1
+        spatial = reader.layer(self._activity.model).weight.shape[2:].numel() > 1
         return f"{reader.module}, channel mixing" if spatial and reader.taps == 1 else reader.module
+
+
+def find_recovery(name: str) -> type[Recovery]:
+    """A recovery by name; an unknown one raises ``ValueError`` with the known names.
+
+    Example:
+        >>> find_recovery("bn").__name__
+        'BatchNorm'
+    """
+    found: type[Recovery] = RECOVERIES.get(name)
+    return found

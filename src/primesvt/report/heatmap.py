@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from primesvt.channels.widths import rates_of, widths
+from primesvt.channels.widths import RATES, widths
 from primesvt.report.names import by_block, inside
 from primesvt.report.run_files import RunFiles
 from primesvt.report.sizes import sizes_of
@@ -205,7 +205,7 @@ def _single(row: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 def _rate(run: RunFiles, size: int, kept: int) -> float:
     """The rate that a width stands for; its own share where no rate of the recipe gives it."""
-    rates = run.settings.get("rates") or rates_of(str(run.settings.get("policy")))
+    rates = run.settings.get("rates") or RATES
     return widths(size, rates).get(kept, round(1 - kept / size, 2))
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
 from torch import nn
 
 from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.checkpoint.folder import load
 from primesvt.checkpoint.load import Data, OwnData, open_model, own_data, splits_for
-from primesvt.config import PruneRecipe, parse_overrides, read_recipe
+from primesvt.config import PruneConfig, parse_overrides, read_recipe
 from primesvt.evaluation.evaluator import Evaluator, example_for
 from primesvt.models import reset
 from primesvt.models.digest import config_of, model_digest
@@ -48,7 +45,7 @@ class FinetuneSource:
     data: Data
     plan: Plan | None = None
     run: Path | None = None
-    asked: PruneRecipe | None = field(default=None, repr=False)
+    asked: PruneConfig | None = field(default=None, repr=False)
     data_spec: str | None = None
     batch_size: int = 64
     seed: int = 0
@@ -119,8 +116,7 @@ def source_of_run(
     """A finished run; ``teacher`` and ``data`` stand in place of the run's."""
     path = Path(folder)
     recipe, plan = _recipe_of(path), Plan.load(path)
-    named = isinstance(recipe.get("model"), str)
-    asked = read_recipe(path / "recipe.yaml") if named else None
+    asked = recipe if recipe.model is not None else None
     own = own_data(path)
     if asked is None and (teacher is None or (data is None and own is None)):
         raise ValueError(
@@ -128,17 +124,16 @@ def source_of_run(
             f"give teacher= (the unpruned model){'' if own else ' and data='}"
         )
     student = _student(path, plan, teacher)
-    run = None if asked is None else asked.run
     return FinetuneSource(
         student=student,
-        teacher=teacher if teacher is not None or asked is None else asked.model,
+        teacher=teacher if teacher is not None else recipe.model,
         data=_data(student, own, data, seed=seed if asked is None else None),
         data_spec=str(data) if isinstance(data, str | Path) else None,
         plan=plan,
         run=path,
         asked=asked,
-        batch_size=batch_size or (64 if run is None else run.batch_size),
-        seed=seed if seed is not None else int(recipe.get("seed", 0)) if run is None else run.seed,
+        batch_size=batch_size or recipe.run.batch_size,
+        seed=seed if seed is not None else recipe.run.seed,
     )
 
 
@@ -149,7 +144,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def _recipe_of(path: Path) -> Mapping[str, Any]:
+def _recipe_of(path: Path) -> PruneConfig:
     """What a finished run was asked to do."""
     missing = [
         name
@@ -161,8 +156,7 @@ def _recipe_of(path: Path) -> Mapping[str, Any]:
             f"{str(path)!r} is no finished run: it has no {missing[0]}; give a folder of "
             "`primesvt prune`, and let a run that was stopped go on to its end"
         )
-    content = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    return content if isinstance(content, Mapping) else {}
+    return read_recipe(path / "recipe.yaml")
 
 
 def _student(path: Path, plan: Plan, teacher: Model | None) -> nn.Module:
@@ -177,8 +171,9 @@ def _student(path: Path, plan: Plan, teacher: Model | None) -> nn.Module:
     return own
 
 
-def _original(asked: PruneRecipe) -> nn.Module:
+def _original(asked: PruneConfig) -> nn.Module:
     """The unpruned network as ``primesvt prune`` opened it."""
+    assert asked.model is not None
     try:
         return open_model(
             asked.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from zlib import crc32
 
 import numpy as np
@@ -9,61 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primesvt.channels.widths import WidthGrid
-from primesvt.pruning.policies import (
-    AccuracyGate,
-    Global,
-    Psvit,
-    Random,
-    Uniform,
-    every_width,
-    usual_rates,
-)
+from primesvt.channels.widths import PERCENTS, WidthGrid
+from primesvt.pruning.policies import AccuracyGate, global_ranking
 from primesvt.pruning.policies.global_ranking import shares_left
 from primesvt.pruning.policies.random_rates import DRAWS
-from primesvt.pruning.probe_table import Layer, Point
 
 from ...families.drawn import SEEDS, examples
 from .worlds import SAMPLES, SIZE, World, world
 
 NAMES = ("uniform", "global", "random", "psvit")
-RATES = tuple(k / 10 for k in range(1, 10))
 LIMIT = 0.02
-
-
-def layers_of(one: World) -> list[Layer]:
-    """Every group cut alone at every rate; not counted among the whole networks."""
-    known = list(one.probed)
-    found = [
-        Layer(
-            group=grid.group,
-            positions=1,
-            size=SIZE,
-            parameters=grid.parameters,
-            points=tuple(
-                Point(rate=rate, kept=kept, probe=one.probe({grid.group: kept}))
-                for kept, rate in grid.widths.items()
-            ),
-        )
-        for grid in one.grids
-    ]
-    one.probed[:] = known
-    return found
 
 
 def solve(name: str, one: World, allowed: float = LIMIT, *, seed: int = 0, **options):
     """The walk of a policy."""
-    limits = one.limits(allowed, **options)
-    every = [every_width(grid, RATES) for grid in one.grids]
-    if name == "uniform":
-        return Uniform(**limits).solve(one.grids, one)
-    if name == "random":
-        return Random(**limits, seed=seed).solve(one.grids, one)
-    if name == "global":
-        costs = {n: np.sort(np.diff(curve))[None] for n, curve in one.curves.items()}
-        costs = {n: np.append(c, [[2 * c.max()]], axis=1) for n, c in costs.items()}
-        return Global(**limits, costs=costs, shares=usual_rates(name)).solve(every, one)
-    return Psvit(**limits, highest=RATES[-1]).solve(every, one, lambda: layers_of(one))
+    one.seed = seed
+    if name == "global":  # its rates are shares of all channels
+        one.grids = [dataclasses.replace(grid, rates=PERCENTS) for grid in one.grids]
+    return one.solve(allowed, policy=name, **options)
 
 
 class Jagged(World):
@@ -185,7 +149,7 @@ def test_uniform_is_the_highest_rate_that_passes(seed, groups):
     assert solve("uniform", one).cuts == expected
 
 
-def test_global_by_hand():
+def test_global_by_hand(monkeypatch):
     """Costs 1, 2, 2 are worth 1/9, 1/2, 1, whatever their scale; a is larger, b has two heads."""
     costs = {"a": np.array([[3.0, 6.0, 6.0]]), "b": np.array([[1.0, 1.0], [0.5, 1.0]])}
     assert shares_left(costs["a"]) == pytest.approx(np.array([[1 / 9, 1 / 2, 1]]))
@@ -204,10 +168,12 @@ def test_global_by_hand():
 
     # In this order, with so many channels of seven gone: a (1), b (3), a (4).
     one = Free({"a": [0.0], "b": [0.0]}, {"a": 3, "b": 2})
+    one.removal_costs = lambda _: costs
+    monkeypatch.setattr(global_ranking, "every_width", lambda grid: grid)  # they have all
     plans = {}
     for share in (0.14, 0.15, 0.43, 0.57, 0.58, 0.99):
-        walk = Global(**one.limits(0.1), costs=costs, shares=(share,)).solve(grids, one)
-        plans[share] = walk.cuts
+        one.grids = [dataclasses.replace(grid, rates=(share,)) for grid in grids]
+        plans[share] = one.solve(0.1, policy="global").cuts
     assert plans == {
         0.14: {},
         0.15: {"a": 2},
@@ -222,12 +188,11 @@ def test_global_by_hand():
 @given(seed=SEEDS, scale=st.floats(1e-6, 1e6))
 def test_global_is_blind_to_the_scale_of_a_group(seed, scale):
     one = world(seed)
-    grids = [every_width(grid, RATES) for grid in one.grids]
     costs = {n: np.cumsum(np.abs(curve))[None] for n, curve in one.curves.items()}
-    scaled = costs | {"g0": scale * costs["g0"]}
-    options = {**one.limits(LIMIT), "shares": usual_rates("global")}
-    first = Global(**options, costs=costs).solve(grids, one)
-    assert first.cuts == Global(**options, costs=scaled).solve(grids, one).cuts
+    one.removal_costs = lambda _: costs
+    first = solve("global", one)
+    one.removal_costs = lambda _: costs | {"g0": scale * costs["g0"]}
+    assert first.cuts == solve("global", one).cuts
 
 
 def test_channels_of_no_cost_go_first():
@@ -261,16 +226,14 @@ def test_psvit_by_hand():
         "c": [0.0] * 9 + [1.0],
     }
     one = World(curves, {"a": 30, "b": 20, "c": 1})
-    asked = []
-    layers = layers_of(one)
+    asked, measured = [], one.probes
 
-    def sensitivity():
+    def probes(wanted, **options):
         asked.append(list(one.probed))
-        return layers
+        return measured(wanted, **options)
 
-    grids = [every_width(grid, RATES) for grid in one.grids]
-    policy = Psvit(**one.limits(0.01), highest=0.9)
-    walk = policy.solve(grids, one, sensitivity)
+    one.probes = probes
+    walk = solve("psvit", one, 0.01)
     assert len(asked) == 1 and all("c" not in cuts for cuts in asked[0])
     assert {"a": 7, "b": 7} in asked[0]  # 90 lost, the most that passes in step 1
     # Tolerated alone are 0.4, 0.8 and 0.9 (100 lost are allowed); 0.6 of that are 0.24 and 0.48.
@@ -299,10 +262,9 @@ def test_a_layer_that_tolerates_nothing_stays_in_psvit():
 
 
 def test_progress_is_told():
-    told = []
     one = world(2)
-    Uniform(**one.limits(LIMIT), progress=lambda *args: told.append(args)).solve(one.grids, one)
-    assert told == [("whole networks", n, 0) for n in range(1, len(one.probed) + 1)]
+    solve("uniform", one)
+    assert one.told == [("whole networks", n, 0) for n in range(1, len(one.probed) + 1)]
 
 
 def test_limits_of_a_world_are_in_whole_samples():

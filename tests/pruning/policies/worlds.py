@@ -8,10 +8,11 @@ import numpy as np
 
 from primesvt.channels.widths import WidthGrid, widths
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.pruning.policies import AccuracyGate, Allocate
+from primesvt.pruning.policies import AccuracyGate, find_policy
 from primesvt.pruning.probe_table import Probe, Reference
 
 SIZE, SAMPLES = 10, 10_000
+RATES = tuple(k / 10 for k in range(1, 10))
 
 
 class World:
@@ -23,7 +24,8 @@ class World:
     def __init__(self, curves, weights, *, twist=0.0):
         self.curves, self.weights, self.twist = curves, weights, twist
         self.total = 2 * SIZE * sum(weights.values())
-        self.probed, self.measured = [], []
+        self.probed, self.measured, self.told = [], [], []
+        self.limits, self.exact, self.seed = (), True, 0
         self.reference = Reference(
             context={},
             measurement=Measurement(value=1.0, outcomes=np.ones(SAMPLES, dtype=bool)),
@@ -35,7 +37,8 @@ class World:
                 positions=1,
                 size=SIZE,
                 parameters=SIZE * weight,
-                widths=widths(SIZE, [k / 10 for k in range(1, 10)]),
+                widths=widths(SIZE, RATES),
+                rates=RATES,
             )
             for name, weight in weights.items()
         ]
@@ -60,8 +63,22 @@ class World:
     def bytes_saved(self, cuts):
         return sum((SIZE - kept) * self.weights[name] for name, kept in cuts.items())
 
-    def probe(self, cuts):
+    def probe(self, cuts, *, around=None):
         self.probed.append(dict(cuts))
+        return self.judged(cuts)
+
+    def probes(self, wanted, *, tell=lambda *_: None):
+        """Layers alone: not counted among the whole networks."""
+        return [self.judged(cuts) for cuts in wanted]
+
+    def removal_costs(self, groups):
+        costs = {n: np.sort(np.diff(self.curves[n]))[None] for n in groups}
+        return {n: np.append(c, [[2 * c.max()]], axis=1) for n, c in costs.items()}
+
+    def tell(self, stage, done, total):
+        self.told.append((stage, done, total))
+
+    def judged(self, cuts):
         lost = min(SAMPLES, round(self.cost(cuts)))
         saved = self.bytes_saved(cuts)
         return Probe(
@@ -75,14 +92,11 @@ class World:
             gained=0,
         )
 
-    def limits(self, allowed, *, save=None, gate="point", **options):
-        """What every policy is told."""
-        stop = None if save is None else self.total - save
+    def solve(self, allowed, *, policy="allocate", save=None, gate="point", limits=(), **options):
+        """What a policy takes; ``options`` are its own."""
+        self.limits = limits
         gate = AccuracyGate(kind=gate, allowed=allowed, reference=self.reference)
-        return {"gate": gate, "stop_at_bytes": stop, **options}
-
-    def solve(self, allowed, **options):
-        return Allocate(**self.limits(allowed, **options)).solve(self.grids, self)
+        return find_policy(policy).from_config(options, gate, save).search(self.grids, self)
 
     def most(self, allowed):
         """The largest saving of any plan that passes."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from primesvt.channels.widths import WidthGrid
-from primesvt.evaluation.evaluator import Progress
-from primesvt.pruning.gate import AccuracyGate
+from primesvt.channels.widths import FAR_RATES, WidthGrid
+from primesvt.config import OptionGroup
+from primesvt.profiling.limits import Limit
 from primesvt.pruning.policies.base import (
     MILDER,
-    Limit,
     NetworkProbe,
+    Policy,
     PolicyResult,
     ProbedNetwork,
     ProbedNetworks,
 )
 from primesvt.pruning.policies.knapsack import Knapsack, Option, counted_from, falling
+from primesvt.registry import POLICIES
 
 __all__ = ["Allocate", "Search", "near", "spread"]
 
@@ -27,8 +30,16 @@ __all__ = ["Allocate", "Search", "near", "spread"]
 LEAST_GAIN = 0.003  # of the parameter bytes, for another round
 
 
-@dataclass(kw_only=True)
-class Allocate:
+class AllocateOptions(OptionGroup):
+    """Options of ``allocate``."""
+
+    rounds: Annotated[int, Field(ge=0)] = 8
+    """Rounds of exchange, at most."""
+
+
+@POLICIES("allocate")
+@dataclass(frozen=True, kw_only=True)
+class Allocate(Policy):
     """The best widths of all groups together, as far as the accuracy limit lets.
 
     First the distance of every group cut alone gives its curve. A dynamic programme over groups
@@ -38,43 +49,32 @@ class Allocate:
     all others as they are, and the programme is solved again. So a round gives back where that
     hurts and takes where it is free, and distances are added up near a plan that was measured.
 
-    Args:
-        gate: decides on whole networks.
-        rounds: rounds of exchange, at most.
-        stop_at_bytes: what the parameters may take; no more is saved than that.
-        limits: those beside accuracy and parameter memory. Every plan is one of least distance that
-            meets them, as far as accuracy lets.
-        progress: called as ``progress(stage, done, total)``.
+    Limits beside accuracy and parameter memory are counted on the way: every plan is one of least
+    distance that meets them, as far as accuracy lets.
 
     Source: tables of errors solved by dynamic programming as in Frantar and Alistarh, "SPDY"
     (arXiv 2201.13096); here of distances measured with recovery, around a plan.
     """
 
-    gate: AccuracyGate
-    rounds: int = 8
-    stop_at_bytes: int | None = None
-    limits: Sequence[Limit] = ()
-    progress: Progress | None = field(default=None, repr=False, compare=False)
+    options: AllocateOptions = field(default_factory=AllocateOptions)
 
-    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
+    Options = AllocateOptions
+    rates = FAR_RATES
+    steers = True
+    measures_distances = True
+
+    def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
         """Choose a width of every grid.
 
         Raises:
             ValueError: a limit that cannot hold with every group at its narrowest width.
         """
         ordered = sorted(grids, key=lambda grid: -grid.parameters)
-        search = Search(
-            gate=self.gate,
-            tools=tools,
-            grids=ordered,
-            needed=self._needed(),
-            limits=self.limits,
-            tell=self._tell,
-        )
+        search = Search(gate=self.gate, prober=prober, grids=ordered, needed=self.target_bytes)
         search.check_reach()
         curves = search.around({}, "curves", spread)
         best = search.climb(curves, None) or search.nearest(curves) or search.alike()
-        for number in range(self.rounds):
+        for number in range(self.options.rounds):
             base = best.cuts if best is not None else {}
             options = search.around(base, f"exchange {number + 1}", near)
             better = self._round(search, options, best)
@@ -104,16 +104,6 @@ class Allocate:
             return search.shortfall(before) - search.shortfall(after) >= LEAST_GAIN
         gain = after.saved - (before.saved if before is not None else 0)
         return gain >= LEAST_GAIN * self.gate.reference.parameter_bytes
-
-    def _needed(self) -> int | None:
-        """Bytes to save and no more; ``None`` for as many as the gate allows."""
-        if self.stop_at_bytes is None:
-            return None
-        return self.gate.reference.parameter_bytes - self.stop_at_bytes
-
-    def _tell(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
 
 
 REACH = 2  # neighbouring widths that a round of exchange looks at, on either side
@@ -180,8 +170,8 @@ class Search(ProbedNetworks):
         """
         looked = {g.group: widths(g, base.get(g.group, g.size)) for g in self.grids}
         wanted = [_narrowed(base, grid, kept) for grid in self.grids for kept in looked[grid.group]]
-        tell = partial(self.tell, stage)
-        costs = iter(self.tools.distances([base, *wanted], around=base, tell=tell))
+        tell = partial(self.prober.tell, stage)
+        costs = iter(self.prober.distances([base, *wanted], around=base, tell=tell))
         center = next(costs)
         found = {}
         for grid in self.grids:
@@ -200,7 +190,7 @@ class Search(ProbedNetworks):
         return Option(
             kept=kept,
             cost=cost,
-            saved=self.tools.bytes_saved(cuts),
+            saved=self.prober.bytes_saved(cuts),
             others=tuple(limit.saved(cuts) for limit in self.limits),
         )
 
@@ -293,15 +283,15 @@ class Search(ProbedNetworks):
         base = best.cuts
         knapsack, floor = self._knapsack(options, base)
         assert self.needed is not None
-        distance = self.tools.distances([base])[0]
+        distance = self.prober.distances([base])[0]
         for extra in (1.0, 1.02, 1.05, 1.1):
             asked = extra * (self.needed - floor)
             kept = dict(zip(options, knapsack.solve(asked), strict=True))
             cuts = self.cuts({**base, **kept})
-            if self.tools.bytes_saved(cuts) < self.needed:
+            if self.prober.bytes_saved(cuts) < self.needed:
                 continue  # savings of neighbours in one tensor do not quite add up
             plan = self.look(cuts)
-            better = plan.verdict.passed and self.tools.distances([plan.cuts])[0] < distance
+            better = plan.verdict.passed and self.prober.distances([plan.cuts])[0] < distance
             return plan if better and self.holds(plan) else None
         return None
 
@@ -319,7 +309,7 @@ class Search(ProbedNetworks):
         )
         if self._last is None or self._last[0] is not options or self._last[1] != needs:
             self._last = options, needs, Knapsack(list(options.values()), needs=needs)
-        return self._last[2], self.tools.bytes_saved(floor)
+        return self._last[2], self.prober.bytes_saved(floor)
 
     def walk(self, best: ProbedNetwork | None, curves: Options) -> PolicyResult:
         """The plan as cuts, with milder ones."""
@@ -343,7 +333,7 @@ class Search(ProbedNetworks):
             found.append(dict(zip(curves, kept, strict=True)))
         unique = {frozenset(kept.items()): self.cuts(kept) for kept in found}
         milder = [cuts for cuts in unique.values() if cuts and cuts != best.cuts]
-        return [*sorted(milder, key=self.tools.bytes_saved), best.cuts]
+        return [*sorted(milder, key=self.prober.bytes_saved), best.cuts]
 
 
 def near(grid: WidthGrid, kept: int) -> list[int]:

@@ -1,29 +1,33 @@
-"""What all policies work with: networks probed so far, and the cuts settled on in the end."""
+"""What a policy is, what it may have measured, and what it gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
-from primesvt.channels.widths import WidthGrid, Widths
-from primesvt.profiling.limits import LimitOutcome
+from primesvt.channels.widths import RATES, WidthGrid, Widths
+from primesvt.config import OptionGroup
+from primesvt.importance import Scores
+from primesvt.profiling.limits import Limit
 from primesvt.pruning.gate import AccuracyGate, GateDecision
 from primesvt.pruning.probe_table import Layer, Point, Probe
+from primesvt.registry import POLICIES
 
 __all__ = [
     "MILDER",
     "LayerCut",
-    "Limit",
     "Look",
     "NetworkProbe",
+    "Policy",
     "PolicyResult",
     "ProbedNetwork",
     "ProbedNetworks",
     "TargetLayer",
     "cuts_of",
+    "find_policy",
 ]
 
 
@@ -91,6 +95,41 @@ class PolicyResult:
     alternatives: tuple[tuple[LayerCut, ...], ...] = ()
     unconfirmed: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        grids: Sequence[WidthGrid],
+        probe: Probe,
+        verdict: GateDecision,
+        *,
+        refused: int = 0,
+        stopped: bool = False,
+    ) -> PolicyResult:
+        """The result of a policy that measured one network, or ends with this one.
+
+        Nothing is cut where the gate turned it down.
+
+        Args:
+            grids: what every group may take.
+            probe: the network.
+            verdict: what the gate said of it.
+            refused: other networks that the gate turned down.
+            stopped: the policy ended early because the saving was met.
+        """
+        if not verdict.passed:
+            return cls(choices=(), refused=refused + 1, accuracy_bound=True, stopped=False)
+        cut = [grid for grid in grids if grid.group in probe.cuts]
+        choices = tuple(_choice(grid, probe.cuts[grid.group]) for grid in cut)
+        return cls(
+            choices=choices,
+            refused=refused,
+            accuracy_bound=refused > 0 and not stopped,
+            stopped=stopped,
+            probe=probe,
+            verdict=verdict,
+            alternatives=(choices,),
+        )
+
     @property
     def cuts(self) -> dict[str, int]:
         """Group -> channels kept at each position, in the order taken."""
@@ -107,39 +146,30 @@ def cuts_of(choices: Iterable[LayerCut]) -> dict[str, int]:
     return {choice.group: choice.kept for choice in choices}
 
 
-class Limit(Protocol):
-    """So much of something must be saved: of time, of membrane potentials; in its own unit."""
-
-    @property
-    def name(self) -> str:
-        """What it limits, in words."""
-        ...
-
-    @property
-    def needed(self) -> float:
-        """How much must be saved; nothing where it is not above zero."""
-        ...
-
-    def saved(self, cuts: Widths) -> float:
-        """Estimate what cuts save, group by group; quick, as a search asks for it often."""
-        ...
-
-    def proved(self, cuts: Widths) -> float:
-        """What the network with these cuts really saves, measured once."""
-        ...
-
-    def at(self, cuts: Widths) -> LimitOutcome:
-        """How it stands with these cuts."""
-        ...
-
-
 RUNGS = 12  # savings that are asked for, from the most to the least
 REFINEMENTS = 3  # halvings between the first of them that passes and the one above
 MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the best one's
 
 
 class NetworkProbe(Protocol):
-    """What a policy can have measured; cuts are channels kept per group."""
+    """What a policy can have measured; cuts are channels kept per group.
+
+    ``primesvt.pruning.prober.Prober`` is the one of a run.
+
+    Attributes:
+        limits: those beside accuracy and parameter memory.
+        exact: every rate of every layer is to be measured.
+        seed: of draws.
+    """
+
+    @property
+    def limits(self) -> Sequence[Limit]: ...
+
+    @property
+    def exact(self) -> bool: ...
+
+    @property
+    def seed(self) -> int: ...
 
     def distances(
         self,
@@ -154,13 +184,90 @@ class NetworkProbe(Protocol):
         """
         ...
 
-    def probe(self, cuts: Widths) -> Probe:
-        """The cut network on the selection set."""
+    def probe(self, cuts: Widths, *, around: Widths | None = None) -> Probe:
+        """The cut network on the selection set; ``around`` are cuts that it differs little from."""
+        ...
+
+    def probes(
+        self, wanted: Sequence[Widths], *, tell: Callable[[int, int], None] = lambda *_: None
+    ) -> list[Probe]:
+        """Several cut networks on the selection set; those not yet known are measured together."""
         ...
 
     def bytes_saved(self, cuts: Widths) -> int:
         """Parameter bytes that the cuts free."""
         ...
+
+    def removal_costs(self, groups: Sequence[str]) -> Mapping[str, Scores]:
+        """Costs of removing the channels of groups one after another, ``[positions, size]``."""
+        ...
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Say how far the search is."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Searches for cuts within the limits; a policy extends it and has a name by ``POLICIES``.
+
+    Args:
+        gate: decides whether a measured network may be kept.
+        target_bytes: stop at this saving of parameter bytes; ``None`` saves as much as the gate
+            allows.
+        options: the policy's own options, an ``Options`` of its class.
+
+    Class attributes:
+        Options: the options with their defaults, checks and help sentences.
+        rates: the pruning rates of every layer where the user gives none.
+        any_width: it takes any number of channels, not only those of the rates.
+        steers: it counts limits on time and membrane potentials on its way.
+        measures_distances: it asks for distances of answers.
+    """
+
+    gate: AccuracyGate
+    target_bytes: int | None = None
+    options: OptionGroup = field(default_factory=OptionGroup)
+
+    Options: ClassVar[type[OptionGroup]] = OptionGroup
+    rates: ClassVar[tuple[float, ...]] = RATES
+    any_width: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
+    measures_distances: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(
+        cls, options: Mapping[str, Any], gate: AccuracyGate, target_bytes: int | None = None
+    ) -> Self:
+        """The policy with options by name; ``ValueError`` for one that it does not have."""
+        return cls(gate=gate, target_bytes=target_bytes, options=cls.Options(**options))
+
+    @classmethod
+    def needs_curves(cls, options: Mapping[str, Any], *, exact: bool) -> bool:
+        """Every layer is probed alone at all its rates."""
+        return False
+
+    def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
+        """Choose a width of every group within the limits.
+
+        Args:
+            grids: what every group may take, in forward order.
+            prober: measures networks.
+        """
+        raise NotImplementedError
+
+
+def find_policy(name: str) -> type[Policy]:
+    """A policy by name; an unknown one raises ``ValueError`` with the known names.
+
+    Example:
+        >>> find_policy("prime").rates[-1]
+        0.9
+    """
+    found: type[Policy] = POLICIES.get(name)
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise ValueError(f"policy {name!r} is {found!r}; it must extend primesvt.plugins.Policy")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,21 +293,22 @@ class ProbedNetworks:
 
     Args:
         gate: decides on whole networks.
-        tools: measures.
+        prober: measures.
         grids: what every group may take, from the largest group to the smallest.
         needed: bytes to save and no more; ``None`` for as many as the gate allows.
-        limits: those beside accuracy and parameter memory.
-        tell: called as ``tell(stage, done, total)``.
     """
 
     gate: AccuracyGate
-    tools: NetworkProbe
+    prober: NetworkProbe
     grids: Sequence[WidthGrid]
     needed: int | None
-    limits: Sequence[Limit] = ()
     passed: list[ProbedNetwork] = field(default_factory=list)
     refused: list[ProbedNetwork] = field(default_factory=list)
-    tell: Callable[[str, int, int], None] = field(default=lambda *_: None)
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """Those beside accuracy and parameter memory."""
+        return self.prober.limits
 
     def look(self, kept: Mapping[str, int]) -> ProbedNetwork:
         """Measure a network, unless it is known."""
@@ -209,15 +317,15 @@ class ProbedNetworks:
         known = next((plan for plan in looked if plan.cuts == cuts), None)
         if known is not None:
             return known
-        probe = self.tools.probe(cuts)
+        probe = self.prober.probe(cuts)
         plan = ProbedNetwork(
             cuts=cuts,
-            saved=self.tools.bytes_saved(cuts),
+            saved=self.prober.bytes_saved(cuts),
             probe=probe,
             verdict=self.gate.judge(probe),
         )
         (self.passed if plan.verdict.passed else self.refused).append(plan)
-        self.tell("whole networks", len(self.passed) + len(self.refused), 0)
+        self.prober.tell("whole networks", len(self.passed) + len(self.refused), 0)
         return plan
 
     def cuts(self, kept: Mapping[str, int]) -> dict[str, int]:

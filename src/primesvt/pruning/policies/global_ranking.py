@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from primesvt.channels.widths import WidthGrid
+from primesvt.channels.widths import PERCENTS, WidthGrid, every_width
 from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
 from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
+from primesvt.registry import POLICIES
 
 __all__ = ["Global", "shares_left"]
 
@@ -18,7 +18,7 @@ Costs = npt.NDArray[np.float64]
 _TINY = 1e-300
 
 
-@dataclass(frozen=True, kw_only=True)
+@POLICIES("global")
 class Global(OneParameterPolicy):
     """One ranking over all groups: whatever group they are in, the channels of least worth go.
 
@@ -26,21 +26,19 @@ class Global(OneParameterPolicy):
     (heads) one channel of each goes at a time, at their mean. A group keeps at least what its grid
     allows.
 
-    Args:
-        costs: group -> costs of its channels in the order in which they go, ``[positions, size]``,
-            ascending along the channels.
-        shares: of all channels, what a plan may remove; ascending.
+    The pruning rates are the shares of all channels that a plan may remove.
     """
 
-    costs: Mapping[str, Costs] = field(repr=False)
-    shares: Sequence[float]
+    rates = PERCENTS
+    any_width = True
 
-    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
-        """Choose the share of channels that go; grids hold every width."""
-        plans = self.begin(grids, tools)
+    def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
+        """Choose the share of channels that go."""
+        grids = tuple(map(every_width, grids))
+        plans = self.begin(grids, prober)
         if not grids:
             return self.end(plans, None)
-        order = self._order(grids)
+        order = _order(grids, prober.removal_costs([grid.group for grid in grids]))
         gone = np.cumsum([grids[place].positions for place in order])
         total = sum(grid.positions * grid.size for grid in grids)
 
@@ -49,19 +47,19 @@ class Global(OneParameterPolicy):
             removed = np.bincount(order[:first], minlength=len(grids))
             return {g.group: g.size - int(n) for g, n in zip(grids, removed, strict=True)}
 
-        return self.end(plans, climb(plans, [NestedPlans(rungs=self.shares, at=at)]))
+        return self.end(plans, climb(plans, [NestedPlans(rungs=grids[0].rates, at=at)]))
 
-    def _order(self, grids: Sequence[WidthGrid]) -> npt.NDArray[np.int64]:
-        """The places of the groups that lose a channel, one after another."""
-        worths, places = [], []
-        for place, grid in enumerate(grids):
-            most = grid.size - min(grid.widths, default=grid.size)
-            worth = shares_left(self.costs[grid.group]).mean(0)[:most]
-            worths.append(worth)
-            places.append(np.full(most, place))
-        ranks = np.argsort(np.concatenate(worths), kind="stable")
-        found: npt.NDArray[np.int64] = np.concatenate(places)[ranks]
-        return found
+
+def _order(grids: Sequence[WidthGrid], costs: Mapping[str, Costs]) -> npt.NDArray[np.int64]:
+    """The places of the groups that lose a channel, one after another."""
+    worths, places = [], []
+    for place, grid in enumerate(grids):
+        most = grid.size - min(grid.widths, default=grid.size)
+        worths.append(shares_left(costs[grid.group]).mean(0)[:most])
+        places.append(np.full(most, place))
+    ranks = np.argsort(np.concatenate(worths), kind="stable")
+    found: npt.NDArray[np.int64] = np.concatenate(places)[ranks]
+    return found
 
 
 def shares_left(costs: Costs) -> Costs:

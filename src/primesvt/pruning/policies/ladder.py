@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from primesvt.channels.widths import WidthGrid
-from primesvt.evaluation.evaluator import Progress
-from primesvt.pruning.gate import AccuracyGate
 from primesvt.pruning.policies.base import (
     MILDER,
     NetworkProbe,
+    Policy,
     PolicyResult,
     ProbedNetwork,
     ProbedNetworks,
@@ -58,32 +57,17 @@ class Found:
     ladder: NestedPlans
 
 
-@dataclass(frozen=True, kw_only=True)
-class OneParameterPolicy:
-    """A policy whose plans lie on ladders.
+class OneParameterPolicy(Policy):
+    """A policy whose plans lie on ladders."""
 
-    Args:
-        gate: decides on whole networks.
-        stop_at_bytes: what the parameters may take; no more is saved than that.
-        progress: called as ``progress(stage, done, total)``.
-    """
-
-    gate: AccuracyGate
-    stop_at_bytes: int | None = None
-    progress: Progress | None = field(default=None, repr=False, compare=False)
-
-    def begin(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> ProbedNetworks:
+    def begin(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> ProbedNetworks:
         """No plan looked at yet; groups from the largest to the smallest, ties in forward order."""
-        before = self.gate.reference.parameter_bytes
-        plans = ProbedNetworks(
+        return ProbedNetworks(
             gate=self.gate,
-            tools=tools,
+            prober=prober,
             grids=sorted(grids, key=lambda grid: -grid.parameters),
-            needed=None if self.stop_at_bytes is None else before - self.stop_at_bytes,
+            needed=self.target_bytes,
         )
-        if self.progress is not None:
-            plans.tell = self.progress
-        return plans
 
     def end(self, plans: ProbedNetworks, found: Found | None) -> PolicyResult:
         """The plan found, with milder ones of its ladder."""
@@ -104,7 +88,7 @@ def climb(plans: ProbedNetworks, ladders: Sequence[NestedPlans]) -> Found | None
     """
 
     def saved(kept: Mapping[str, int]) -> int:
-        return plans.tools.bytes_saved(plans.cuts(kept))
+        return plans.prober.bytes_saved(plans.cuts(kept))
 
     whole = [ladder for ladder in ladders if ladder.rungs and saved(ladder.plan(-1)) > 0]
     if not whole or (plans.needed is not None and plans.needed <= 0):
@@ -144,7 +128,7 @@ def _milder(plans: ProbedNetworks, found: Found) -> list[Mapping[str, int]]:
     """From mild plans of the ladder up to the one that was found."""
 
     def saved(kept: Mapping[str, int]) -> int:
-        return plans.tools.bytes_saved(plans.cuts(kept))
+        return plans.prober.bytes_saved(plans.cuts(kept))
 
     asked = [found.ladder.reaching(share * found.plan.saved, saved) for share in MILDER]
     unique = {frozenset(plans.cuts(kept).items()): plans.cuts(kept) for kept in asked}

@@ -4,47 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
-from primesvt.channels.widths import Widths
-from primesvt.evaluation.evaluator import Progress
-from primesvt.pruning.gate import AccuracyGate
-from primesvt.pruning.policies.base import LayerCut, PolicyResult, TargetLayer, cuts_of
+from pydantic import Field
+
+from primesvt.channels.widths import WidthGrid, Widths
+from primesvt.config import OptionGroup
+from primesvt.pruning.policies.base import (
+    LayerCut,
+    NetworkProbe,
+    Policy,
+    PolicyResult,
+    TargetLayer,
+    cuts_of,
+)
 from primesvt.pruning.probe_table import Layer, Point, Probe
+from primesvt.pruning.sensitivity import probe_layers, unprobed
+from primesvt.registry import POLICIES
 
-__all__ = ["ORDERS", "READINGS", "Prime"]
+__all__ = ["Prime", "PrimeOptions"]
 
-READINGS = ("A", "B")
-ORDERS = ("producer", "group")
 SHARES = tuple(step / 100 for step in range(1, 101))
 Measure = Callable[[Widths, Widths], Probe]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prime:
-    """The policy and its reading where the paper's abstract leaves room (docs/method.md).
+class PrimeOptions(OptionGroup):
+    """The reading of ``prime`` where the paper's abstract leaves room (docs/method.md)."""
 
-    Args:
-        gate: decides on every network.
-        reading: ``A`` takes a layer's highest tolerated rate, then goes down to the first whose
-            network passes; ``B`` takes its rate of best benefit if that passes.
-        target_threshold: targets reach this fraction of the largest benefit; 0 deselects none.
-        stop_at_bytes: end as soon as so few parameter bytes are left.
+    reading: Literal["A", "B"] = "A"
+    """A: a layer's highest tolerated rate, then down to what passes. B: its best."""
+    target_threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Targets reach at least this fraction of the best benefit score; 0 deselects no layer."""
+    full_curves: bool = False
+    """Measure every rate of every layer, for plots and for solving again with --from."""
+
+
+@POLICIES("prime")
+@dataclass(frozen=True, kw_only=True)
+class Prime(Policy):
+    """The paper's policy: layers from the largest to the smallest, each pruned as far as passes.
+
+    Reading ``A`` takes a layer's highest tolerated rate, then goes down to the first whose network
+    passes; ``B`` takes its rate of best benefit if that passes.
 
     Source: PrimeSVT (arXiv 2606.03428), abstract: sort by size, target layers by robustness under
     different pruning rates, compress from large to small within the limits.
     """
 
-    gate: AccuracyGate
-    reading: str = "A"
-    target_threshold: float = 0.0
-    stop_at_bytes: int | None = None
-    progress: Progress | None = field(default=None, repr=False, compare=False)
+    options: PrimeOptions = field(default_factory=PrimeOptions)
 
-    def __post_init__(self) -> None:
-        if self.reading not in READINGS:
-            raise ValueError(f"unknown reading {self.reading!r}; known: {', '.join(READINGS)}")
-        if not 0 <= self.target_threshold <= 1:
-            raise ValueError(f"target_threshold is {self.target_threshold}, but must lie in 0 .. 1")
+    Options = PrimeOptions
+
+    @classmethod
+    def needs_curves(cls, options: Mapping[str, Any], *, exact: bool) -> bool:
+        """Benefits are compared, or curves are asked for; the walk alone can do without them."""
+        asked = cls.Options(**options)
+        return exact or asked.full_curves or asked.reading == "B" or asked.target_threshold > 0
+
+    def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
+        """Probe the layers alone where that is needed, then visit them one by one."""
+        curves = self.needs_curves(self.options.model_dump(), exact=prober.exact)
+        layers = probe_layers(prober, grids) if curves else unprobed(grids)
+        return self.walk(
+            layers, lambda cuts, around: prober.probe(cuts, around=around), tell=prober.tell
+        )
 
     def targets(self, layers: Sequence[Layer]) -> tuple[TargetLayer, ...]:
         """Layers by falling size (ties in forward order), each with its benefit score."""
@@ -53,7 +76,12 @@ class Prime:
         largest = max((draft.benefit for draft in drafts if draft.best), default=0.0)
         return tuple(self._select(draft, largest) for draft in drafts)
 
-    def walk(self, layers: Sequence[Layer], measure: Measure) -> PolicyResult:
+    def walk(
+        self,
+        layers: Sequence[Layer],
+        measure: Measure,
+        tell: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> PolicyResult:
         """Visit every target once.
 
         ``measure`` gives the whole network for a set of cuts, and is told those that it goes out
@@ -68,12 +96,13 @@ class Prime:
             refused += tried
             top = target.layer.points[-1]
             bound |= (
-                choice is None or (self.reading == "A" and choice.kept != top.kept) or tried > 0
+                choice is None
+                or (self.options.reading == "A" and choice.kept != top.kept)
+                or tried > 0
             )
             if choice is not None:
                 choices.append(choice)
-            if self.progress is not None:
-                self.progress("walk", number, len(chosen))
+            tell("walk", number, len(chosen))
             if choice is not None and self._enough(choice):
                 stopped = True
                 break
@@ -90,6 +119,11 @@ class Prime:
             alternatives=_milder(choices, {t.layer.group: t.layer.points for t in chosen}),
         )
 
+    @property
+    def _goes_down(self) -> bool:
+        """Lower rates of a layer are tried where a higher one does not pass (reading A)."""
+        return self.options.reading == "A"
+
     def _target(self, layer: Layer) -> TargetLayer:
         tolerated = tuple(
             p for p in layer.points if p.probe is None or self.gate.judge(p.probe).passed
@@ -105,11 +139,11 @@ class Prime:
         )
 
     def _select(self, draft: TargetLayer, largest: float) -> TargetLayer:
-        if draft.best is None or draft.benefit >= self.target_threshold * largest:
+        if draft.best is None or draft.benefit >= self.options.target_threshold * largest:
             return draft
         reason = (
-            f"its best benefit score {draft.benefit:.4g} is below {self.target_threshold:g} x "
-            f"the largest, {largest:.4g}"
+            f"its best benefit score {draft.benefit:.4g} is below "
+            f"{self.options.target_threshold:g} x the largest, {largest:.4g}"
         )
         return TargetLayer(
             layer=draft.layer,
@@ -125,7 +159,7 @@ class Prime:
     ) -> tuple[LayerCut | None, int]:
         """The highest rate whose network passes, and how many were refused."""
         assert target.best is not None
-        points = target.tolerated[::-1] if self.reading == "A" else (target.best,)
+        points = target.tolerated[::-1] if self._goes_down else (target.best,)
         layer = target.layer
         for refused, point in enumerate(points):
             probe = measure({**cuts, layer.group: point.kept}, cuts)
@@ -145,8 +179,8 @@ class Prime:
 
     def _enough(self, choice: LayerCut) -> bool:
         assert choice.probe is not None
-        left = choice.probe.parameter_bytes
-        return self.stop_at_bytes is not None and left <= self.stop_at_bytes
+        saved = self.gate.reference.parameter_bytes - choice.probe.parameter_bytes
+        return self.target_bytes is not None and saved >= self.target_bytes
 
 
 def _milder(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from primesvt.channels.widths import WidthGrid
+from primesvt.channels.widths import PERCENTS, WidthGrid
+from primesvt.config import OptionGroup
 from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
 from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
+from primesvt.registry import POLICIES
 
 __all__ = ["DRAWS", "Random"]
 
@@ -18,6 +22,14 @@ DRAWS = 8
 RUNGS = 400  # of a draw, spread over all widths that it passes
 
 
+class RandomOptions(OptionGroup):
+    """Options of ``random``."""
+
+    draws: Annotated[int, Field(ge=1)] = DRAWS
+    """Draws of random widths, of which the best is taken."""
+
+
+@POLICIES("random")
 @dataclass(frozen=True, kw_only=True)
 class Random(OneParameterPolicy):
     """Random widths: of several draws the one that saves most within the limits.
@@ -27,22 +39,20 @@ class Random(OneParameterPolicy):
     saving. At every saving that is asked for the draws are looked at in turn, up to the first that
     passes; where just so much is needed, all of them, and the one of the least drop is taken.
 
-    Args:
-        seed: of the draws.
-        draws: how many.
-
     Source: random search for channel configurations as the baseline of channel pruning, Li et al.
     (CVPR 2022, arXiv 2205.05676). Which channels go is the importance's affair, as there.
     """
 
-    seed: int = 0
-    draws: int = DRAWS
+    options: RandomOptions = field(default_factory=RandomOptions)
 
-    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
+    Options = RandomOptions
+    rates = PERCENTS
+
+    def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
         """Draw and choose."""
-        plans = self.begin(grids, tools)
-        generator = np.random.default_rng(self.seed)
-        weights = 1 - generator.random((self.draws, len(grids)))  # none is 0
+        plans = self.begin(grids, prober)
+        generator = np.random.default_rng(prober.seed)
+        weights = 1 - generator.random((self.options.draws, len(grids)))  # none is 0
         names = [grid.group for grid in grids]  # as given, so the order of sizes changes no draw
         ladders = [_ladder(plans.grids, dict(zip(names, row, strict=True))) for row in weights]
         return self.end(plans, climb(plans, ladders))

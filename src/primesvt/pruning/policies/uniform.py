@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from primesvt.channels.widths import WidthGrid
+from primesvt.channels.widths import PERCENTS, WidthGrid
 from primesvt.pruning.policies.base import NetworkProbe, PolicyResult
 from primesvt.pruning.policies.ladder import NestedPlans, OneParameterPolicy, climb
+from primesvt.registry import POLICIES
 
 __all__ = ["Uniform"]
 
 
+@POLICIES("uniform")
 class Uniform(OneParameterPolicy):
     """The same rate for every group: the highest whose network stays within the limits.
 
@@ -19,6 +21,7 @@ class Uniform(OneParameterPolicy):
         >>> from primesvt.pruning.probe_table import Probe, Reference
         >>> from primesvt.evaluation.evaluator import Measurement
         >>> class NetworkProbe:  # every channel is 4 bytes, and costs 1 point in score
+        ...     limits, tell = (), lambda *_: None
         ...     def bytes_saved(self, cuts):
         ...         return 4 * sum(8 - kept for kept in cuts.values())
         ...     def probe(self, cuts):
@@ -30,13 +33,15 @@ class Uniform(OneParameterPolicy):
         >>> grids = [WidthGrid(group=name, positions=1, size=8, parameters=8, widths=rates)
         ...          for name in ("fc1", "fc2")]
         >>> gate = AccuracyGate(kind="point", allowed=9, reference=unpruned)
-        >>> Uniform(gate=gate).solve(grids, NetworkProbe()).cuts
+        >>> Uniform(gate=gate).search(grids, NetworkProbe()).cuts
         {'fc1': 4, 'fc2': 4}
     """
 
-    def solve(self, grids: Sequence[WidthGrid], tools: NetworkProbe) -> PolicyResult:
+    rates = PERCENTS
+
+    def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
         """Choose the rate, one of those that the grids have."""
-        plans = self.begin(grids, tools)
+        plans = self.begin(grids, prober)
 
         def at(rate: float) -> Mapping[str, int]:
             return {grid.group: grid.at(rate) for grid in plans.grids}

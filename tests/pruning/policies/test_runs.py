@@ -15,9 +15,9 @@ from primesvt import load, prune
 from primesvt.config import Constraints
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning import choosing
-from primesvt.pruning.policies import POLICIES
-from primesvt.pruning.settings import Settings
+from primesvt.pruning.policies import find_policy
+from primesvt.pruning.request import request_of
+from primesvt.registry import POLICIES
 
 SOME = ["*.block4_0.mlp.fc1", "*.block4_0.attn.q+k", "*.conv2a.conv1"]
 QUICK = {"include": SOME, "verify": False, "gate": "point", "batch_size": 60, "lossless": False}
@@ -95,7 +95,8 @@ def test_a_killed_run_goes_on_to_the_same_plan(runs, small, _pretrained, tmp_pat
     lines = (folder / "sensitivity.jsonl").read_text().splitlines()
     (half / "sensitivity.jsonl").write_text("\n".join(lines[: 1 + len(lines) // 2]) + "\n")
     options = {**QUICK, "policy": policy, "out": half, "constraints": FREE}
-    options |= {"importance": result.recipe["importance"], "recovery": result.recipe["recovery"]}
+    method = result.config.method
+    options |= {"importance": method.importance, "recovery": method.recovery}
     resumed = prune(copy.deepcopy(_pretrained), data=small, **options)
     assert resumed.plan == result.plan
     assert _networks(half) == _networks(folder)
@@ -129,12 +130,9 @@ def test_another_seed_draws_other_widths(modest):
 
 
 @pytest.mark.quick
-def test_every_policy_can_be_asked():
-    assert set(choosing._POLICIES) == set(POLICIES)
-
-
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", POLICIES.names())
 def test_every_policy_has_rates_of_its_own(policy):
-    rates = Settings(policy=policy).pruning_rates
+    rates = request_of(options={"policy": policy}).method.rates
+    assert rates == find_policy(policy).rates
     assert list(rates) == sorted(rates) and rates[0] > 0 and rates[-1] < 1
-    assert Settings(policy=policy, rates=(0.5,)).pruning_rates == (0.5,)
+    assert request_of(options={"policy": policy, "rates": [0.5]}).method.rates == (0.5,)

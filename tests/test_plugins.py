@@ -1,0 +1,201 @@
+"""Policies, criteria and recoveries from outside of the package, in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from primesvt import Limits, load, plugins, prune
+from primesvt.plugins import CriterionContext, Policy, PolicyResult, Recovery
+from primesvt.registry import CRITERIA, POLICIES, RECOVERIES, Registry
+
+ASKED = {
+    "limits": Limits(max_accuracy_drop=90),
+    "include": ["*.block4_0.mlp.fc1", "*.conv2a.conv1"],
+    "batch_size": 60,
+    "gate": "point",
+    "lossless": False,
+    "verify": False,
+}
+
+PACKAGE = '''
+import numpy as np
+from pydantic import Field
+from typing import Annotated
+from primesvt.plugins import OptionGroup, Policy, PolicyResult, Recovery
+
+class Alike(Policy):
+    """All groups keep the same share of their channels."""
+
+    class Options(OptionGroup):
+        share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    rates = (0.25, 0.5, 0.75)
+
+    def search(self, grids, prober):
+        cuts = {grid.group: grid.at(1 - self.options.share) for grid in grids}
+        prober.tell("all alike", 1, 1)
+        probe = prober.probe(cuts)
+        return PolicyResult.of(grids, probe, self.gate.judge(probe))
+
+def last_channels(context, group):
+    return np.tile(np.arange(group.size, dtype=float), (group.positions, 1))
+
+class Doubled(Recovery):
+    """Does nothing but say so."""
+
+    def describe(self, group):
+        return "a plug-in"
+'''
+ENTRY_POINTS = """
+[primesvt.policies]
+alike = mine:Alike
+[primesvt.importances]
+last_channels = mine:last_channels
+[primesvt.recoveries]
+doubled = mine:Doubled
+"""
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    for registry in (POLICIES, CRITERIA, RECOVERIES):
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+def options() -> dict:
+    return {name: value for name, value in ASKED.items() if name != "limits"}
+
+
+def test_a_policy_a_criterion_and_a_recovery_in_python(registries, model, digits) -> None:
+    asked: dict = {}
+
+    @plugins.policy("first_rate")
+    class FirstRate(Policy):
+        rates = (0.25,)
+
+        def search(self, grids, prober) -> PolicyResult:
+            asked["grids"] = grids
+            probe = prober.probe({grid.group: grid.at(0.25) for grid in grids})
+            return PolicyResult.of(grids, probe, self.gate.judge(probe))
+
+    @plugins.criterion("reversed", needs_inputs=False)
+    def backwards(context: CriterionContext, group):
+        return np.tile(-np.arange(group.size, dtype=float), (group.positions, 1))
+
+    @plugins.recovery("zero_bias")
+    class ZeroBias(Recovery):
+        def after(self, batch, cuts, common=None) -> None:
+            for network in batch.networks:
+                network.head.fc.bias.data.zero_()
+
+        def describe(self, group: str) -> str:
+            return "no bias at the end"
+
+    chosen = {"policy": "first_rate", "importance": "reversed", "recovery": "zero_bias"}
+    result = prune(model, data=digits, constraints=ASKED["limits"], **options(), **chosen)
+    assert [step.rate for step in result.plan.steps] == [0.25, 0.25]
+    assert {step.recovery for step in result.plan.steps} == {"no bias at the end"}
+    kept = result.plan.groups["blocks.block4_0.mlp.fc1"]
+    assert kept == (tuple(range(120)),)
+    assert not result.model.head.fc.bias.any()
+    assert result.config.method.rates == (0.25,) and len(asked["grids"]) == 2
+
+
+def test_a_function_ranks_the_channels_and_is_asked_for_again(model, digits, tmp_path) -> None:
+    asked = {**options(), "policy": "uniform", "rates": [0.5], "recovery": "none"}
+    asked |= {"constraints": ASKED["limits"], "data": digits, "out": tmp_path / "run"}
+    first = prune(model, importance=first_channels_last, **asked)
+    assert first.plan.groups["blocks.block4_0.mlp.fc1"] == (tuple(range(80, 160)),)
+    recipe = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
+    name = f"{__name__}:first_channels_last"
+    assert recipe["method"]["importance"] == name
+    (tmp_path / "run/metrics.json").unlink()
+    assert prune(model, importance=first_channels_last, **asked).plan == first.plan
+    with pytest.raises(ValueError, match="give it again as importance="):
+        prune(model, importance=name, **asked)
+
+
+def first_channels_last(context: CriterionContext, group):
+    return np.tile(np.arange(group.size, dtype=float), (group.positions, 1))
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda c, g: np.zeros(3), lambda c, g: np.full((g.positions, g.size), np.nan)]
+)
+def test_scores_of_another_shape_are_refused(model, digits, wrong) -> None:
+    with pytest.raises(ValueError, match="finite numbers of shape \\[1, 64\\]"):
+        prune(
+            model,
+            data=digits,
+            importance=wrong,
+            constraints=ASKED["limits"],
+            **{**options(), "include": ["*.conv2a.conv1"]},
+        )
+
+
+def test_what_is_no_policy_is_refused(registries, model, digits) -> None:
+    plugins.policy("nothing")(object())
+    with pytest.raises(ValueError, match=r"'nothing' is .* must extend primesvt.plugins.Policy"):
+        prune(model, data=digits, policy="nothing")
+
+
+def test_a_name_is_given_once(registries) -> None:
+    with pytest.raises(ValueError, match=r"policy 'prime' is already primesvt\.pruning"):
+        plugins.policy("prime")(Policy)
+    plugins.policy("mine")(Policy)
+    plugins.policy("mine")(Policy)  # its module was imported again
+    with pytest.raises(ValueError, match="'mine' is already"):
+        plugins.policy("mine")(Recovery)
+
+
+def test_another_package_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "site/mine-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site/mine.py").write_text(PACKAGE)
+    (tmp_path / "site/mine-1.0.dist-info/METADATA").write_text("Name: mine\nVersion: 1.0\n")
+    (tmp_path / "site/mine-1.0.dist-info/entry_points.txt").write_text(ENTRY_POINTS)
+    source = Path(__file__).resolve().parents[1] / "src"
+    paths = os.pathsep.join(map(str, (tmp_path / "site", source)))
+
+    def primesvt(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "primesvt", *words],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    helped = primesvt("prune", "--help").stdout
+    assert "random,alike" in helped and "none,doubled" in helped.replace(" │\n│ ", "")
+    wanted = "--policy alike --importance last_channels --recovery doubled --gate point --no-verify"
+    where = "--include *.conv2a.conv1 --max-accuracy-drop 90 --batch-size 450 --no-lossless --json"
+    words = ["prune", "sdt_v2_digits", *wanted.split(), *where.split()]
+    done = primesvt(*words, "--set", "policy.share=0.25")
+    assert done.returncode == 0, done.stderr
+    (step,) = json.loads(done.stdout)["plan"]["steps"]
+    assert step["after"] == [1, 16] and step["recovery"] == "a plug-in"
+    kept = json.loads(done.stdout)["plan"]["groups"]["blocks.conv2a.conv1"]
+    assert kept == [list(range(48, 64))]
+    recipe = yaml.safe_load((tmp_path / "runs/sdt_v2_digits/recipe.yaml").read_text())
+    assert recipe["method"]["policy_options"] == {"share": 0.25}
+    assert recipe["method"]["rates"] == [0.25, 0.5, 0.75]
+    assert load(tmp_path / "runs/sdt_v2_digits")(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+    wrong = primesvt(*words, "--set", "policy.share=2", "--out", "other")
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip() == "primesvt: policy alike: share: 2, input should be less than 1"
+
+
+def test_a_registry_lists_its_own_names_first() -> None:
+    registry = Registry("thing", group="tests.things", builtin={"a": "math:pi", "b": "math:e"})
+    registry("c")(object)
+    assert registry.names() == ("a", "b", "c")
+    with pytest.raises(ValueError, match="unknown thing 'aa'; did you mean a"):
+        registry.get("aa")
