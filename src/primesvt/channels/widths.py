@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import numpy as np
-
-from primesvt.channels.graph import ChannelGraph, Ids
+from primesvt.channels.graph import ChannelGraph, Ids, first_rows
 
 __all__ = [
     "FAR_RATES",
@@ -54,7 +52,7 @@ class WidthGrid:
 
 
 def first_channels(graph: ChannelGraph, kept: Widths) -> dict[str, Ids]:
-    """The first channels of every group, ``[positions, count]``, where only their number matters.
+    """Cuts that keep the first channels of every group, where only their number matters.
 
     Example:
         >>> import torch
@@ -63,14 +61,11 @@ def first_channels(graph: ChannelGraph, kept: Widths) -> dict[str, Ids]:
         >>> first_channels(trace(net, torch.zeros(1, 2)), {"0": 3})["0"].tolist()
         [[0, 1, 2]]
     """
-    return {
-        group: np.tile(np.arange(count, dtype=np.int64), (graph[group].positions, 1))
-        for group, count in kept.items()
-    }
+    return {name: first_rows(graph[name], count) for name, count in kept.items()}
 
 
 def kept_count(size: int, rate: float) -> int:
-    """Channels that stay: ``max(1, floor(size (1 - rate) + 1/2))``, in exact arithmetic.
+    """Channels kept at a pruning rate: ``max(1, floor(size (1 - rate) + 1/2))``, exactly.
 
     Example:
         >>> [kept_count(15, rate) for rate in (0.1, 0.5, 0.9)], kept_count(2, 0.9)
@@ -80,7 +75,7 @@ def kept_count(size: int, rate: float) -> int:
 
 
 def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, float]:
-    """Kept channels -> the highest rate that gives them, for every rate that removes something.
+    """Widths that pruning rates give: kept channels -> the highest rate that keeps so many.
 
     With ``multiple`` they are the nearest multiples of it, the larger of two as near.
 
@@ -104,7 +99,7 @@ def rates_of(policy: str) -> tuple[float, ...]:
 
 
 def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
-    """Ascending, different pruning rates; ``ValueError`` for none, or one outside 0 .. 1."""
+    """Sort pruning rates and drop repeated ones; ``ValueError`` for none, or one outside 0 .. 1."""
     wrong = [rate for rate in rates if not 0 < rate < 1]
     if wrong or not rates:
         named = f"{wrong[0]:g}" if wrong else "none"
@@ -132,7 +127,7 @@ def usual_rates(policy: str) -> tuple[float, ...]:
 
 
 def every_width(grid: WidthGrid, rates: Sequence[float]) -> WidthGrid:
-    """The same group with all widths down to that of the highest rate.
+    """A group's grid with every width from the full one down to that of the highest rate.
 
     Example:
         >>> group = WidthGrid(group="fc", positions=1, size=4, parameters=8, widths={2: 0.5})

@@ -32,7 +32,7 @@ from primesvt.models import (
 from primesvt.models.nearest import agrees
 from primesvt.models.official.read import SUFFIXES, read_state_file
 from primesvt.models.official.recognise import check_names
-from primesvt.models.registry import _nearest_data, provenance_of
+from primesvt.models.registry import nearest_data, provenance_of
 
 __all__ = ["Data", "OpenedModel", "OwnData", "load", "open_model", "own_data", "splits_for"]
 
@@ -158,7 +158,7 @@ class OpenedModel:
         Images ``[2, C, H, W]``, or event frames ``[2, T, C, H, W]``.
         """
         config = self.model.config
-        data = (self.model.provenance or Provenance(data=_nearest_data(config))).data
+        data = (self.model.provenance or Provenance(data=nearest_data(config))).data
         steps = (self.model.time_steps,) if data.events else ()
         generator = torch.Generator().manual_seed(0)
         return torch.rand(2, *steps, config.in_channels, *data.input_size[1:], generator=generator)

@@ -152,10 +152,10 @@ def _one_of(known: Sequence[str], keys: Iterable[str], what: str, path: Path) ->
     keys = list(keys)
     found = [key for key in keys if key.lower() in known]
     if len(found) != 1:
-        seen = ", ".join(map(repr, keys)) or "nothing"
+        there = ", ".join(map(repr, keys)) or "nothing"
         count = "more than one array" if found else "no array"
         raise DataError(
-            f"{path} has {count} of {what}: it holds {seen}; name one of them {what!r} "
+            f"{path} has {count} of {what}: it holds {there}; name one of them {what!r} "
             f"(also known: {', '.join(known[1:])})"
         )
     return found[0]

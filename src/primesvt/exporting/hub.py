@@ -119,7 +119,7 @@ def card(
             )
             for row in (changes(metrics) if metrics else [])
         ],
-        told=cost_notes(metrics["after"]) if metrics else [],
+        cost_sentences=cost_notes(metrics["after"]) if metrics else [],
         data=metrics.get("data", ""),
         config=model.config,
         time_steps=model.time_steps,

@@ -14,7 +14,7 @@ __all__ = ["PaddedBN", "RepConv", "SpikingSelfAttention"]
 
 
 class PaddedBN(nn.Module):
-    """Batch normalisation, then one pixel of padding with what it makes of a zero input.
+    """Batch normalisation, then one pixel of padding with the value that the norm gives for zero.
 
     ``[N, C, H, W]`` to ``[N, C, H + 2, W + 2]``. The padding value uses the running statistics, in
     training too, and no gradient flows through it.
@@ -31,16 +31,14 @@ class PaddedBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.bn(x)
         border = functional.pad(normed.new_zeros(normed.shape[-2:]), (1, 1, 1, 1), value=1.0)
-        # Adding zero inside and to zero outside keeps both exact, without writing in place.
-        return functional.pad(normed, (1, 1, 1, 1)) + border * self._of_zero().to(normed.dtype)
-
-    def _of_zero(self) -> Tensor:
         mean, var = self.bn.running_mean, self.bn.running_var
         if mean is None or var is None:
             raise ValueError("PaddedBN needs running statistics: keep track_running_stats=True")
         with torch.no_grad():
             value = self.bn.bias - mean * self.bn.weight / torch.sqrt(var + self.bn.eps)
-        return value.view(1, -1, 1, 1)
+            of_zero = value.view(1, -1, 1, 1).to(normed.dtype)
+        # Adding zero inside and to zero outside keeps both exact, without writing in place.
+        return functional.pad(normed, (1, 1, 1, 1)) + border * of_zero
 
 
 class RepConv(nn.Module):

@@ -1,4 +1,4 @@
-"""Digests that tell whether two networks are the same, weights and configuration."""
+"""Digests of networks, which tell whether two have the same weights and configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How any network is run, fed and copied: evaluation mode, example inputs, working copies."""
+"""Run and copy any network: evaluation mode, hooks, example inputs, working copies."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
 
 
 def _value(name: str, value: Any, known: dict[int, Any]) -> Any:
-    """A container of plain values is copied flat; all that holds more goes the usual way."""
+    """Copy an attribute of a module: containers of plain values directly, all else deeply."""
     kind = type(value)
     if kind in _CONTAINERS and not value:
         return kind()

@@ -42,13 +42,13 @@ def comparison_plot(runs: Sequence[RunFiles], names: Sequence[str]) -> Plot | No
         places = [(x.at(100 * each.saving), 100 - y.at(unit * each.value)) for each in way]
         segments += _segments(places, f"{kind} {'way' if len(way) > 2 else 'jump'}")
         marks.append(_run_mark(way[-1], places[-1], end, run, y, kind=kind, label=str(number + 1)))
-    told = "; ".join(
+    outcomes = "; ".join(
         f"{name} {way[-1].saving:.1%} at {text_of(way[-1].value, images=run.images)}"
         for run, name, way in zip(runs, names, ways, strict=True)
     )
     what = "accuracy on the selection set" if runs[0].images else "score"
     return Plot(
-        label=f"Plot of {what} against parameter memory saved: {told}.",
+        label=f"Plot of {what} against parameter memory saved: {outcomes}.",
         x=x,
         y=y,
         marks=tuple(marks),

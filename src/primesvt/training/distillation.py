@@ -135,15 +135,15 @@ def answer_distance(logits: Tensor, wanted: Tensor, temperature: float) -> Tenso
     return divergence * temperature**2
 
 
-def feature_distance(seen: Tensor, wanted: Tensor) -> Tensor:
+def feature_distance(given: Tensor, wanted: Tensor) -> Tensor:
     """Squared error of block outputs of any shape, as a share of the wanted ones' squares.
 
     Example:
         >>> feature_distance(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])).item()
         0.10000000149011612
     """
-    seen, wanted = seen.float(), wanted.float()
-    return (seen - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)
+    given, wanted = given.float(), wanted.float()
+    return (given - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)
 
 
 def _pairs(student: nn.Module, teacher: nn.Module | None) -> dict[str, tuple[nn.Module, nn.Module]]:

@@ -15,15 +15,11 @@ _SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 def pointwise(call: Call) -> Axes:
     axes = call.trace.axes(call.tensors[0])
     for tensor in call.tensors[1:]:
-        axes = _broadcast(call, axes, call.trace.axes(tensor))
+        other = call.trace.axes(tensor)
+        if axes != other:
+            pairs = zip_longest(reversed(axes), reversed(other))
+            axes = [_align(call, a, b) for a, b in pairs][::-1]
     return axes
-
-
-def _broadcast(call: Call, left: Axes, right: Axes) -> Axes:
-    if left == right:
-        return left
-    pairs = zip_longest(reversed(left), reversed(right))
-    return [_align(call, a, b) for a, b in pairs][::-1]
 
 
 def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
