@@ -1,4 +1,4 @@
-"""A plan: which channels stay, in the order in which the cuts were taken."""
+"""Plans: the channels that stay in every group, and the order of the cuts."""
 
 from __future__ import annotations
 

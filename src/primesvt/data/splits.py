@@ -98,7 +98,7 @@ class Pools:
 def arrange(
     pools: Pools, *, seed: int, held_out: bool = False, allow_selection_from_train: bool = False
 ) -> Splits:
-    """Split what a data set offers into calibration, selection, test and train.
+    """Split the sets of a data set into calibration, selection, test and train.
 
     * Validation and test images: selection is the one, test the other.
     * One labelled evaluation set: split in halves by ``seed``, selection and test. Without training
@@ -251,7 +251,7 @@ def _with_calibration(
 
 
 def _calibration_size(available: int) -> int:
-    """At most 256 images, and no more than a third of what there is."""
+    """Size of a calibration set: at most 256 images, and at most a third of those available."""
     return max(1, min(CALIBRATION_SIZE, available // 3))
 
 

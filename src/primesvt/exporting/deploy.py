@@ -220,7 +220,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def spiking_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The neuron layers of a network by name; one that runs across images stands for its neuron.
+    """The neuron layers of a network by name; a wrapper that runs across images counts as one.
 
     Example:
         >>> from primesvt.models import create_model

@@ -253,6 +253,6 @@ def _timed(forward: Forward, repeats: int, device: torch.device, clock: Clock) -
 
 
 def _wait(device: torch.device) -> None:
-    """Let an accelerator finish what it was given."""
+    """Wait until an accelerator has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

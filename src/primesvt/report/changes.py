@@ -1,4 +1,4 @@
-"""What pruning changed, measure by measure, as a terminal and a page show it."""
+"""Tables of all measures before and after pruning, for the terminal and the page of a run."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One measure of several runs: for each a text, and what stands below it."""
+    """One measure of several runs: for each run a value, and the texts below it."""
 
     name: str
     cells: tuple[tuple[str, ...], ...]

@@ -53,7 +53,7 @@ class Heatmap:
 
     @property
     def chosen(self) -> bool:
-        """Whether some cell is what the plan took."""
+        """Whether some cell shows a width that the plan took."""
         return any(cell.chosen for row in self.rows for cell in row.cells)
 
 
@@ -205,6 +205,6 @@ def _single(row: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _rate(run: RunFiles, size: int, kept: int) -> float:
-    """The rate that a width stands for; its own share where no rate of the recipe gives it."""
+    """The pruning rate that gives a width; the removed share where no rate of the recipe does."""
     rates = run.settings.get("rates") or rates_of(str(run.settings.get("policy")))
     return widths(size, rates).get(kept, round(1 - kept / size, 2))

@@ -56,7 +56,7 @@ class RunFiles:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting of the recipe by its own name, whatever section it stands in."""
+        """Every setting of the recipe by its name without the section."""
         return {name.rpartition(".")[2]: value for name, value in flat(self.recipe)}
 
     @property

@@ -26,7 +26,7 @@ class TunedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSummary:
-    """What fine-tuning reached on every set that all three networks were measured on, and how.
+    """Accuracies before and after fine-tuning on every set, and notes on how it was done.
 
     ``epochs`` holds number, loss and accuracy on the selection set; epoch 0 is before fine-tuning.
     """
@@ -183,7 +183,7 @@ def _asked(run: RunFiles) -> list[str]:
 
 
 def _multiple(run: RunFiles) -> int:
-    """What kept channels are multiples of; 0 for any number."""
+    """The number that kept channels must be multiples of; 0 where any number is allowed."""
     asked = int(run.settings.get("channel_multiple") or 1)
     return asked if asked > 1 else 0
 

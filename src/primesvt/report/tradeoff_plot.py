@@ -94,7 +94,7 @@ DEPTH = 3.0  # limits below the unpruned accuracy that the plot reaches down to,
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """One measured network: its saving, accuracy or score, and what became of it.
+    """One measured network: its saving, its accuracy or score, and its role in the search.
 
     ``role`` is ``before``, ``step`` (a cut of the plan), ``plan`` (the last of them), ``tried`` or
     ``rejected`` (early, on the ``samples`` that it had seen).
@@ -207,7 +207,7 @@ def _value(run: RunFiles, when: str) -> float:
 
 
 def _ends(run: RunFiles) -> list[float]:
-    """What the intervals of the first and the last network reach to."""
+    """Accuracies of the first and the last network, and the ends of their intervals."""
     found = [_value(run, "before"), _value(run, "after")]
     if run.images:
         found += [run.metrics[when]["selection"]["low"] for when in ("before", "after")]

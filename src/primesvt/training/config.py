@@ -16,7 +16,7 @@ __all__ = ["FinetuneRecipe", "TrainRecipe", "TrainingConfig", "read_content", "r
 
 
 class TrainingConfig(BaseModel):
-    """What every training decides: how long, how fast, on what changes of the images."""
+    """Settings of every training: length, learning rate, regularisation, augmentation, precision."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -56,7 +56,7 @@ class TrainingConfig(BaseModel):
         return self.model_dump(mode="json")
 
     def changed(self, **changes: Any) -> Self:
-        """The same recipe with other values, checked; ``None`` keeps the value of a field.
+        """A checked copy of the recipe with other values; ``None`` keeps the value of a field.
 
         Example:
             >>> TrainRecipe(epochs=3).changed(seed=1, data=None).seed
@@ -126,8 +126,7 @@ KEPT = ("batch_size", "weight_decay", "label_smoothing", "gradient_clip", "augme
 
 
 class FinetuneRecipe(TrainingConfig):
-    """All that decides what a fine-tuning learns; of a pruned model with a training record, what is
-    not asked for follows the training (``after``).
+    """Recipe of a fine-tuning; ``after`` derives missing fields from the recipe of the training.
 
     Example:
         >>> FinetuneRecipe(epochs=3).distillation

@@ -1,4 +1,4 @@
-"""The folder of a training that can be stopped: its recipe and its state, then the result."""
+"""The folder of a training: its recipe, the state from which it can be resumed, and the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECIPE, STATE, MODEL, RECORD, PROGRESS = (
 
 
 class TrainingFolder:
-    """A folder that belongs to one recipe: a training that was stopped goes on in it.
+    """The folder of a training of one recipe, in which a stopped training can be resumed.
 
     Args:
         path: new, empty, or of the same recipe. Nothing is written before ``create``.
@@ -159,7 +159,7 @@ class Saver:
         self._took = self._last - begin
 
     def if_due(self) -> None:
-        """Save, if the last time is long enough ago; at most a twentieth of all time goes there."""
+        """Save if the last time is long enough ago: at most a twentieth of all time is for saving."""
         pause = self._every and max(self._every, COST * self._took)
         if self._processes.broadcast(time.monotonic() - self._last >= pause):
             self.now()

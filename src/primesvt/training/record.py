@@ -44,7 +44,7 @@ class SetAccuracies:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneRecord:
-    """How a pruned network was fine-tuned, and what that gave; written as ``record.json``.
+    """How a pruned network was fine-tuned, and the accuracies; written as ``record.json``.
 
     Attributes:
         command: the command line, where there was one.

@@ -177,7 +177,7 @@ def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
 
 
 def _contract(call: Call, operand: str, dim: int, other: str, other_dim: int) -> None:
-    """Note who reads the axis, and where to silence it in a check; freeze it if nowhere."""
+    """Record that an axis is read and can be silenced; freeze it if no activation is involved."""
     if call.weights_alone(operand, other):
         call.freeze(call.axes(operand)[dim], f"a product over the axis {STORE}")
         return

@@ -70,7 +70,7 @@ def onnx_model(graph: ExportedGraph, *, input_name: str, about: Mapping[str, str
 
 
 def only_logits(model: ModelProto) -> ModelProto:
-    """The same graph without the spikes among its outputs, and without what only they needed."""
+    """A copy of a graph with the logits as only output, without nodes that only spikes needed."""
     from onnx import ModelProto
 
     made = ModelProto()

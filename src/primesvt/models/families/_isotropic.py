@@ -102,7 +102,7 @@ def check_attn_scale(scale: float) -> None:
 def equal_blocks(
     config: Config, stem: Callable[[Config], nn.Module], block: Callable[[Config], nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The stem and the blocks of a config with their names, each made when its turn comes.
+    """The named stem and blocks of a config, built one after another.
 
     Example:
         >>> small = IsotropicConfig(depth=2)

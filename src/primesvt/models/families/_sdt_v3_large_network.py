@@ -51,7 +51,7 @@ class RepConv(nn.Module):
 
 
 class NormedRepConv(RepConv):
-    """A ``RepConv`` and one more norm: what makes q, k and v, and stands behind the attention.
+    """A ``RepConv`` and one more norm, as used for q, k, v and the projection of the attention.
 
     ``[T, B, C, H, W]`` to ``[T, B, C', H, W]``.
 
