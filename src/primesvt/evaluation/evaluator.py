@@ -177,7 +177,7 @@ def _outcomes(
     workers: int,
     progress: Progress | None,
     stage: str,
-    stop: StopEarly | None = None,
+    leaves: StopEarly | None = None,
     data: Hashable = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> list[npt.NDArray[np.bool_]]:
@@ -192,7 +192,7 @@ def _outcomes(
         batch_size=batch_size,
         processes=processes,
         workers=workers,
-        stop=stop,
+        leaves=leaves,
         data=data,
         tell=(lambda _: None) if progress is None else (lambda done: progress(stage, done, total)),
     ).run()
@@ -258,7 +258,7 @@ class DataEvaluator:
         """
         runners = [race.start() for _ in variants.networks] if race is not None else []
 
-        def stop(number: int, right: npt.NDArray[np.bool_]) -> bool:
+        def leaves(number: int, right: npt.NDArray[np.bool_]) -> bool:
             assert before is not None
             first = runners[number].images
             known = before[first : first + len(right)]
@@ -272,7 +272,7 @@ class DataEvaluator:
             workers=self.workers,
             progress=None if self.progress is None else _once_long(self.progress),
             stage="measuring",
-            stop=stop if runners and before is not None else None,
+            leaves=leaves if runners and before is not None else None,
             data=("selection", id(self.splits.selection)),
             processes=self.processes,
         )

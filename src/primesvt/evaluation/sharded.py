@@ -28,9 +28,9 @@ class ShardedEvaluation:
     """Evaluation of networks on a data set whose batches are distributed over processes.
 
     Of ``n`` processes number ``r`` answers batches ``r``, ``r + n`` and so on, and every batch is
-    the one that a single process forms. With ``stop``, outcomes are exchanged after every round of
+    the one that a single process forms. With ``leaves``, outcomes are exchanged after every round of
     batches and handed to it in the order of the batches; those of a network after the batch at
-    which it was stopped do not count. So the outcomes are those of one process. Without ``stop``
+    which it was stopped do not count. So the outcomes are those of one process. Without ``leaves``
     they are exchanged once, at the end.
 
     Args:
@@ -40,7 +40,7 @@ class ShardedEvaluation:
         batch_size: samples per forward pass.
         processes: those that take part.
         workers: processes that load samples.
-        stop: called with a network's number and its outcomes on a batch; whether to stop it.
+        leaves: called with a network's number and its outcomes on a batch; whether to stop it.
         data: names the data set where activations may be kept.
         tell: called with the number of samples done.
     """
@@ -51,7 +51,7 @@ class ShardedEvaluation:
     batch_size: int
     processes: ProcessGroup
     workers: int = 0
-    stop: StopEarly | None = None
+    leaves: StopEarly | None = None
     data: Hashable = None
     tell: Callable[[int], None] = lambda _: None
     _found: list[list[Right]] = field(init=False, repr=False)
@@ -62,7 +62,7 @@ class ShardedEvaluation:
         self._found = [[] for _ in self.variants.networks]
         self._running = list(range(len(self._found)))
         rounds = math.ceil(self._total / (self.batch_size * self.processes.size))
-        step = rounds if self.stop is None else 1
+        step = rounds if self.leaves is None else 1
         batches = self._batches()
         with self.variants.evaluating():
             for first in range(0, rounds, step):
@@ -70,9 +70,9 @@ class ShardedEvaluation:
                 for right in interleave(self._answered(batches, numbers)):
                     for network in self._running:
                         self._found[network].append(right[network])
-                    if self.stop is not None:
-                        self._running = [n for n in self._running if not self.stop(n, right[n])]
-                if self.stop is not None:
+                    if self.leaves is not None:
+                        self._running = [n for n in self._running if not self.leaves(n, right[n])]
+                if self.leaves is not None:
                     self._report(numbers.stop)
                 if not self._running:
                     break
@@ -87,7 +87,7 @@ class ShardedEvaluation:
                 batch = next(batches, None)
                 if batch is not None:
                     answers.append(self._answer(batch, number))
-                if self.stop is None:
+                if self.leaves is None:
                     self._report(number + 1)
             return answers
 

@@ -16,7 +16,7 @@ __all__ = ["FinetuneRecipe", "TrainRecipe", "TrainingConfig", "read_content", "r
 
 
 class TrainingConfig(BaseModel):
-    """Settings of every training: length, learning rate, regularisation, augmentation, precision."""
+    """Settings of every training: length, learning rate, regularisation, augmentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -125,7 +125,7 @@ class FinetuneLoop:
         self.best.offer(judged, self.score(judged, "selection", stage).accuracy)
 
     def score(self, model: nn.Module, part: str, stage: str = "") -> Accuracy:
-        """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` is for ``progress``."""
+        """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` is for progress."""
         dataset = getattr(self.evaluate.splits, part)
         progress = self.progress if stage else None
         measurement = self.evaluate.on(dataset, model, progress=progress, stage=stage)
