@@ -28,8 +28,8 @@ class ShardedEvaluation:
     """Evaluation of networks on a data set whose batches are distributed over processes.
 
     Of ``n`` processes number ``r`` answers batches ``r``, ``r + n`` and so on, and every batch is
-    the one that a single process forms. With ``leaves``, outcomes are exchanged after every round of
-    batches and handed to it in the order of the batches; those of a network after the batch at
+    the one that a single process forms. With ``leaves``, outcomes are exchanged after every round
+    of batches and handed to it in the order of the batches; those of a network after the batch at
     which it was stopped do not count. So the outcomes are those of one process. Without ``leaves``
     they are exchanged once, at the end.
 
