@@ -31,14 +31,17 @@ class PaddedBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.bn(x)
         border = functional.pad(normed.new_zeros(normed.shape[-2:]), (1, 1, 1, 1), value=1.0)
+        # Adding zero inside and to zero outside keeps both exact, without writing in place.
+        return functional.pad(normed, (1, 1, 1, 1)) + border * self._of_zero().to(normed.dtype)
+
+    def _of_zero(self) -> Tensor:
+        """The value that the norm gives for a zero input, ``[1, C, 1, 1]``."""
         mean, var = self.bn.running_mean, self.bn.running_var
         if mean is None or var is None:
             raise ValueError("PaddedBN needs running statistics: keep track_running_stats=True")
         with torch.no_grad():
             value = self.bn.bias - mean * self.bn.weight / torch.sqrt(var + self.bn.eps)
-            of_zero = value.view(1, -1, 1, 1).to(normed.dtype)
-        # Adding zero inside and to zero outside keeps both exact, without writing in place.
-        return functional.pad(normed, (1, 1, 1, 1)) + border * of_zero
+        return value.view(1, -1, 1, 1)
 
 
 class RepConv(nn.Module):

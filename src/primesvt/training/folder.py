@@ -159,7 +159,7 @@ class Saver:
         self._took = self._last - begin
 
     def if_due(self) -> None:
-        """Save if the last time is long enough ago; at most a twentieth of all time goes into it."""
+        """Save if it is time again; at most a twentieth of all time is spent on saving."""
         pause = self._every and max(self._every, COST * self._took)
         if self._processes.broadcast(time.monotonic() - self._last >= pause):
             self.now()
