@@ -1,4 +1,4 @@
-"""Whole files or none, in a folder that one process at a time writes to.
+"""Atomic writing of files, append-only logs, and locks of folders.
 
 Every file is written beside its target and then renamed onto it.
 """
@@ -99,7 +99,7 @@ def write_json(path: str | Path, content: Mapping[str, Any] | list[Any]) -> Path
 
 
 class JsonlLog:
-    """A file of lines that only grows; what is appended is on disk before ``append`` returns.
+    """An append-only file of lines, which are on disk before ``append`` returns.
 
     Args:
         path: need not be there yet.
@@ -117,7 +117,7 @@ class JsonlLog:
         self.path, self.read_only = path, read_only
 
     def append(self, *lines: str) -> None:
-        """Write lines behind those that are there."""
+        """Append lines."""
         if self.read_only or not lines:
             return
         with self.path.open("ab") as file:
@@ -150,7 +150,7 @@ def save_safetensors(
 def safetensors_bytes(
     tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """The content of such a file; no two tensors may share memory."""
+    """Serialise tensors as a safetensors file; no two may share memory."""
     from safetensors.torch import save as tensors_to_bytes  # the command line waits for no torch
 
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -175,7 +175,7 @@ def check_writable(folder: str | Path) -> Path:
 
 
 class FolderInUse(ValueError):
-    """Another process is writing to this folder or file; the one line says which, since when."""
+    """Raised where another process is writing to a folder or file; says which and since when."""
 
 
 @contextlib.contextmanager
@@ -212,7 +212,7 @@ def file_lock(path: str | Path) -> Iterator[Path]:
 
 
 def contents(folder: str | Path) -> list[str]:
-    """The sorted names of what lies in a folder, without its lock; none where it is missing.
+    """Sorted names of the files and folders in a folder, without its lock; empty if it is missing.
 
     Example:
         >>> contents("no/such/folder")
@@ -226,12 +226,12 @@ def contents(folder: str | Path) -> list[str]:
 
 @contextlib.contextmanager
 def _locked(lock: Path, what: Path) -> Iterator[None]:
-    """Hold ``lock``, a file whose content says who writes ``what``."""
+    """Hold a lock file whose content says which process writes ``what``."""
     places = (lock.parent, *lock.parent.parents)
     made = [place for place in places if not place.exists()]  # the innermost first
     try:
-        held = _acquired(lock, what)
-        native = isinstance(held, UnixFileLock)  # where flock is missing the file is filelock's own
+        acquired = _acquired(lock, what)
+        native = isinstance(acquired, UnixFileLock)  # without flock the file is filelock's own
         try:
             if native:
                 lock.write_text(json.dumps(_myself()), encoding="utf-8")
@@ -240,7 +240,7 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
             # Whoever opened the file before it goes notices that it has no name any more.
             if native:
                 lock.unlink(missing_ok=True)
-            held.release()
+            acquired.release()
     finally:
         with contextlib.suppress(OSError):  # something lies there
             for place in made:
@@ -248,22 +248,22 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
 
 
 def _acquired(lock: Path, what: Path) -> BaseFileLock:
-    """The lock, held; a folder that another process takes away meanwhile is made again."""
-    held: BaseFileLock = FileLock(lock, mode=_default_mode())
+    """Acquire a lock; its folder is made again if another process removes it meanwhile."""
+    made: BaseFileLock = FileLock(lock, mode=_default_mode())
     with _clear_errors(lock):
         for _ in range(3):
             lock.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    held.acquire(timeout=PATIENCE)
+                    made.acquire(timeout=PATIENCE)
                 except Timeout:
                     raise FolderInUse(_in_use(lock, what)) from None
-                return held
+                return made
     raise FolderInUse(_in_use(lock, what))
 
 
 def _myself() -> dict[str, Any]:
-    """This process, in words for others."""
+    """A description of this process for the lock file: number, host, command and start."""
     program = Path(sys.argv[0] if sys.argv else "")
     name = program.parent.name if program.name == "__main__.py" else program.name
     return {
@@ -285,7 +285,7 @@ def _in_use(lock: Path, what: Path) -> str:
 
 @contextlib.contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says about a path into one line that names the folder."""
+    """Turn ``OSError`` of a path into a ``ValueError`` of one line that names the folder."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a long run tells while it runs."""
+"""The type of progress callbacks, and names of stages with details."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Stage(str):
-    """The name of a stage, with what is known beside how far it is.
+    """The name of a stage in progress, with a detail such as the number of images seen.
 
     Example:
         >>> stage = Stage("walk", detail="4,500 images seen")

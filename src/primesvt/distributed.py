@@ -1,4 +1,4 @@
-"""Several processes at one job: who takes which samples, how results come together, who writes."""
+"""Several processes at one job: sharding of samples, gathering of results, and one that writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["SINGLE_PROCESS", "ProcessGroup", "interleave", "resolve_device"]
 def resolve_device(
     device: str | torch.device | None, model: nn.Module | None = None
 ) -> torch.device:
-    """A device that is really there; the model's own when none is named.
+    """Resolve the name of a device, or take the model's own; ``ValueError`` if there is none such.
 
     Example:
         >>> resolve_device("cpu")
@@ -51,10 +51,10 @@ LEAVE = 0.5  # seconds in which threads come to an end
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """This process among those that ``torchrun`` or ``accelerate launch`` started; else alone.
+    """The processes that ``torchrun`` or ``accelerate launch`` started, as seen from one of them.
 
-    All of them run the same program in lockstep: every method that speaks of others must be called
-    by all. Only ``main`` writes and prints.
+    All of them run the same program in lockstep: every method that exchanges something must be
+    called by all. Only ``main`` writes and prints.
 
     Attributes:
         rank: the number of this process.
@@ -73,7 +73,7 @@ class ProcessGroup:
 
     @classmethod
     def start(cls, device: torch.device) -> ProcessGroup:
-        """Join the others: gloo for ``cpu``, NCCL for ``cuda``, one GPU for each process.
+        """Set up communication: gloo for ``cpu``, NCCL for ``cuda``, one GPU for each process.
 
         Raises ``ValueError`` where several processes cannot have a GPU each.
         """
@@ -91,7 +91,7 @@ class ProcessGroup:
 
     @staticmethod
     def take_gpu() -> None:
-        """Of several processes, each makes a GPU of its own the current one.
+        """Select a GPU of its own for each of several processes.
 
         To be called before anything else touches a GPU, or all take memory of the first.
         """
@@ -100,11 +100,11 @@ class ProcessGroup:
 
     @property
     def main(self) -> bool:
-        """This is the process that writes."""
+        """Whether this is the main process, the only one that writes and prints."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
-        """What each process gets of a batch; ``ValueError`` where it cannot be shared evenly."""
+        """Samples of a batch per process; ``ValueError`` where they cannot be shared evenly."""
         if batch_size % self.size:
             raise ValueError(
                 f"batch_size is {batch_size}, but {self.size} processes share it evenly; "
@@ -113,7 +113,7 @@ class ProcessGroup:
         return batch_size // self.size
 
     def part_of(self, dataset: Dataset[Any], batch_size: int) -> Dataset[Any]:
-        """What falls to this process of a data set whose whole batches are dealt out in turn.
+        """The part of a data set for this process: its batches are distributed in turn.
 
         No sample is doubled to fill a batch up: each is the one that a single process forms, also
         where the images of a batch influence each other.
@@ -124,7 +124,7 @@ class ProcessGroup:
         return Subset(dataset, np.flatnonzero(number % self.size == self.rank).tolist())
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all processes, by rank, for each of them."""
+        """Gather a value from all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -132,7 +132,7 @@ class ProcessGroup:
         return list(gather_object([value]))
 
     def gather_calls(self, work: Callable[[], Value]) -> list[Value]:
-        """What ``work`` gives on all processes, by rank; a mistake met by any is raised by all.
+        """Call ``work`` on all processes and gather the results; an error of one is raised by all.
 
         Mistakes are ``ValueError`` and ``OSError``; of any other error one process dies, and its
         launcher ends the others.
@@ -152,7 +152,7 @@ class ProcessGroup:
         return [cast(Value, part) for part, _ in parts]
 
     def map_sharded(self, items: Sequence[Item], work: Callable[[Item], Value]) -> list[Value]:
-        """What ``work`` gives for every item, in their order; each is done by one process.
+        """Call ``work`` for every item, each on one process, and gather the results in order.
 
         Example:
             >>> SINGLE_PROCESS.map_sharded([1, 2, 3], lambda number: 10 * number)
@@ -161,11 +161,11 @@ class ProcessGroup:
         return interleave(self.gather_calls(lambda: [work(item) for item in self.shard(items)]))
 
     def shard(self, items: Sequence[Item]) -> list[Item]:
-        """The items that fall to this process where they are dealt out in turn."""
+        """The items for this process, where items are distributed in turn."""
         return list(items[self.rank :: self.size])
 
     def broadcast(self, value: Value) -> Value:
-        """The value of the main process, for all."""
+        """Send the main process's value to all."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -173,7 +173,7 @@ class ProcessGroup:
         return cast(Value, broadcast_object_list([value])[0])
 
     def on_main(self, work: Callable[[], Value]) -> Value:
-        """What ``work`` gives on the main process, for all; a mistake there is raised by all."""
+        """Call ``work`` on the main process, and return or raise its outcome on all."""
         if self.size == 1:
             return work()
         found: Value | None = None
@@ -192,15 +192,15 @@ class ProcessGroup:
 
     @contextmanager
     def locked(self, folder: str | Path) -> Iterator[None]:
-        """Keep a folder for this job, as ``folder_lock`` does; the main process has the lock."""
+        """Lock a folder for this job, as ``folder_lock`` does; the main process holds the lock."""
         with ExitStack() as stack:
             self.on_main(lambda: stack.enter_context(folder_lock(folder)))
             yield
 
     def check_same(self, facts: Callable[[], Mapping[str, Any]]) -> None:
-        """Raise ``ValueError``, on all, where a process goes by other facts than the main one.
+        """Raise ``ValueError``, on all, where a process has other settings than the main one.
 
-        Processes that go by different facts would wait for one another in different places.
+        Processes with different settings would wait for one another in different places.
         """
         if self.size == 1:
             return
@@ -221,14 +221,13 @@ class ProcessGroup:
         return value.item()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """A model to train with: gradients are averaged over all processes."""
+        """Wrap a model for training, so that gradients are averaged over all processes."""
         return model if self.size == 1 else self._accelerator.prepare_model(model)
 
     def broadcast_state(self, model: nn.Module, *, parameters: bool = False) -> None:
-        """Give every process the buffers of the main one, such as batch-norm statistics.
+        """Copy the main process's buffers, such as batch-norm statistics, to all processes.
 
-        Of networks that were not trained together ``parameters`` as well, if they are to be equal
-        bit by bit.
+        With ``parameters`` these too, for networks that were not trained together.
         """
         if self.size > 1:
             from accelerate.utils import broadcast
@@ -238,14 +237,14 @@ class ProcessGroup:
                     tensor.copy_(broadcast(tensor.detach().clone()))
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, averaged over all processes."""
+        """Compute the gradients of a loss, averaged over all processes."""
         if self.size == 1:
             loss.backward()
         else:
             self._accelerator.backward(loss)
 
     def clip(self, model: nn.Module, limit: float) -> None:
-        """Shorten the gradient of a model to a norm of at most ``limit``."""
+        """Clip the gradient of a model to a norm of at most ``limit``."""
         if self.size == 1:
             nn.utils.clip_grad_norm_(model.parameters(), limit)
         else:
@@ -253,7 +252,7 @@ class ProcessGroup:
 
 
 def interleave(parts: Iterable[Sequence[Value]]) -> list[Value]:
-    """One of each part after another, over and over: what was dealt out so, in its first order.
+    """Merge parts by taking one item of each in turn, which undoes a distribution in turn.
 
     Example:
         >>> interleave([[0, 3], [1, 4], [2]])
@@ -299,7 +298,7 @@ def _accelerator(*, cpu: bool) -> Any:
 
 
 def _leave() -> None:
-    """Let go of the others before Python ends.
+    """Leave the process group before Python ends.
 
     Threads of gloo give back the tensors of their last message, and one that still waits for the
     interpreter when that ends aborts the process.
@@ -309,5 +308,5 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-# What a process is where nobody has started others; nothing is computed on its device.
+# The group of a process that was started alone; nothing is computed on its device.
 SINGLE_PROCESS = ProcessGroup(device=torch.device("cpu"))

@@ -112,9 +112,9 @@ MISTAKES = {
     "recipe no mapping": (["prune", "--recipe", "../inputs/list.yaml"], ["holds no recipe"]),
     "recipe field": (
         ["prune", "--recipe", "../inputs/unknown-field.yaml"],
-        ["limits.max_drop: unknown field"],
+        ["max_drop: unknown field"],
     ),
-    "recipe value": (["prune", "--recipe", "../inputs/bad-value.yaml"], ["run.batch_size: 0"]),
+    "recipe value": (["prune", "--recipe", "../inputs/bad-value.yaml"], ["batch_size: 0"]),
     "training recipe not there": (["train", "--recipe", "gone.yaml"], ["gone.yaml"]),
     "negative limit": ([*PRUNE, "--max-accuracy-drop", "-1"], ["max_accuracy_drop", "-1"]),
     "limit not a number": ([*PRUNE, "--max-accuracy-drop", "nan"], ["max_accuracy_drop", "nan"]),

@@ -1,4 +1,4 @@
-"""What unlabeled inputs show of a network: who reads whom, spikes, covariances, gradients."""
+"""Statistics of a network on unlabelled inputs: connections, spikes, covariances, gradients."""
 
 from primesvt.calibration.inputs import CALIBRATION_BATCH, CalibrationSet, calibration_of
 from primesvt.calibration.moments import Moments

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ CALIBRATION_BATCH = 64  # at least: means and variances of small batches say lit
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
-    """Batches of model inputs (no labels) that show what a network's neurons really do.
+    """Batches of model inputs without labels, for statistics of a network's activations.
 
     ``source`` gives the batches anew each time, always the same, so a large set is never held in
     memory at once.
@@ -43,11 +44,11 @@ class CalibrationSet:
 
     @property
     def samples(self) -> int:
-        """How many samples all batches hold."""
+        """Number of samples in all batches."""
         return sum(len(_first(batch)) for batch in self.source())
 
     def digest(self) -> str:
-        """SHA-256 over every batch: what statistics depend on.
+        """SHA-256 over every batch, which tells whether statistics were taken on the same inputs.
 
         Raises ``ValueError`` for values that are not finite, which would spoil all of them.
         """
@@ -66,7 +67,7 @@ class CalibrationSet:
         return digest.hexdigest()
 
     def run(self, model: nn.Module) -> Iterator[Any]:
-        """Forward every batch with fresh neurons; yields what the model returns."""
+        """Run every batch through a model with reset neurons; yields the model's outputs."""
         for batch in self:
             reset(model)
             yield model(*batch)
@@ -118,13 +119,9 @@ def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Batch]:
         if left is not None:
             if left <= 0:
                 return
-            batch = tree_map_only(Tensor, partial(_head, left), batch)
+            batch = tree_map_only(Tensor, itemgetter(slice(left)), batch)
             left -= len(_first(batch))
         yield batch
-
-
-def _head(count: int, tensor: Tensor) -> Tensor:
-    return tensor[:count]
 
 
 def _first(batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ _TINY = 1e-12
 
 
 def damped(covariance: Tensor, groups: int = 1) -> Tensor:
-    """A covariance that can be inverted: ``DAMPING`` x the mean variance is added to each variance.
+    """Make a covariance invertible by adding ``DAMPING`` x the mean variance to each variance.
 
     A constant channel (variance 0) then neither explains others nor is explained. With ``groups``
     the channels of different groups of a grouped convolution are taken as uncorrelated, since none
@@ -32,7 +32,7 @@ def damped(covariance: Tensor, groups: int = 1) -> Tensor:
 
 
 def regression(moments: Tensor, kept: Tensor, gone: Tensor, groups: int = 1) -> Tensor:
-    """Ridge regression of removed channels on surviving ones: ``[gone, kept]``.
+    """Ridge regression of removed channels on kept ones: coefficients ``[gone, kept]``.
 
     Args:
         moments: covariance, or second moments for a regression without a constant, ``[C, C]``.

@@ -12,7 +12,7 @@ __all__ = ["Moments"]
 
 @dataclass(kw_only=True)
 class Moments:
-    """Sums over samples, time steps and positions: channels ``[C]``, products ``[C, C]``.
+    """Mean and covariance of channels over samples, time steps and positions, from running sums.
 
     Sums are kept in float64. Products of binary spikes are counted exactly: a batch of them is
     multiplied in float32, where whole numbers below 2**24 have no rounding error.
@@ -34,7 +34,7 @@ class Moments:
         self.products = torch.zeros(self.channels, self.channels, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
-        """Take in observations ``[n, C]``."""
+        """Add observations ``[n, C]``."""
         binary = rows.dtype == torch.float32 and bool(((rows == 0) | (rows == 1)).all())
         rows = rows if binary and len(rows) < 2**24 else rows.double()
         self.count += len(rows)

@@ -1,4 +1,4 @@
-"""What batch norms see of every batch: mean and variance of their channels."""
+"""Mean and variance of the inputs of batch norms, batch by batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration.inputs import CalibrationSet
-from primesvt.models.forward import NORMS, evaluating
+from primesvt.models.forward import NORMS, evaluating, hooked
 
 __all__ = ["Norm", "NormInput", "before_each", "norm_input", "norms_of", "seen_by"]
 
@@ -20,7 +20,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 @dataclass(frozen=True, kw_only=True)
 class NormInput:
-    """Mean and variance ``[C]`` of one call's input over all but the channels, from ``count``."""
+    """Mean and variance ``[C]`` of a batch norm's input in one call, over ``count`` values each."""
 
     mean: Tensor
     variance: Tensor
@@ -28,7 +28,7 @@ class NormInput:
 
 
 def norm_input(norm: Norm, x: Tensor) -> NormInput:
-    """What one call shows a norm; SpikingJelly's multi-step layers have channels behind time.
+    """Mean and variance of one input of a batch norm, also of SpikingJelly's multi-step ones.
 
     Example:
         >>> found = norm_input(nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0]]))
@@ -58,7 +58,7 @@ def norms_of(model: nn.Module) -> dict[str, Norm]:
 def seen_by(
     model: nn.Module, calibration: CalibrationSet
 ) -> tuple[Mapping[str, list[NormInput]], ...]:
-    """For every batch: norm -> what each of its calls saw.
+    """Statistics of the inputs of all batch norms: for every batch, norm -> one for each call.
 
     Example:
         >>> from primesvt.calibration import calibration_of
@@ -84,14 +84,10 @@ def seen_by(
 def before_each(
     norms: Mapping[str, Norm], note: Callable[[str, Norm, Tensor], None]
 ) -> Iterator[None]:
-    """Tell ``note(name, norm, input)`` of every call of some norms, before it is made."""
+    """Call ``note(name, norm, input)`` before every call of some norms, in a ``with`` block."""
 
     def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         return lambda norm, args: note(name, norm, args[0])
 
-    handles = [norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()]
-    try:
+    with hooked(norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

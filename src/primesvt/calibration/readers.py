@@ -1,4 +1,4 @@
-"""Layers that contract the channels of a group, and which of their inputs are whose."""
+"""Layers that read the channels of a group, and which of their inputs are its channels."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ IMAGES = 128  # that they come from, over all samples and time steps
 
 
 def taps_of(layer: nn.Module) -> int:
-    """Places of a kernel whose inputs are told apart; 1 where channels are only taken as a whole.
+    """Number of kernel positions at which a layer's inputs are distinguished; 1 if they are not.
 
-    Those of two-dimensional convolutions without groups, padded by zeros.
+    They are distinguished for ungrouped 2-D convolutions that are padded by zeros.
 
     Example:
         >>> taps_of(nn.Conv2d(8, 8, 3, padding=1)), taps_of(nn.Conv2d(8, 8, 3, groups=8))
@@ -41,7 +41,7 @@ def taps_of(layer: nn.Module) -> int:
 
 
 def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Rows ``[n, in * taps]`` from an input ``[..., C, H, W]``; of many some, spread evenly.
+    """Patches under a kernel, as rows ``[n, in * taps]``; of many an evenly spread sample.
 
     Example:
         >>> patches(nn.Conv2d(2, 4, 3, padding=1), torch.ones(1, 2, 5, 5)).shape
@@ -54,7 +54,7 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _rows(layer: nn.Conv2d, image: Tensor, most: int, start: int) -> Tensor:
-    """Patches of one image, at most so many; ``start`` shifts which."""
+    """Patches of one image, at most ``most``; ``start`` shifts the sample."""
     assert not isinstance(layer.padding, str)
     columns = functional.unfold(
         image, layer.kernel_size, layer.dilation, layer.padding, layer.stride
@@ -97,7 +97,7 @@ class Consumer:
         return blocks.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
 
     def inputs(self, model: nn.Module) -> Tensor:
-        """Weights by what an output sees, taps apart: ``[in * taps, ...]``, float64."""
+        """Weights by input channel and kernel position: ``[in * taps, ...]``, float64."""
         if self.taps == 1:
             return self.columns(model)
         weight = self.layer(model).weight.detach().double().cpu()

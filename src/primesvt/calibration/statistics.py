@@ -1,17 +1,18 @@
-"""Statistics of one network on calibration inputs, gathered in one pass each when asked for."""
+"""Statistics of a network's activations, each gathered in one pass when it is first asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from primesvt.calibration.inputs import CalibrationSet
 from primesvt.calibration.moments import Moments
@@ -19,14 +20,14 @@ from primesvt.calibration.norm_inputs import NormInput, seen_by
 from primesvt.calibration.readers import Consumer, patches, readers_of
 from primesvt.calibration.wiring import ModuleGraph, channel_axis, trace_modules
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.models.forward import evaluating
+from primesvt.models.forward import evaluating, hooked
 
 __all__ = ["ActivationStatistics"]
 
 
 @dataclass(kw_only=True)
 class ActivationStatistics:
-    """What calibration inputs show of an unpruned network.
+    """Statistics of an unpruned network's activations on calibration inputs.
 
     Args:
         model: the network; not changed.
@@ -54,7 +55,7 @@ class ActivationStatistics:
 
     @cached_property
     def wiring(self) -> ModuleGraph:
-        """How layers, norms and neurons hang together."""
+        """Which layers, norms and neurons feed which."""
         return trace_modules(self.model, next(iter(self.calibration)))
 
     @cached_property
@@ -83,7 +84,7 @@ class ActivationStatistics:
         return found
 
     def inputs(self, reader: Consumer) -> Moments:
-        """Moments of what an output of a reader sees: its channels, at every tap."""
+        """Moments of a reader's inputs, distinguished by kernel position where it has several."""
         return self._moments[reader.module] if reader.taps == 1 else self._patches[reader.module]
 
     @cached_property
@@ -136,31 +137,29 @@ class ActivationStatistics:
         return {name: (fired / n, total / n) for name, (n, fired, total) in sums.items()}
 
     def products(self, group: ChannelGroup) -> Tensor:
-        """How alike channels are in a product of spikes, ``[positions, size, size]``.
+        """Gram matrix of a group's channels in a product of spikes, ``[positions, size, size]``.
 
         Entry ``c, d`` is the sum over samples and time steps of the product, over the group's
         neurons, of the dot products of channels ``c`` and ``d`` over tokens. For q and k it is the
         Gram matrix of the channels' parts ``q_c k_c^T`` of the attention map.
         """
-        if group.name not in self._products:
-            self._products[group.name] = self._gather_products(group)
-        return self._products[group.name]
-
-    def _gather_products(self, group: ChannelGroup) -> Tensor:
+        if group.name in self._products:
+            return self._products[group.name]
         names = self.neurons(group)
         total = torch.zeros(group.positions, group.size, group.size, dtype=torch.float64)
-        seen: dict[str, Tensor] = {}
+        grams: dict[str, Tensor] = {}
 
         def take(name: str, _neuron: nn.Module, _args: tuple[Any, ...], out: Any) -> None:
-            seen[name] = _gram(out, self.wiring.axes[name], group)
-            if len(seen) == len(names):
-                product = torch.stack(list(seen.values())).prod(0)
+            grams[name] = _gram(out, self.wiring.axes[name], group)
+            if len(grams) == len(names):
+                product = torch.stack(list(grams.values())).prod(0)
                 total.add_(product.sum(0).cpu())
-                seen.clear()
+                grams.clear()
 
         with evaluating(self.model):
             self._run(set(names), take)
-        return total / self.calibration.samples
+        self._products[group.name] = total / self.calibration.samples
+        return self._products[group.name]
 
     def sensitivities(self, name: str) -> Tensor:
         """Mean absolute first-order effect on the loss of silencing a channel, ``[C]``.
@@ -187,7 +186,7 @@ class ActivationStatistics:
                 tensor.retain_grad()
                 kept[name] = tensor
 
-        with _differentiable(self.model), _hooked(self.model, set(axes), take):
+        with _differentiable(self.model), hooked(_hooks(self.model, axes, take)):
             for result in self.calibration.run(self.model):
                 _loss(result).backward()
                 for name, tensor in kept.items():
@@ -199,7 +198,7 @@ class ActivationStatistics:
         return found
 
     def _run(self, names: set[str], take: Callable[..., None]) -> None:
-        with _hooked(self.model, names, take):
+        with hooked(_hooks(self.model, names, take)):
             for _ in self.calibration.run(self.model):
                 pass
 
@@ -218,25 +217,17 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-@contextmanager
-def _hooked(model: nn.Module, names: set[str], take: Callable[..., None]) -> Iterator[None]:
-    handles = []
+def _hooks(
+    model: nn.Module, names: Iterable[str], take: Callable[..., None]
+) -> Iterator[RemovableHandle]:
+    """Hooks that call ``take(name, module, args, output)`` after every call of some modules."""
     for name in names:
-
-        def hook(module: nn.Module, args: Any, out: Any, name: str = name) -> None:
-            take(name, module, args, out)
-
-        handles.append(model.get_submodule(name).register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        yield model.get_submodule(name).register_forward_hook(partial(take, name))
 
 
 @contextmanager
 def _storing_potentials(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """Let SpikingJelly's neurons keep the potentials of all time steps for a while."""
+    """Let SpikingJelly's neurons store the potentials of all time steps, in a ``with`` block."""
     layers = [model.get_submodule(name) for name in names]
     storing = [layer for layer in layers if hasattr(layer, "store_v_seq")]
     before = [layer.store_v_seq for layer in storing]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from primesvt.channels import ChannelGroup
 from primesvt.models import reset
-from primesvt.models.forward import LAYERS, NORMS, evaluating
+from primesvt.models.forward import LAYERS, NORMS, evaluating, hooked
 from primesvt.models.neurons import neurons
 
 __all__ = ["ModuleGraph", "channel_axis", "trace_modules"]
@@ -22,7 +25,7 @@ _PASSING = (*NORMS, *_POOLS, nn.Dropout)
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleGraph:
-    """Names of layers, norms and neurons in the order they run, and who reads whose output.
+    """The layers, norms and neurons of a network in forward order, and which feeds which.
 
     Attributes:
         order: by first call.
@@ -55,7 +58,7 @@ class ModuleGraph:
         return tuple(found)
 
     def norm_after(self, layer: str) -> bool:
-        """A batch norm, which takes up any constant, is all that reads a layer."""
+        """Whether only batch norms read a layer's output."""
         readers = self.feeds.get(layer, ())
         return bool(readers) and self.norms.issuperset(readers)
 
@@ -78,9 +81,9 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 def trace_modules(model: nn.Module, example: tuple[Any, ...]) -> ModuleGraph:
-    """Run a model once and note which modules share tensors."""
+    """Find which modules feed which, from one forward pass."""
     watch = _Watch(model)
-    with evaluating(model), watch:
+    with evaluating(model), hooked(watch.hooks()):
         reset(model)
         model(*example)
         reset(model)
@@ -88,7 +91,7 @@ def trace_modules(model: nn.Module, example: tuple[Any, ...]) -> ModuleGraph:
 
 
 class _Watch:
-    """Hooks that keep every output alive, so that no two storages have one address."""
+    """Records which module made every tensor; keeps all alive, so that addresses are unique."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -97,20 +100,11 @@ class _Watch:
         self.order: dict[str, None] = {}
         self.feeds: dict[str, dict[str, None]] = {}
         self.axes: dict[str, int] = {}
-        self.handles: list[Any] = []
 
-    def __enter__(self) -> None:
+    def hooks(self) -> Iterator[RemovableHandle]:
         for name, module in self.model.named_modules():
             if id(module) in self.spiking or isinstance(module, (*LAYERS, *_PASSING)):
-
-                def note(m: nn.Module, args: Any, out: Any, name: str = name) -> None:
-                    self._note(name, m, args, out)
-
-                self.handles.append(module.register_forward_hook(note))
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+                yield module.register_forward_hook(partial(self._note, name))
 
     def wiring(self) -> ModuleGraph:
         norms = {n for n, m in self.model.named_modules() if isinstance(m, NORMS)}
@@ -152,7 +146,7 @@ def _storage(tensor: Tensor | None) -> int:
 
 
 def _same_axis(base: Tensor, axis: int, view: Tensor) -> int | None:
-    """Where a view of a tensor has one of its axes."""
+    """The axis of a view that is a given axis of its base; ``None`` where that is not clear."""
     wanted = (base.shape[axis], base.stride(axis))
     found = [a for a in range(view.ndim) if (view.shape[a], view.stride(a)) == wanted]
     return found[0] if len(found) == 1 else None

@@ -35,7 +35,7 @@ def _expand(symbol: Symbol, parts: Sequence[Symbol], join: Join) -> None:
 
 
 def split(symbol: Symbol, *sizes: int) -> Axis:
-    """Write a leaf as a row-major product of the given sizes (factors of 1 are ghosts)."""
+    """Split a symbol into a row-major product of the given sizes (factors of 1 are ghosts)."""
     root = symbol.find()
     assert prod(sizes) == root.size, (sizes, root.size)
     if root.parts and root.join == "concat":
@@ -58,26 +58,29 @@ def _split_concat(root: Symbol, *sizes: int) -> Axis:
     outer.pinned = True
     inner = flatten((first,))
     _expand(root, (outer, *inner), "product")
-    return root.parts if len(sizes) == 2 else (outer, *_regroup(inner, sizes[1:]))
-
-
-def _regroup(axis: Axis, sizes: Sequence[int]) -> Axis:
-    target = tuple(Symbol(n, ghost=n == 1) for n in sizes)
-    equate(axis, target)
-    return target
+    if len(sizes) == 2:
+        return root.parts
+    target = tuple(Symbol(n, ghost=n == 1) for n in sizes[1:])
+    equate(inner, target)
+    return (outer, *target)
 
 
 def cut_points(symbol: Symbol, points: Sequence[int]) -> tuple[Symbol, ...]:
-    """Write a leaf as a concatenation cut at the given offsets (0 and size excluded)."""
+    """Split a symbol into a concatenation at the given offsets (0 and size excluded)."""
     root = symbol.find()
     if root.parts and root.join == "product":
         return _cut_product(root, points)
     if not root.parts:
         edges = [0, *points, root.size]
-        parts = [Symbol(b - a) for a, b in pairwise(edges)]
-        _expand(root, parts, "concat")
+        _expand(root, [Symbol(b - a) for a, b in pairwise(edges)], "concat")
         return root.parts
-    _refine_concat(root, points)
+    parts: list[Symbol] = []
+    start = 0
+    for part in root.parts:
+        inside = [p - start for p in points if start < p < start + part.size]
+        parts.extend(cut_points(part, inside) if inside else (part,))
+        start += part.size
+    root.parts = tuple(parts)
     return root.parts
 
 
@@ -97,18 +100,8 @@ def _cut_product(root: Symbol, points: Sequence[int]) -> tuple[Symbol, ...]:
     return tuple(joined)
 
 
-def _refine_concat(root: Symbol, points: Sequence[int]) -> None:
-    parts: list[Symbol] = []
-    start = 0
-    for part in root.parts:
-        inside = [p - start for p in points if start < p < start + part.size]
-        parts.extend(cut_points(part, inside) if inside else (part,))
-        start += part.size
-    root.parts = tuple(parts)
-
-
 def union(a: Symbol, b: Symbol) -> None:
-    """Equate two symbols of one size, with everything known about either."""
+    """Merge two symbols of one size, with everything known about either."""
     a, b = a.find(), b.find()
     if a is b:
         return
@@ -225,13 +218,10 @@ def _level_units(a: list[Symbol], b: list[Symbol]) -> None:
     for poor, have, want in ((a, units_a, units_b), (b, units_b, units_a)):
         for position, count in want.items():
             missing = count - have.get(position, 0)
-            if missing > 0 and not _shares_anchor(a, b, position):
+            left, right = _anchor(a, position), _anchor(b, position)
+            shared = left is None or right is None or left.find() is right.find()
+            if missing > 0 and not shared:
                 _insert_units(poor, position, missing)
-
-
-def _shares_anchor(a: Sequence[Symbol], b: Sequence[Symbol], position: int) -> bool:
-    left, right = _anchor(a, position), _anchor(b, position)
-    return left is None or right is None or left.find() is right.find()
 
 
 def _anchor(axis: Sequence[Symbol], position: int) -> Symbol | None:

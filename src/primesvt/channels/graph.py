@@ -91,6 +91,21 @@ class ChannelGroup:
         return text
 
 
+def first_rows(group: ChannelGroup, count: int) -> Ids:
+    """Indices of the first ``count`` channels at every position of a group, ``[positions, count]``.
+
+    Cuts by them are exact where only the number of channels matters.
+    """
+    return np.tile(np.arange(count, dtype=np.int64), (group.positions, 1))
+
+
+def kept_mask(group: ChannelGroup, kept: Ids) -> npt.NDArray[np.bool_]:
+    """Mask ``[positions, size]`` of the channels of a group that stay, from their indices."""
+    mask = np.zeros((group.positions, group.size), dtype=bool)
+    np.put_along_axis(mask, kept, True, axis=1)
+    return mask
+
+
 def _and(names: Iterator[str] | Sequence[str], limit: int = 3) -> str:
     unique = list(dict.fromkeys(names))
     if len(unique) > limit:
@@ -100,7 +115,7 @@ def _and(names: Iterator[str] | Sequence[str], limit: int = 3) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Freed:
-    """What a set of cuts removes, in scalars and bytes."""
+    """The parameters, and the bytes of parameters and buffers, that a set of cuts removes."""
 
     parameters: int
     parameter_bytes: int
@@ -109,7 +124,7 @@ class Freed:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """A parameter or buffer as it was traced: layout of each axis, and what it costs."""
+    """A traced parameter or buffer: the layout of each axis, and the bytes of an entry."""
 
     axes: tuple[Layout, ...]
     item_bytes: int
@@ -175,7 +190,7 @@ class ChannelGraph:
 
     @cached_property
     def _tables(self) -> dict[tuple[str, int], dict[int, Ids]]:
-        """Coordinates of axes that were asked for: surgery asks for the same ones again."""
+        """Coordinates of axes, kept as surgery asks for the same ones again."""
         return {}
 
     def shape(self, tensor: str) -> tuple[int, ...]:
@@ -183,7 +198,9 @@ class ChannelGraph:
         return self._shapes[tensor]
 
     def ids(self, group: ChannelGroup, member: Member) -> Ids:
-        """For every index along the member's axis: ``position * size + channel``, or -1.
+        """The group's channel at every index of a member's axis: ``position * size + channel``.
+
+        It is -1 where the index belongs to no channel of the group.
 
         Where the front symbols do not stand on this axis (axis 1 of a grouped convolution), the
         channel alone is returned.
@@ -234,7 +251,7 @@ class ChannelGraph:
         return [[int(i) for i in row] for row in rows]
 
     def after(self, cuts: KeptChannels) -> ChannelGraph:
-        """The graph of the model that these cuts leave."""
+        """The graph of the model after these cuts."""
         rows = {name: self.kept(name, kept) for name, kept in cuts.items()}
         sizes = {**self.sizes, **{self[n].symbol: r.shape[1] for n, r in rows.items()}}
         originals = {
@@ -245,7 +262,7 @@ class ChannelGraph:
         return replace(self, groups=groups, sizes=sizes, originals=originals)
 
     def freed(self, cuts: KeptChannels) -> Freed:
-        """Exactly what ``remove_channels`` would free."""
+        """Parameters and bytes that ``remove_channels`` would remove with these cuts."""
         small = self.after(cuts)
         parameters = parameter_bytes = buffer_bytes = 0
         for name, info in self.tensors.items():
@@ -262,7 +279,7 @@ class ChannelGraph:
         )
 
     def touched(self) -> int:
-        """Parameters that some prunable group reaches (the prunable share's numerator)."""
+        """Number of parameters in tensors that some prunable group lies on."""
         symbols = {g.symbol for g in self.prunable()}
         return sum(
             prod(self.shape(name))

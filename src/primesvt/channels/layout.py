@@ -1,4 +1,4 @@
-"""Layouts: how the symbols of the trace lie along an axis, and the coordinates that follow."""
+"""Layouts: the order of the trace's symbols along a tensor axis, and their coordinates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A symbol, a row-major product, or a concatenation of layouts."""
+    """How channels lie along a tensor axis: a symbol, a product or a concatenation of layouts."""
 
     kind: Literal["symbol", "product", "concat"]
     symbol: int = -1
@@ -36,7 +36,7 @@ class Layout:
         return frozenset().union(*(part.symbols() for part in self.parts))
 
     def leading(self, numbered: Set[int]) -> frozenset[int]:
-        """Symbols that stand in front of another one; a factor taken by number always leads."""
+        """Symbols that stand in front of another one, and factors that are indexed by number."""
         found = frozenset[int]().union(*(part.leading(numbered) for part in self.parts))
         if self.kind == "product":
             counted = [part.symbols() for part in self.parts if part.symbols() - numbered]
@@ -53,7 +53,7 @@ class Layout:
         return found
 
     def paths(self, fronts: tuple[int, ...] = ()) -> list[tuple[int, tuple[int, ...]]]:
-        """Every symbol occurrence with the symbols standing in front of it."""
+        """Every occurrence of a symbol, with the symbols in front of it."""
         if self.kind == "symbol":
             return [(self.symbol, fronts)]
         found: list[tuple[int, tuple[int, ...]]] = []
@@ -65,7 +65,7 @@ class Layout:
 
 
 def coordinates(layout: Layout, sizes: Mapping[int, int]) -> dict[int, npt.NDArray[np.int64]]:
-    """For every symbol on an axis: its value at each index, -1 where the symbol is absent."""
+    """The value of every symbol on an axis at each index; -1 where the symbol is absent."""
     if layout.kind == "symbol":
         return {layout.symbol: np.arange(sizes[layout.symbol], dtype=np.int64)}
     lengths = [part.length(sizes) for part in layout.parts]

@@ -21,11 +21,11 @@ def group_names(
         chains: modules that chain several weights without a neuron, and count as one layer.
     """
     names = [_name(g, _homes(g, module_symbols), chains) for g in groups]
-    count, seen = Counter(names), Counter[str]()
+    count, before = Counter(names), Counter[str]()
     unique = []
     for name in names:
-        unique.append(f"{name}:{seen[name]}" if count[name] > 1 else name)
-        seen[name] += 1
+        unique.append(f"{name}:{before[name]}" if count[name] > 1 else name)
+        before[name] += 1
     return unique
 
 

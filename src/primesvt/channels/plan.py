@@ -1,4 +1,4 @@
-"""A plan: which channels stay, in the order in which the cuts were taken."""
+"""Plans: the channels that stay in every group, and the order of the cuts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Kept = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanStep:
-    """One cut, and the whole network after it.
+    """One cut of a plan, and the accuracy and size of the network after it.
 
     Attributes:
         group: the channel group.
@@ -54,7 +54,7 @@ class PlanStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What was cut, replayable on any model of the same architecture.
+    """The cuts of a pruned network, which can be applied to any model of the same architecture.
 
     Attributes:
         model_hash: digest of the unpruned model.
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def recovered(self) -> bool:
-        """Something made up for a cut: a replay, which has no such weights, is another network."""
+        """Whether weights were adapted after a cut, so that replaying the cuts is not enough."""
         return any(step.recovery != NOTHING for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,12 @@ class Plan:
                 model_hash=str(content["model_hash"]),
                 config=content["config"],
                 inputs=tuple(_input(given) for given in content["inputs"]),
-                steps=tuple(_step(step) for step in content["steps"]),
+                steps=tuple(
+                    PlanStep(
+                        **{**step, "before": tuple(step["before"]), "after": tuple(step["after"])}
+                    )
+                    for step in content["steps"]
+                ),
                 groups={
                     str(name): tuple(tuple(map(int, row)) for row in rows)
                     for name, rows in content["groups"].items()
@@ -144,7 +149,7 @@ def describe_inputs(example: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
 
 
 def example_inputs(inputs: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
-    """Inputs of the recorded shapes, always the same, to trace a model with."""
+    """Random inputs of the recorded shapes, always the same, to trace a model with."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
         torch.rand(list(given["shape"]), generator=generator).to(getattr(torch, given["dtype"]))
@@ -186,11 +191,6 @@ def _input(content: Mapping[str, Any]) -> dict[str, Any]:
     if min(shape, default=1) < 0 or not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"an input of shape {shape} and dtype {dtype}")
     return {"shape": shape, "dtype": dtype}
-
-
-def _step(content: Mapping[str, Any]) -> PlanStep:
-    before, after = tuple(content["before"]), tuple(content["after"])
-    return PlanStep(**{**content, "before": before, "after": after})
 
 
 def _size(positions: int, size: int) -> str:

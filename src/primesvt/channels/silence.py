@@ -1,4 +1,4 @@
-"""Two runs side by side: the original silenced at its readers, and the pruned model against it."""
+"""Run the original with readers silenced and the pruned model, and compare all results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from primesvt.channels.graph import ChannelGroup, Ids
+from primesvt.channels.graph import ChannelGroup, Ids, kept_mask
 from primesvt.channels.layout import Layout, coordinates
 from primesvt.channels.tracer import bind
 from primesvt.models.forward import is_tensor
@@ -24,7 +24,7 @@ DIFFER = "a constant follows the width: store the original value as an attribute
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Where and how the pruned model first left the silenced original."""
+    """The first difference between the pruned model and the silenced original."""
 
     module: str
     reason: str
@@ -58,7 +58,7 @@ PASSIVE = frozenset(
 
 
 class Traced(Protocol):
-    """What a silenced run needs to know of the trace."""
+    """The parts of a trace that a silenced run needs."""
 
     sizes: dict[int, int]
     results: list[list[list[Layout]]]
@@ -90,7 +90,7 @@ def _weights(count: int) -> torch.Tensor:
 
 
 class Silenced(TorchDispatchMode):
-    """The original in which every reader sees zeros in the removed channels."""
+    """Runs the original so that every reader gets zeros in the removed channels."""
 
     def __init__(self, *, traced: Traced, kept: dict[int, tuple[ChannelGroup, Ids]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ class Silenced(TorchDispatchMode):
         return mapped
 
     def _survivors(self, tensor: torch.Tensor, layouts: list[Layout]) -> torch.Tensor:
-        """The entries that the pruned run also has, in its order."""
+        """The entries that remain after the cut, in the pruned model's order."""
         for dim, layout in enumerate(layouts):
             if not layout.symbols() & self.kept.keys():
                 continue
@@ -152,32 +152,21 @@ class Silenced(TorchDispatchMode):
         """True where an entry survives, broadcast over the axes that the front symbols stand on."""
         key = (dim, *map(id, layouts))  # the trace keeps one layout per axis, so ids are stable
         if key not in self._keeps:
-            self._keeps[key] = self._new_keep(layouts, dim)
+            sizes = self.traced.sizes
+            tables = [coordinates(layout, sizes) for layout in layouts]
+            keep = torch.ones([1] * len(layouts), dtype=torch.bool)
+            for symbol in layouts[dim].symbols() & self.kept.keys():
+                group, rows = self.kept[symbol]
+                stays = torch.from_numpy(kept_mask(group, rows))
+                position = torch.zeros([1] * len(layouts), dtype=torch.int64)
+                for front, size in zip(group.front_symbols, group.fronts, strict=True):
+                    at = next((d for d in (dim, *range(len(tables))) if front in tables[d]), -1)
+                    step = _along(tables[at][front], at, len(layouts)) if at >= 0 else 0
+                    position = position * size + step
+                channel = _along(tables[dim][symbol], dim, len(layouts))
+                keep = keep & ((channel < 0) | stays[position.clamp(min=0), channel.clamp(min=0)])
+            self._keeps[key] = keep
         return self._keeps[key]
-
-    def _new_keep(self, layouts: list[Layout], dim: int) -> torch.Tensor:
-        sizes = self.traced.sizes
-        tables = [coordinates(layout, sizes) for layout in layouts]
-        keep = torch.ones([1] * len(layouts), dtype=torch.bool)
-        for symbol in layouts[dim].symbols() & self.kept.keys():
-            group, rows = self.kept[symbol]
-            chosen = np.zeros((group.positions, group.size), dtype=bool)
-            np.put_along_axis(chosen, rows, True, axis=1)
-            position = torch.zeros([1] * len(layouts), dtype=torch.int64)
-            for front, size in zip(group.front_symbols, group.fronts, strict=True):
-                at = dim if front in tables[dim] else _first(tables, front)
-                step = _along(tables[at][front], at, len(layouts)) if at >= 0 else 0
-                position = position * size + step
-            channel = _along(tables[dim][symbol], dim, len(layouts))
-            keep = keep & (
-                (channel < 0)
-                | torch.from_numpy(chosen)[position.clamp(min=0), channel.clamp(min=0)]
-            )
-        return keep
-
-
-def _first(tables: list[dict[int, Ids]], symbol: int) -> int:
-    return next((d for d, table in enumerate(tables) if symbol in table), -1)
 
 
 def _along(values: Ids, dim: int, rank: int) -> torch.Tensor:
@@ -187,7 +176,7 @@ def _along(values: Ids, dim: int, rank: int) -> torch.Tensor:
 
 
 class Compared(TorchDispatchMode):
-    """The pruned run, each result held against the silenced original's."""
+    """Runs the pruned model and compares each result with the silenced original's."""
 
     def __init__(self, *, expected: list[list[Print]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -225,7 +214,7 @@ class Compared(TorchDispatchMode):
                 return
 
     def finish(self) -> Failure | None:
-        """The first difference, a forward that ended early included."""
+        """The first difference found; also where the pruned model's forward ended early."""
         if self.failure is None and self.call < len(self.expected):
             self._fail("the forward ends earlier after a cut", CRASH)
         return self.failure

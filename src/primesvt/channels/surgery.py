@@ -1,4 +1,4 @@
-"""The one place where a model is mutated: whole channels are taken out of its tensors."""
+"""Remove whole channels from a model's tensors; no other module changes the size of a tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels, kept_mask
 from primesvt.models.forward import state_tensors, unwrap
 
 
@@ -45,7 +45,13 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
     model = unwrap(model)
     rows = {name: graph.kept(name, kept) for name, kept in cuts.items()}
     for name in rows:
-        _refuse_bound(graph[name])
+        group = graph[name]
+        if group.status != "free":
+            raise ValueError(f"group '{name}' is {group.status} ({group.reason}): leave it out")
+        if group.kind == "heads":
+            raise ValueError(
+                f"group '{name}' holds whole heads, which are not pruned: leave it out"
+            )
     state = state_tensors(model)
     check_widths(state, graph)
     after = graph.after(rows)
@@ -56,18 +62,15 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
             smaller[id(tensor)] = _like(tensor, _cut_tensor(graph, name, tensor, dims, rows))
     for name, tensor in state.items():
         if id(tensor) in smaller:
-            _replace(model, name, smaller[id(tensor)])
+            new = smaller[id(tensor)]
+            path, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(path)
+            if isinstance(new, nn.Parameter):
+                owner._parameters[leaf] = new
+            else:
+                owner._buffers[leaf] = new
     _update_attributes(model, after)
     return after
-
-
-def _refuse_bound(group: ChannelGroup) -> None:
-    if group.status != "free":
-        raise ValueError(f"group '{group.name}' is {group.status} ({group.reason}): leave it out")
-    if group.kind == "heads":
-        raise ValueError(
-            f"group '{group.name}' holds whole heads, which are not pruned: leave it out"
-        )
 
 
 def check_widths(state: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
@@ -82,7 +85,7 @@ def check_widths(state: dict[str, torch.Tensor], graph: ChannelGraph) -> None:
 
 
 def kept_along(graph: ChannelGraph, tensor: str, axis: int, rows: Mapping[str, Ids]) -> Ids:
-    """Which indices along an axis of a tensor survive; ``rows`` as ``graph.kept`` gives them."""
+    """Indices along an axis of a tensor that stay; ``rows`` as ``graph.kept`` gives them."""
     keep = np.ones(graph.shape(tensor)[axis], dtype=bool)
     for name, kept in rows.items():
         group = graph[name]
@@ -110,8 +113,10 @@ def _cut_tensor(
     blocks: list[tuple[int, ChannelGroup]] = []
     for axis, groups in dims.items():
         keep = np.ones(tensor.shape[axis], dtype=bool)
+        on_axis = graph.tensors[name].axes[axis].symbols()
         for group in map(graph.__getitem__, groups):
-            if _fronts_elsewhere(graph, name, axis, group):
+            # Axis 1 of a grouped convolution, whose groups stand on axis 0.
+            if any(front not in on_axis for front in group.front_symbols):
                 blocks.append((axis, group))
             else:
                 keep &= _mask(graph, name, axis, group, rows[group.name])
@@ -128,15 +133,7 @@ def _mask(
 ) -> npt.NDArray[np.bool_]:
     member = next(m for m in group.members if m.tensor == name and m.axis == axis)
     ids = graph.ids(group, member)
-    kept = np.zeros((group.positions, group.size), dtype=bool)
-    np.put_along_axis(kept, rows, True, axis=1)
-    return (ids < 0) | kept.reshape(-1)[np.maximum(ids, 0)]
-
-
-def _fronts_elsewhere(graph: ChannelGraph, name: str, axis: int, group: ChannelGroup) -> bool:
-    """True for axis 1 of a grouped convolution, whose groups stand on axis 0."""
-    on_axis = graph.tensors[name].axes[axis].symbols()
-    return any(front not in on_axis for front in group.front_symbols)
+    return (ids < 0) | kept_mask(group, rows).reshape(-1)[np.maximum(ids, 0)]
 
 
 def _gather_blocks(tensor: torch.Tensor, axis: int, group: ChannelGroup, rows: Ids) -> torch.Tensor:
@@ -148,7 +145,7 @@ def _gather_blocks(tensor: torch.Tensor, axis: int, group: ChannelGroup, rows: I
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """The new values as the same kind of tensor: memory format, Parameter, requires_grad."""
+    """Give a new tensor the kind of an old one: memory format, Parameter, requires_grad."""
     new = new.detach()
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.dim())
     keeps_last = last is not None and not old.is_contiguous()
@@ -161,17 +158,8 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new
 
 
-def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    if isinstance(tensor, nn.Parameter):
-        owner._parameters[leaf] = tensor
-    else:
-        owner._buffers[leaf] = tensor
-
-
 def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
-    """Integers that PyTorch's own modules keep beside their tensors."""
+    """Update the widths that PyTorch's own modules store as attributes."""
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         name = f"{path}.weight" if path else "weight"

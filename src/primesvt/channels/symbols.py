@@ -1,4 +1,4 @@
-"""Symbols: the names that the trace gives to tensor axes, and what it learns about them.
+"""Symbols: the names that the trace gives to tensor axes, and what is known about them.
 
 An *axis* is an ordered product of symbols (row-major, outermost first). A symbol can later turn
 out to be a product (``512 = 8 x 64``) or a concatenation (``q ++ k ++ v``) of smaller symbols;
@@ -29,7 +29,7 @@ class Freeze:
 
 
 class Symbol:
-    """One equivalence class member of tensor indices; compare by identity after ``find``."""
+    """A name for a tensor axis or a factor of one; compare by identity after ``find``."""
 
     __slots__ = (
         "freeze",
@@ -156,5 +156,5 @@ def mark_summed(axis: Iterable[Symbol]) -> None:
 
 
 def confirm(symbol: Symbol) -> None:
-    """A factor of size 1 took part in a contraction or merged back: it is a real axis."""
+    """Mark a factor of size 1 as a real axis, as it took part in a contraction or a view."""
     symbol.find().ghost = False

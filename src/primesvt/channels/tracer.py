@@ -1,4 +1,4 @@
-"""One forward pass under a dispatch mode that follows the symbols of every tensor."""
+"""Trace one forward pass: a dispatch mode that follows the symbols of every tensor."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from primesvt.channels.rules import Call, Unlisted, find_rule
@@ -27,7 +28,7 @@ from primesvt.channels.symbols import (
     size_of,
     unit,
 )
-from primesvt.models.forward import is_tensor, state_tensors
+from primesvt.models.forward import hooked, is_tensor, state_tensors
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]
@@ -48,7 +49,7 @@ class Read:
 
 
 class Origin(IntEnum):
-    """What a tensor is computed from; the highest of its sources."""
+    """What a tensor is computed from; the highest value among its sources."""
 
     CONSTANT = 0  # made by factories alone
     WEIGHTS = 1  # parameters and buffers
@@ -65,7 +66,7 @@ class Memory:
 
 @dataclass(kw_only=True)
 class Record:
-    """What one trace has seen; the graph is built from it."""
+    """The record of one trace, from which the channel graph is built."""
 
     tensors: dict[str, Axes] = field(default_factory=dict)
     links: dict[str, dict[WeightAxis, None]] = field(
@@ -80,7 +81,7 @@ class Record:
 
 
 class Tracer(TorchDispatchMode):
-    """Runs operators and applies their rules; see ``rules``."""
+    """Dispatch mode that applies the rule of every operator to its tensors' symbols."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -188,7 +189,7 @@ class Tracer(TorchDispatchMode):
         return axes
 
     def _refuse(self, call: Call, reason: str) -> list[Axes]:
-        """Freeze every input and give birth to frozen outputs."""
+        """Freeze every input of an operator, and return frozen axes for its outputs."""
         why = call.why(reason)
         for tensor in call.tensors:
             axes = self._axes.get(tensor) or self.follow(tensor, Origin.WEIGHTS)
@@ -202,7 +203,7 @@ class Tracer(TorchDispatchMode):
         ]
 
     def _carry_weight(self, call: Call) -> None:
-        """A transposed, cast or squeezed weight is still that weight."""
+        """Keep a weight's name for its transposed, cast and squeezed forms."""
         if call.name not in _MOVES or not call.tensors or len(call.outputs) != 1:
             return
         source = self._weights.get(call.tensors[0])
@@ -222,7 +223,7 @@ class Tracer(TorchDispatchMode):
         return Origin.WEIGHTS if memory is None else memory.origin
 
     def _carry_origin(self, use: Use, call: Call) -> None:
-        """What the outputs are computed from, and what is written into tensors and their views."""
+        """Set what outputs are computed from, also of tensors and views that are written to."""
         origin = self._source(use, call)
         shared: Memory | None = None
         for name in use.aliased:
@@ -237,7 +238,7 @@ class Tracer(TorchDispatchMode):
                 self._memories[tensor] = shared if use.views and shared is not None else new
 
     def _source(self, use: Use, call: Call) -> Origin:
-        """What a result is computed from: an activation, else weights, else constants."""
+        """The origin of a result: activations, else weights, else constants."""
         factor = call.get("other")
         if call.name == "aten::mul" and isinstance(factor, int | float) and factor == 0:
             return Origin.CONSTANT
@@ -281,7 +282,7 @@ _FILLS = {f"aten::{n}{suffix}" for n in ("copy", "fill", "zero") for suffix in (
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """What an operator does with its arguments, by their names."""
+    """How an operator uses its arguments: which it reads, writes or returns a view of."""
 
     read: frozenset[str]  # their values matter: of ``zeros_like`` and of ``out=`` only the shape
     aliased: tuple[str, ...]  # they share memory with an output, or are written to
@@ -306,7 +307,7 @@ def use_of(func: torch._ops.OpOverload) -> Use:
 
 
 def _same_in_order(old: list[int], new: list[int], dims: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Where a view keeps every axis but those of size 1: which axis of the weight each one is."""
+    """The weight's axis of each axis of a view that changes axes of size 1 only; else ``None``."""
     if [n for n in old if n != 1] != [n for n in new if n != 1]:
         return None
     solid = iter(d for n, d in zip(old, dims, strict=True) if n != 1)
@@ -325,26 +326,24 @@ def bind(
 
 @contextmanager
 def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> Iterator[None]:
-    """Keep the name of the running module on a stack; note module outputs for naming."""
-    handles = []
-    for name, module in model.named_modules():
+    """Keep the name of the running module on a stack, and record module outputs for naming."""
 
-        def enter(_m: nn.Module, _a: Any, name: str = name) -> None:
-            stack.append(name)
+    def enter(name: str, _module: nn.Module, _args: Any) -> None:
+        stack.append(name)
 
-        def leave(_m: nn.Module, _a: Any, out: Any, name: str = name) -> None:
-            stack.pop()
-            if tracer is not None:
-                known = [tracer._axes.get(t) for t in tree_leaves(out) if is_tensor(t)]
-                tracer.record.outputs[name] = [axes for axes in known if axes]
+    def leave(name: str, _module: nn.Module, _args: Any, out: Any) -> None:
+        stack.pop()
+        if tracer is not None:
+            known = [tracer._axes.get(t) for t in tree_leaves(out) if is_tensor(t)]
+            tracer.record.outputs[name] = [axes for axes in known if axes]
 
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave))
-    try:
+    def handles() -> Iterator[RemovableHandle]:
+        for name, module in model.named_modules():
+            yield module.register_forward_pre_hook(partial(enter, name), prepend=True)
+            yield module.register_forward_hook(partial(leave, name))
+
+    with hooked(handles()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def run(model: nn.Module, args: tuple[Any, ...]) -> Record:

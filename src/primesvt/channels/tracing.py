@@ -1,4 +1,4 @@
-"""From the record of one trace to the channel graph."""
+"""``trace``: discover the channel groups of a model from one forward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -19,6 +18,7 @@ from primesvt.channels.graph import (
     Role,
     Status,
     TensorInfo,
+    first_rows,
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
@@ -52,7 +52,9 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
         2: 2 channels, made by 2, read by nothing; protected: reaches the model's output
     """
     inner = unwrap(model)
-    _refuse_lazy(inner)
+    for name, tensor in state_tensors(inner).items():
+        if is_lazy(tensor):
+            raise ValueError(f"'{name}' is lazy (no shape yet): run one forward before tracing")
     duplicate = working_copy(inner)
     args = example_args(duplicate, example_input)
     shorten(duplicate)
@@ -60,15 +62,9 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
     return Builder(model=duplicate, record=record).graph(example_input)
 
 
-def _refuse_lazy(model: nn.Module) -> None:
-    for name, tensor in state_tensors(model).items():
-        if is_lazy(tensor):
-            raise ValueError(f"'{name}' is lazy (no shape yet): run one forward before tracing")
-
-
 @dataclass(kw_only=True)
 class _Class:
-    """Everything known about one leaf symbol after the trace."""
+    """One equivalence class of tensor axes after the trace: its symbol and its members."""
 
     symbol: Symbol
     members: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=dict)
@@ -78,7 +74,7 @@ class _Class:
 
 @dataclass(kw_only=True)
 class Builder:
-    """Turns symbols into numbered layouts and groups."""
+    """Builds the channel graph from the symbols of a trace."""
 
     model: nn.Module
     record: Record
@@ -92,14 +88,20 @@ class Builder:
         drafts = [
             self._group(number, entry, number in read)
             for number, entry in classes.items()
-            if self._produced(entry)
+            if any(member in self.record.links["producer"] for member in entry.members)
         ]
         drafts = [g for g in drafts if g.kind != "heads" or (g.status == "free" and g.size > 1)]
         order = {tensor: i for i, (tensor, _) in enumerate(self.record.links["producer"])}
         drafts.sort(key=lambda g: (order[g.producers[0].tensor], g.kind == "heads"))
-        names = group_names(drafts, self._module_symbols(), self._chains())
+        module_symbols = {
+            name: frozenset(
+                n for axes in outputs for axis in axes for n in self._leaf_numbers(axis)
+            )
+            for name, outputs in self.record.outputs.items()
+        }
+        names = group_names(drafts, module_symbols, self._chains())
         groups = tuple(replace(g, name=n) for g, n in zip(drafts, names, strict=True))
-        originals = {g.name: np.tile(np.arange(g.size), (g.positions, 1)) for g in groups}
+        originals = {group.name: first_rows(group, group.size) for group in groups}
         example = example_input if isinstance(example_input, tuple) else (example_input,)
         return ChannelGraph(
             groups=groups,
@@ -116,7 +118,7 @@ class Builder:
         return self.numbers.setdefault(symbol.find(), len(self.numbers))
 
     def layout(self, axis: Axis) -> Layout:
-        """Factors of size 1 that nothing confirmed are dropped; a lone one stays."""
+        """The layout of an axis, without unconfirmed factors of size 1 (a single one stays)."""
         symbols = flatten(axis)
         solid = [s for s in symbols if not (s.ghost and s.size == 1)] or list(symbols[:1])
         parts = tuple(
@@ -145,14 +147,6 @@ class Builder:
 
     def _leaf_numbers(self, axis: Axis) -> frozenset[int]:
         return self.layout(axis).symbols()
-
-    def _module_symbols(self) -> dict[str, frozenset[int]]:
-        return {
-            name: frozenset(
-                n for axes in outputs for axis in axes for n in self._leaf_numbers(axis)
-            )
-            for name, outputs in self.record.outputs.items()
-        }
 
     def _chains(self) -> frozenset[str]:
         """Modules with several weights and no neuron: RepConv, for one."""
@@ -185,15 +179,12 @@ class Builder:
         return classes
 
     def _block_fronts(self, info: TensorInfo, dim: int) -> tuple[int, ...]:
-        """Axis 1 of a grouped weight is read block by block: its groups stand in front of it."""
+        """Symbols of the groups of a grouped convolution, in front of axis 1 of its weight."""
         if info.groups is None or dim != 1 or len(info.axes) < 2:
             return ()
         if info.groups.symbols() == info.axes[0].symbols():  # depthwise
             return ()
         return tuple(n for n, _ in info.groups.paths())
-
-    def _produced(self, entry: _Class) -> bool:
-        return any(m in self.record.links["producer"] for m in entry.members)
 
     def _group(self, number: int, entry: _Class, summed_away: bool) -> ChannelGroup:
         members = tuple(self._member(name, dim) for name, dim in entry.members)
@@ -231,7 +222,7 @@ class Builder:
 
     @cached_property
     def _mixed(self) -> frozenset[tuple[int, int]]:
-        """(front, symbol): the front is dropped from a tensor that carries the symbol elsewhere."""
+        """Pairs (front, symbol) where the front is summed over in a tensor with the symbol."""
         found: set[tuple[int, int]] = set()
         for read in self.record.reads:
             dropped = self._leaf_numbers(read.axes[read.dim])

@@ -1,4 +1,4 @@
-"""Proof on a copy that a cut means removal: the pruned model against the silenced original.
+"""``verify``: check on a copy that removing channels equals silencing them where they are read.
 
 Foreign forwards may have sizes written into them, or derive constants from a width. Neither shows
 in a trace, so a small part of every group is cut on one copy, silenced where it is read on
@@ -96,11 +96,11 @@ def verify(
 
 
 def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
-    """How much of which groups to cut at once.
+    """Rounds of trial cuts: the share of channels to remove, and the groups to cut at once.
 
-    All a little; then halves, so that of any two groups one is cut without the other (two widths
-    that a forward wrongly takes for one agree as long as both are cut alike); last, those that
-    passed down to two channels.
+    First a little of all groups; then halves, so that of any two groups one is cut without the
+    other (two widths that a forward wrongly takes for one agree as long as both are cut alike);
+    last, all groups down to two channels.
     """
     yield 1 / 8, names
     for bit in range(max(0, len(names) - 1).bit_length()):
@@ -109,7 +109,7 @@ def _rounds(names: list[str]) -> Iterator[tuple[float, list[str]]]:
 
 
 def _search(prober: _TracedCopy, names: list[str], refusals: list[Refusal]) -> None:
-    """Halve a failing set until every offender stands alone."""
+    """Find the groups that fail, by halving a failing set of groups."""
     failure = prober.try_cut(names) if names else None
     if failure is None:
         return
@@ -135,7 +135,7 @@ def _search(prober: _TracedCopy, names: list[str], refusals: list[Refusal]) -> N
 
 
 def trial_cut(group: ChannelGroup, share: float) -> Ids:
-    """Remove about this share of the channels, others at every position; keep one or two."""
+    """A cut that removes a share of a group's channels, different ones at every position."""
     gone = max(1, min(int(group.size * share), group.size - 2))
     rows = [
         sorted(set(range(group.size)) - {(p + i) % group.size for i in range(gone)})
@@ -146,7 +146,7 @@ def trial_cut(group: ChannelGroup, share: float) -> Ids:
 
 @dataclass(kw_only=True)
 class _TracedCopy:
-    """One traced double-precision copy, run silenced and run pruned."""
+    """A traced double-precision copy of a model, for runs with silenced and with cut channels."""
 
     model: nn.Module
     graph: ChannelGraph
@@ -201,7 +201,7 @@ class _TracedCopy:
 
 
 def _varied(value: Any) -> Any:
-    """A constant example shows nothing: use seeded noise in its place."""
+    """An example input, replaced by seeded noise where it is constant and so would show nothing."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.is_meta:
         return value
     if value.numel() and value.min() < value.max():
@@ -210,7 +210,7 @@ def _varied(value: Any) -> Any:
 
 
 def _soften_neurons(model: nn.Module) -> None:
-    """Let every neuron answer with a sigmoid of its input.
+    """Replace the output of every neuron by a sigmoid of its input.
 
     Silent neurons would hide a wrong constant (0 * scale is 0), and thresholds would hide small
     ones. A neuron acts on each channel alone, so what a cut means to the rest does not change.

@@ -1,4 +1,4 @@
-"""Reshape: find the product of symbols that every axis of a view is made of."""
+"""Rule of ``view``: the product of symbols that every axis of a reshaped tensor consists of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from primesvt.channels.symbols import Axis, Misfit, Symbol, confirm, flatten
 
 @dataclass(frozen=True, kw_only=True)
 class _Unit:
-    """A factor of size 1: where it stood, and whether a larger factor shared its axis."""
+    """A factor of size 1: its place, and whether a larger factor stands on the same axis."""
 
     symbol: Symbol
     key: int  # product of the sizes before it
@@ -76,14 +76,14 @@ def _gaps(
     units: dict[int, list[_Unit]] = {}
     before = 1
     for axis in axes:
-        seen = False
+        behind = False  # a larger factor of this axis
         symbols = flatten(axis)
         for symbol in symbols:
             if symbol.size == 1:
                 sticky = any(s.size > 1 for s in symbols)
-                unit = _Unit(symbol=symbol, key=before, after_anchor=seen, sticky=sticky)
+                unit = _Unit(symbol=symbol, key=before, after_anchor=behind, sticky=sticky)
                 units.setdefault(before, []).append(unit)
-            seen = seen or symbol.size > 1
+            behind = behind or symbol.size > 1
             before *= symbol.size
     targets: dict[int, list[int]] = {}
     for dim, (start, end) in enumerate(_edges(shape)):
@@ -117,7 +117,7 @@ def _place(
 
 
 def _merge(axes: list[Axis], count: int) -> list[Axis]:
-    """Join neighbours until few enough are left: two channel factors, or else two others."""
+    """Join neighbouring axes until ``count`` are left; pairs of channel factors first."""
     while count < len(axes):
         made = [all(s.find().made for s in axis) for axis in axes]
         pairs = range(len(axes) - 1)

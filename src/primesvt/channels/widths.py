@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import numpy as np
-
-from primesvt.channels.graph import ChannelGraph, Ids
+from primesvt.channels.graph import ChannelGraph, Ids, first_rows
 
 __all__ = [
     "FAR_RATES",
@@ -53,7 +51,7 @@ class WidthGrid:
 
 
 def first_channels(graph: ChannelGraph, kept: Widths) -> dict[str, Ids]:
-    """The first channels of every group, ``[positions, count]``, where only their number matters.
+    """Cuts that keep the first channels of every group, where only their number matters.
 
     Example:
         >>> import torch
@@ -62,14 +60,11 @@ def first_channels(graph: ChannelGraph, kept: Widths) -> dict[str, Ids]:
         >>> first_channels(trace(net, torch.zeros(1, 2)), {"0": 3})["0"].tolist()
         [[0, 1, 2]]
     """
-    return {
-        group: np.tile(np.arange(count, dtype=np.int64), (graph[group].positions, 1))
-        for group, count in kept.items()
-    }
+    return {name: first_rows(graph[name], count) for name, count in kept.items()}
 
 
 def kept_count(size: int, rate: float) -> int:
-    """Channels that stay: ``max(1, floor(size (1 - rate) + 1/2))``, in exact arithmetic.
+    """Channels kept at a pruning rate: ``max(1, floor(size (1 - rate) + 1/2))``, exactly.
 
     Example:
         >>> [kept_count(15, rate) for rate in (0.1, 0.5, 0.9)], kept_count(2, 0.9)
@@ -79,7 +74,7 @@ def kept_count(size: int, rate: float) -> int:
 
 
 def widths(size: int, rates: Sequence[float], multiple: int = 1) -> dict[int, float]:
-    """Kept channels -> the highest rate that gives them, for every rate that removes something.
+    """Widths that pruning rates give: kept channels -> the highest rate that keeps so many.
 
     With ``multiple`` they are the nearest multiples of it, the larger of two as near.
 
@@ -99,7 +94,7 @@ PERCENTS = tuple(step / 100 for step in range(1, 99))
 
 
 def every_width(grid: WidthGrid) -> WidthGrid:
-    """The same group with all widths down to that of the highest rate.
+    """A group's grid with every width from the full one down to that of the highest rate.
 
     Example:
         >>> half = {"widths": {2: 0.5}, "rates": (0.5,)}

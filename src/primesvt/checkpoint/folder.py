@@ -37,7 +37,12 @@ def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None
         plan: how the model was cut; a foreign module cannot be loaded again without it.
     """
     folder, model = Path(folder), unwrap(model)
-    state = {name: value for name, value in model.state_dict().items() if _is_tensor(name, value)}
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the state dict holds a {type(value).__name__} under {name!r}, no tensor"
+            )
     config = config_of(model)
     made = getattr(model, "provenance", None)
     content: dict[str, Any] = {
@@ -87,7 +92,14 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
     content = _config(folder / "config.json")
     state = _tensors(folder / "model.safetensors")
     if content["config"] is None:
-        model: nn.Module = _foreign(content, into, folder)
+        if into is None:
+            raise ValueError(
+                f"{folder} holds a {content['class']}, which primesvt cannot build; "
+                "give a fresh instance: primesvt.load(folder, into=MyNet())"
+            )
+        if content["plan"] is not None:
+            apply_plan(into, Plan.from_dict(content["plan"], source=str(folder / "config.json")))
+        model: nn.Module = into
     else:
         if into is not None:
             raise ValueError(f"{folder} holds a registry model; load it without into=")
@@ -135,24 +147,13 @@ def _shrink(model: nn.Module, state: Mapping[str, Tensor], inputs: list[Any], fo
 
 
 def _stored_width(graph: ChannelGraph, name: str, state: Mapping[str, Tensor]) -> int | None:
-    """Channels per position in the stored tensors, read off an axis that is all the group's."""
+    """Channels of a group per head, from a stored tensor's axis that only the group's fill."""
     group = graph[name]
     for member in group.members:
         stored = state.get(member.tensor)
         if stored is not None and (graph.ids(group, member) >= 0).all():
             return stored.shape[member.axis] * group.size // graph.shape(member.tensor)[member.axis]
     return None
-
-
-def _foreign(content: Mapping[str, Any], into: nn.Module | None, folder: Path) -> nn.Module:
-    if into is None:
-        raise ValueError(
-            f"{folder} holds a {content['class']}, which primesvt cannot build; "
-            "give a fresh instance: primesvt.load(folder, into=MyNet())"
-        )
-    if content["plan"] is not None:
-        apply_plan(into, Plan.from_dict(content["plan"], source=str(folder / "config.json")))
-    return into
 
 
 def model_folder(path: str | Path) -> Path | None:
@@ -201,9 +202,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is cut short or no safetensors file; copy it again, or save the model again"
         ) from error
-
-
-def _is_tensor(name: str, value: object) -> bool:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"the state dict holds a {type(value).__name__} under {name!r}, no tensor")
-    return True

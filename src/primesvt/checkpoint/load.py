@@ -1,4 +1,4 @@
-"""Models by name, file or folder, with what later stages must know of them, and their data."""
+"""Open models by name, file or folder, and find the data that belong to them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from primesvt.models import (
 from primesvt.models.nearest import agrees
 from primesvt.models.official.read import SUFFIXES, read_state_file
 from primesvt.models.official.recognise import check_names
-from primesvt.models.registry import _nearest_data, provenance_of
+from primesvt.models.registry import nearest_data, provenance_of
 
 __all__ = ["Data", "OpenedModel", "OwnData", "load", "open_model", "own_data", "splits_for"]
 
@@ -128,7 +128,7 @@ Data = Splits | Dataset[Any] | DataLoader[Any] | Mapping[str, Any] | str | Path
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedModel:
-    """A model, and what is known of it."""
+    """A model that was opened by name or path, with its data config and class count."""
 
     model: SpikingViT
 
@@ -139,17 +139,17 @@ class OpenedModel:
 
     @property
     def held_out(self) -> bool:
-        """``primesvt train`` made it, so the images held out there were never trained on."""
+        """Whether ``primesvt train`` made the model, and so held out its selection images."""
         return provenance_of(self.model).held_out
 
     @property
     def loaded(self) -> CheckpointReport | None:
-        """Where the settings of an official checkpoint come from."""
+        """The report on an official checkpoint's settings; ``None`` for other models."""
         return self.model.loaded
 
     @property
     def num_classes(self) -> int:
-        """How many classes the model predicts."""
+        """Number of classes that the model predicts."""
         return self.model.config.num_classes
 
     def example(self) -> Tensor:
@@ -158,7 +158,7 @@ class OpenedModel:
         Images ``[2, C, H, W]``, or event frames ``[2, T, C, H, W]``.
         """
         config = self.model.config
-        data = (self.model.provenance or Provenance(data=_nearest_data(config))).data
+        data = (self.model.provenance or Provenance(data=nearest_data(config))).data
         steps = (self.model.time_steps,) if data.events else ()
         generator = torch.Generator().manual_seed(0)
         return torch.rand(2, *steps, config.in_channels, *data.input_size[1:], generator=generator)
@@ -191,26 +191,24 @@ def open_model(
         raise ValueError(
             f"time_steps is given twice, as {time_steps} and as {settings['time_steps']}"
         )
-    model = _open(Path(source), family, settings, pretrained=pretrained)
+    path = Path(source)
+    if str(path) not in list_models() and (path.exists() or path.suffix in SUFFIXES):
+        model = load(path, family=family, quiet=True, **settings)
+    else:
+        entry = model_entry(str(path))
+        if family not in (None, entry.family):
+            raise ValueError(f"{entry.name} is of the family {entry.family}, not {family}")
+        bundled = entry.weights is not None
+        with _mistakes_of_a_person():
+            model = create_model(entry.name, pretrained=pretrained or bundled, **settings)
     if not isinstance(model, SpikingViT):
         raise ValueError(f"{source} holds a model of your own; use primesvt.prune in Python for it")
     return OpenedModel(model=model.eval())
 
 
-def _open(path: Path, family: str | None, settings: Mapping[str, Any], *, pretrained: bool) -> Any:
-    if str(path) not in list_models() and (path.exists() or path.suffix in SUFFIXES):
-        return load(path, family=family, quiet=True, **settings)
-    entry = model_entry(str(path))
-    if family not in (None, entry.family):
-        raise ValueError(f"{entry.name} is of the family {entry.family}, not {family}")
-    bundled = entry.weights is not None
-    with _mistakes_of_a_person():
-        return create_model(entry.name, pretrained=pretrained or bundled, **settings)
-
-
 @contextmanager
 def _mistakes_of_a_person() -> Iterator[None]:
-    """An unknown setting is a mistake in a program (``TypeError``), unless a person typed it."""
+    """Turn ``TypeError`` of an unknown setting into ``ValueError``, where a user typed it."""
     try:
         yield
     except TypeError as error:
@@ -234,7 +232,7 @@ class OwnData:
     selection_from_train: bool = False
 
     def found(self) -> str:
-        """The data, if they are still there; a ``ValueError`` that names them if not."""
+        """The name or path of the data; ``ValueError`` where they are not there any more."""
         place = Path(self.spec)
         _, named, folder = self.spec.partition(":")
         if self.spec == "digits" or place.exists() or (named and Path(folder).exists()):
@@ -247,7 +245,7 @@ class OwnData:
 
 
 def own_data(source: str | Path | nn.Module) -> OwnData | None:
-    """Which data belong to a model, as files beside it say; ``None`` where nothing does.
+    """Find the data that a model was made with, from the files beside it; ``None`` if unknown.
 
     The recipe of a run, the record of a training, and the run that a fine-tuned model comes from.
     Models of the registry that read digits have the bundled digits.
@@ -275,7 +273,7 @@ def own_data(source: str | Path | nn.Module) -> OwnData | None:
 
 
 def _homes(folder: Path) -> Iterator[Path]:
-    """The folders whose files speak of the model in this one: it is their result, or a part."""
+    """The folders whose recipe or record may describe a model: its own and those above it."""
     folder = folder.absolute()
     yield folder
     if folder.name == "model":
@@ -288,7 +286,7 @@ def _homes(folder: Path) -> Iterator[Path]:
 
 
 def _of_recipe(path: Path) -> OwnData | None:
-    """Of a run of the command line, or of one in Python that was given a name or a path."""
+    """The data named in a run's recipe; ``None`` where it names none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         # A run in Python has its seed at the top; that of a training draws no sets.
@@ -306,7 +304,7 @@ def _of_recipe(path: Path) -> OwnData | None:
 
 
 def _of_record(path: Path) -> OwnData | None:
-    """Of a training, or of a fine-tuning, which names its data or its run."""
+    """The data named in the record of a training or fine-tuning, or in the run it refers to."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         recipe, run, told = content["recipe"], content.get("run"), _short(path)
@@ -324,7 +322,7 @@ def _of_record(path: Path) -> OwnData | None:
 
 
 def _of_config(path: Path) -> OwnData | None:
-    """Of a saved model without a recipe or record, if it reads digits as the registry's do."""
+    """The digits, for a saved model whose images are prepared as those of the digits models."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))["provenance"]
         digits = Provenance.from_dict(made).data == DIGITS
@@ -334,7 +332,7 @@ def _of_config(path: Path) -> OwnData | None:
 
 
 def _short(path: Path) -> str:
-    """A path as a person would type it here."""
+    """A path relative to the working directory, where it lies in it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -347,7 +345,7 @@ def splits_for(
     seed: int | None = None,
     selection_from_train: bool = False,
 ) -> Splits:
-    """The sets of some data, prepared as the model wants its images, if they fit the model.
+    """Load and split data, prepared for a model's input; ``ValueError`` where they do not fit it.
 
     Args:
         model: of the registry or of a user; what fits the latter is not known.

@@ -1,9 +1,9 @@
 """Labelled images and event frames, and their split: train, calibration, selection, test."""
 
-from .errors import DataError
-from .images import ImageSet, Preprocess
-from .loading import load_data
-from .splits import Splits, check_channels, check_classes, check_labels
+from primesvt.data.errors import DataError
+from primesvt.data.images import ImageSet, Preprocess
+from primesvt.data.loading import load_data
+from primesvt.data.splits import Splits, check_channels, check_classes, check_labels
 
 __all__ = [
     "DataError",

@@ -44,7 +44,7 @@ DIGITS = DataConfig(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
 
 
 def events(channels: int, size: int) -> DataConfig:
-    """How frames of an event camera are prepared: counts as they are.
+    """The data config of square event frames, whose counts are not normalised.
 
     Example:
         >>> events(2, 128).input_size

@@ -1,4 +1,4 @@
-"""What a measurement was made on: digests of data sets."""
+"""Digests of data sets, which tell whether two measurements were made on the same samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-__all__ = ["data_digest"]
+__all__ = ["add_tensor", "data_digest", "json_bytes"]
 
 
 _LOOKS = 16
@@ -30,7 +30,7 @@ def data_digest(dataset: Dataset[Any]) -> str:
         64
     """
     size = len(cast(Sized, dataset))
-    digest = hashlib.sha256(_text({"size": size}))
+    digest = hashlib.sha256(json_bytes({"size": size}))
     inner: Any = dataset
     while inner is not None:  # a subset hides the labels and the choice of what it is taken from
         for name in ("labels", "indices"):
@@ -39,7 +39,9 @@ def data_digest(dataset: Dataset[Any]) -> str:
                 digest.update(np.ascontiguousarray(np.asarray(listed)).tobytes())
         inner = inner.dataset if isinstance(inner, Subset) else None
     for index in sorted({round(k * (size - 1) / (_LOOKS - 1)) for k in range(_LOOKS)}):
-        _add_sample(digest, dataset[index])
+        sample, label = dataset[index]
+        add_tensor(digest, torch.as_tensor(sample))
+        digest.update(json_bytes({"label": int(label)}))
     image, again = dataset[0][0], dataset[0][0]
     if isinstance(image, Tensor) and not torch.equal(image, again):
         raise ValueError(
@@ -49,17 +51,13 @@ def data_digest(dataset: Dataset[Any]) -> str:
     return digest.hexdigest()
 
 
-def _add_sample(digest: Any, sample: Any) -> None:
-    image, label = sample
-    _add(digest, torch.as_tensor(image))
-    digest.update(_text({"label": int(label)}))
-
-
-def _add(digest: Any, tensor: Tensor) -> None:
+def add_tensor(digest: Any, tensor: Tensor) -> None:
+    """Update a digest with the shape and the bytes of a tensor."""
     dense = tensor.detach().cpu().contiguous()
-    digest.update(_text({"shape": list(dense.shape)}))
+    digest.update(json_bytes({"shape": list(dense.shape)}))
     digest.update(dense.flatten().view(torch.uint8).numpy().tobytes())
 
 
-def _text(value: Mapping[str, Any]) -> bytes:
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """JSON of a mapping with sorted keys, so that equal mappings give equal bytes."""
     return json.dumps(value, sort_keys=True, default=str).encode()

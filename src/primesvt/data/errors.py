@@ -6,7 +6,7 @@ __all__ = ["DataError"]
 
 
 class DataError(ValueError):
-    """Data that cannot be used, said in one line.
+    """Raised for data that cannot be used, with the reason in one line.
 
     A loader's worker process wraps an error's text into its own traceback; of such a text only the
     last line is kept, which is the sentence that was raised.

@@ -11,18 +11,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from primesvt.data.frames import read_arrays
-
-from .errors import DataError
-from .frames import Frames, as_tensor
-from .sources import Labels, class_names, files_by_class
+from primesvt.data.errors import DataError
+from primesvt.data.frames import Frames, as_tensor, read_arrays
+from primesvt.data.sources import Labels, class_names, files_by_class
 
 __all__ = ["EVENT_DATASETS", "EventDataset", "EventFolders", "event_parts", "integrate"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventDataset:
-    """A data set that SpikingJelly knows as ``name``; ``size`` is ``(height, width)``."""
+    """An event-camera data set by its SpikingJelly name; ``size`` is ``(height, width)``."""
 
     name: str
     size: tuple[int, int]
@@ -46,14 +44,13 @@ class EventDataset:
         if len(choice) > 1:
             names = ", ".join(each.name for each in choice)
             raise DataError(f"{place} has {names}; give one of these folders itself")
-        if not choice:
-            raise DataError(self._missing(place))
-        return _finished(choice[0])
-
-    def _missing(self, place: Path) -> str:
-        if (place / "events_np").is_dir():
-            return f"{place} holds raw events; say into how many time steps with time_steps="
-        return (
+        if choice:
+            return _finished(choice[0])
+        if events.is_dir():
+            raise DataError(
+                f"{place} holds raw events; say into how many time steps with time_steps="
+            )
+        raise DataError(
             f"{place} holds neither 'frames_number_16_split_by_number' (or another number) nor "
             f"'events_np'; get the archives of {self.name} from {self.origin} into "
             f"{place / 'download'}, then run once in Python: spikingjelly.datasets."
@@ -154,8 +151,8 @@ class EventFolders:
             return arrays["frames"]
         if self._steps is not None and {"t", "x", "y", "p"} <= set(arrays):
             return integrate(arrays, self._steps, self._size, place=str(path))
-        seen = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-        raise DataError(f"{path} holds {seen or 'nothing'}, not frames [T, C, H, W]; make it again")
+        held = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise DataError(f"{path} holds {held or 'nothing'}, not frames [T, C, H, W]; make it again")
 
 
 def integrate(
@@ -185,7 +182,7 @@ def integrate(
 def event_parts(
     folder: Path, dataset: EventDataset, *, time_steps: int | None
 ) -> dict[str, EventFolders]:
-    """The parts of an event data set; all is one part ``"whole"`` where it has none of its own."""
+    """The parts (train, test) of an event data set; one named ``"whole"`` where it is not split."""
     named = {part: folder / part for part in ("train", "test")}
     roots = {part: root for part, root in named.items() if root.is_dir()} or {"whole": folder}
     classes = class_names(next(iter(roots.values())))
@@ -196,7 +193,7 @@ def event_parts(
 
 
 def _steps(folder: Path) -> int | None:
-    """The number of frames that a folder's name states."""
+    """The number of frames per sample that a folder's name states; ``None`` if it states none."""
     found = re.fullmatch(r"frames_number_(\d+)_split_by_(time|number)", folder.name)
     return int(found[1]) if found and folder.is_dir() else None
 

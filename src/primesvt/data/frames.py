@@ -1,4 +1,4 @@
-"""Event frames: one sample as a tensor ``[T, C, H, W]``, of the size that a model reads."""
+"""Files of event frames, read as tensors ``[T, C, H, W]`` and resized to a model's input size."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class FrameFile:
         return as_tensor(self._frames[index], f"{self.name}, sample {index}")
 
     def check(self, index: int) -> None:
-        """All samples were looked at when the file was opened."""
+        """Do nothing: all samples were checked when the file was opened."""
 
 
 def read_arrays(path: Path) -> dict[str, Frames]:
-    """All arrays of a ``.npz`` file; ``DataError`` where it is unreadable."""
+    """Read all arrays of a ``.npz`` file; ``DataError`` where it is unreadable."""
 
     def read() -> dict[str, Frames]:
         with _archive(path) as archive:
@@ -152,10 +152,10 @@ def _one_of(known: Sequence[str], keys: Iterable[str], what: str, path: Path) ->
     keys = list(keys)
     found = [key for key in keys if key.lower() in known]
     if len(found) != 1:
-        seen = ", ".join(map(repr, keys)) or "nothing"
+        there = ", ".join(map(repr, keys)) or "nothing"
         count = "more than one array" if found else "no array"
         raise DataError(
-            f"{path} has {count} of {what}: it holds {seen}; name one of them {what!r} "
+            f"{path} has {count} of {what}: it holds {there}; name one of them {what!r} "
             f"(also known: {', '.join(known[1:])})"
         )
     return found[0]
@@ -217,7 +217,7 @@ Frames = npt.NDArray[np.generic]
 
 
 class FrameSize:
-    """Brings frames ``[T, C, H, W]`` to a model's height and width; values stay as they are.
+    """Resize event frames ``[T, C, H, W]`` to a model's height and width, without normalisation.
 
     Shrinking takes the mean over the area of each new pixel, enlarging interpolates linearly.
     ``config`` None leaves every size as it is.

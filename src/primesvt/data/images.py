@@ -1,4 +1,4 @@
-"""Sets of samples: decoded, resized, cropped and normalised the same way every time."""
+"""Data sets of samples that are decoded, resized, cropped and normalised without randomness."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from primesvt.data.config import DataConfig
-
-from .errors import DataError
-from .sources import Header, Labels, Source
+from primesvt.data.errors import DataError
+from primesvt.data.sources import Header, Labels, Source
 
 __all__ = ["ImageSet", "Part", "Preprocess", "check_images"]
 
@@ -24,7 +23,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Preprocess:
-    """PIL image -> float32 tensor ``[C, H, W]``, as a model's data config says.
+    """Turn a PIL image into a float32 tensor ``[C, H, W]`` as a model's data config says.
 
     The shorter side is resized to the input size over ``crop_ratio``, the centre is cropped, values
     in 0..1 are normalised by ``mean`` and ``std``. An image that already has the input size is left
@@ -46,7 +45,13 @@ class Preprocess:
             )
         self._mode = modes[self.channels]
         self._crop_ratio = config.crop_ratio
-        self._filter = _resampling(config.interpolation)
+        try:
+            self._filter = Image.Resampling[config.interpolation.upper()]
+        except KeyError:
+            allowed = ", ".join(kind.name.lower() for kind in Image.Resampling)
+            raise ValueError(
+                f"unknown interpolation {config.interpolation!r}; use one of: {allowed}"
+            ) from None
         self._mean = _per_channel(config.mean, self.channels)
         self._std = _per_channel(config.std, self.channels)
 
@@ -80,7 +85,7 @@ PALETTES = frozenset({"P", "PA"})  # grey or not: their headers do not say
 
 
 def check_images(headers: Collection[Header], config: DataConfig, *, name: str) -> None:
-    """Raise ``DataError`` where images are of another kind than those that a model reads.
+    """Raise ``DataError`` where images differ in colour or size from what a model reads.
 
     A grey photo among coloured ones is converted, and a photo that is larger than the model's input
     is scaled down and cropped. Refused are sets of grey images alone for a model of three channels,
@@ -152,25 +157,21 @@ class ImageSet(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         where = int(self.indices[index])
-        return self._prepared(where), int(self.source.labels[where])
+        prepared = self._known.get(where)
+        if prepared is None:
+            prepared = self.preprocess(self.source.sample(where))
+            size = prepared.untyped_storage().nbytes()
+            if self._taken + size <= REMEMBERED:
+                self._known[where] = prepared
+                self._taken += size
+        return prepared, int(self.source.labels[where])
 
     def once(self) -> Iterator[Sample]:
-        """All samples in turn, for a reader that keeps them itself: none stays in memory here."""
+        """Yield all samples once, without keeping any in memory."""
         for where in map(int, self.indices):
             known = self._known.get(where)
             image = self.preprocess(self.source.sample(where)) if known is None else known
             yield image, int(self.source.labels[where])
-
-    def _prepared(self, where: int) -> Tensor:
-        known = self._known.get(where)
-        if known is not None:
-            return known
-        prepared = self.preprocess(self.source.sample(where))
-        size = prepared.untyped_storage().nbytes()
-        if self._taken + size <= REMEMBERED:
-            self._known[where] = prepared
-            self._taken += size
-        return prepared
 
     @property
     def labels(self) -> Labels:
@@ -179,7 +180,7 @@ class ImageSet(Dataset[Sample]):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the whole source; None where labels only bound their count from below."""
+        """Number of classes of the source; None where only the labels that occur are known."""
         return self.source.num_classes
 
     def choose(self, indices: Indices, *, name: str) -> ImageSet:
@@ -187,9 +188,9 @@ class ImageSet(Dataset[Sample]):
         return ImageSet(self.source, self.preprocess, name=name, indices=self.indices[indices])
 
     def check(self) -> set[Header]:
-        """Look at every sample's header; ``DataError`` naming the first that is unusable.
+        """Read every sample's header; ``DataError`` naming the first sample that is unusable.
 
-        Returns the kinds of images that there are: none, where the samples are event frames.
+        Returns the different modes and sizes of the images; none for event frames.
         """
         found = {self.source.check(int(index)) for index in self.indices}
         return {header for header in found if header is not None}
@@ -221,7 +222,7 @@ class Part(Dataset[Sample]):
 
     @property
     def num_classes(self) -> int | None:
-        """How many class names the dataset lists in ``classes``, as torchvision's do; else None."""
+        """Number of class names in the dataset's ``classes`` (as torchvision's have); else None."""
         listed = getattr(self.dataset, "classes", None)
         named = isinstance(listed, list | tuple) and all(isinstance(each, str) for each in listed)
         return len(listed) if named and listed else None
@@ -229,14 +230,6 @@ class Part(Dataset[Sample]):
     def choose(self, indices: Indices, *, name: str) -> Part:
         """The samples at ``indices`` of this part, as a part of its own."""
         return Part(self.dataset, name=name, indices=self.indices[indices])
-
-
-def _resampling(name: str) -> Image.Resampling:
-    try:
-        return Image.Resampling[name.upper()]
-    except KeyError:
-        allowed = ", ".join(kind.name.lower() for kind in Image.Resampling)
-        raise ValueError(f"unknown interpolation {name!r}; use one of: {allowed}") from None
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One door to all data: the bundled digits, folders, files, or a user's own datasets."""
+"""``load_data``: the bundled digits, folders, files, or a user's own datasets as one split."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from primesvt.data.config import DIGITS, DataConfig
-
-from .errors import DataError
-from .images import ImageSet, Part, Preprocess, check_images
-from .locations import PART_NAMES, find_pools
-from .sources import Digits
-from .splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
+from primesvt.data.errors import DataError
+from primesvt.data.images import ImageSet, Part, Preprocess, check_images
+from primesvt.data.locations import PART_NAMES, find_pools
+from primesvt.data.sources import Digits
+from primesvt.data.splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
 
 __all__ = ["DIGITS_SELECTION", "DIGITS_TEST", "DataSpec", "load_data"]
 
@@ -76,7 +75,13 @@ def load_data(
     if isinstance(spec, str | Path):
         pools = find_pools(spec, data_config, time_steps)
     elif isinstance(spec, Mapping):
-        pools = _from_mapping(spec)
+        unknown = sorted(set(spec) - set(PART_NAMES))
+        if unknown or not spec:
+            raise ValueError(
+                f"unknown part {unknown or '(none given)'}; use {', '.join(PART_NAMES)}"
+            )
+        sets = {part: _own(dataset, part) for part, dataset in spec.items()}
+        pools = Pools.of("the given datasets", sets)
     else:
         pools = Pools(name="the given dataset", test=_own(spec, "test"))
     splits = arrange(
@@ -90,7 +95,7 @@ def load_data(
 
 
 def _digits(data_config: DataConfig | None, seed: int) -> Splits:
-    """The fixed split of the digits; only which training images calibrate follows the seed."""
+    """The fixed split of the digits; the seed only draws the calibration images."""
     config = DIGITS if data_config is None else data_config
     preprocess = Preprocess(config)
     if config.input_size != DIGITS_SIZE:
@@ -111,14 +116,6 @@ def _digits(data_config: DataConfig | None, seed: int) -> Splits:
     return arrange(pools, seed=seed)
 
 
-def _from_mapping(spec: Mapping[str, Dataset[Any]]) -> Pools:
-    unknown = sorted(set(spec) - set(PART_NAMES))
-    if unknown or not spec:
-        raise ValueError(f"unknown part {unknown or '(none given)'}; use {', '.join(PART_NAMES)}")
-    sets = {part: _own(dataset, part) for part, dataset in spec.items()}
-    return Pools.of("the given datasets", sets)
-
-
 def _own(spec: Dataset[Any] | DataLoader[Any], name: str) -> ImageSet | Part:
     """Wrap a user's dataset, after a look at its first sample."""
     dataset = spec.dataset if isinstance(spec, DataLoader) else spec
@@ -131,11 +128,7 @@ def _own(spec: Dataset[Any] | DataLoader[Any], name: str) -> ImageSet | Part:
         )
     if not len(dataset):
         raise DataError(f"the dataset {type(dataset).__name__} is empty")
-    _check_sample(dataset[0], type(dataset).__name__)
-    return Part(dataset, name=name, indices=np.arange(len(dataset)))
-
-
-def _check_sample(sample: object, name: str) -> None:
+    sample: object = dataset[0]
     image, label = sample if isinstance(sample, tuple | list) and len(sample) == 2 else (None, None)
     fits = isinstance(image, Tensor) and image.is_floating_point() and image.ndim in (3, 4)
     whole = isinstance(label, int | np.integer) or (
@@ -143,9 +136,10 @@ def _check_sample(sample: object, name: str) -> None:
     )
     if not (fits and whole):
         raise DataError(
-            f"{name} must yield (float tensor [C, H, W] or [T, C, H, W], whole-number label), "
-            f"but its first sample is {_kinds(sample)}"
+            f"{type(dataset).__name__} must yield (float tensor [C, H, W] or [T, C, H, W], "
+            f"whole-number label), but its first sample is {_kinds(sample)}"
         )
+    return Part(dataset, name=name, indices=np.arange(len(dataset)))
 
 
 def _kinds(sample: object) -> str:

@@ -1,4 +1,4 @@
-"""What a name or a path stands for: the sets that lie there, before they are split."""
+"""Find the labelled sets that lie at a path or belong to a data set's name, not yet split."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from primesvt.data.config import DataConfig
-from primesvt.data.frames import FrameFile
-
-from .errors import DataError
-from .event_folders import EVENT_DATASETS, EventDataset, EventFolders, event_parts
-from .frames import FrameSize
-from .images import ImageSet, Indices, Preprocess
-from .sources import ClassFolders, Labels, ParquetTable, class_names
-from .splits import Pools
+from primesvt.data.errors import DataError
+from primesvt.data.event_folders import EVENT_DATASETS, EventDataset, EventFolders, event_parts
+from primesvt.data.frames import FrameFile, FrameSize
+from primesvt.data.images import ImageSet, Indices, Preprocess
+from primesvt.data.sources import ClassFolders, Labels, ParquetTable, class_names
+from primesvt.data.splits import Pools
 
 __all__ = ["PART_NAMES", "find_pools"]
 
@@ -33,7 +31,7 @@ TRAIN_SHARE = 0.9
 def find_pools(
     spec: str | Path, data_config: DataConfig | None, time_steps: int | None = None
 ) -> Pools:
-    """The sets at a path, or of ``NAME:FOLDER`` with the name of an event data set.
+    """Find the sets at a path, or of ``NAME:FOLDER`` with the name of an event data set.
 
     Raises ``DataError`` where nothing usable is there.
     """
@@ -44,11 +42,16 @@ def find_pools(
     if path.is_file() and path.suffix in FRAME_SUFFIXES:
         return _frame_pools(path.name, {"test": FrameFile(path)}, data_config, time_steps)
     if path.is_dir() and not any(path.glob("*.parquet")):
-        _refuse_unnamed(path)
+        # A root of SpikingJelly's would pass for class folders.
+        if (path / "events_np").is_dir() or any(path.glob("frames_number_*")):
+            raise DataError(
+                f"{path} looks like a folder of SpikingJelly's; say which data set it is, "
+                f"as in dvs128gesture:{path} (known: {', '.join(EVENT_DATASETS)})"
+            )
         found = {p: FrameFile(_only(files)) for p, files in _by_part(path, FRAME_SUFFIXES).items()}
         if found:
             return _frame_pools(path.name, found, data_config, time_steps)
-    return _image_pools(path, _preprocess(data_config))
+    return _image_pools(path, data_config)
 
 
 def _frame_pools(
@@ -100,7 +103,7 @@ def _first_and_last(labels: Labels) -> tuple[Indices, Indices]:
 
 
 def _event_dataset(spec: str) -> tuple[EventDataset, Path]:
-    """What ``NAME:FOLDER`` stands for; ``DataError`` where there is no such thing."""
+    """The data set and the folder of ``NAME:FOLDER``; ``DataError`` where either is unknown."""
     name, _, folder = spec.partition(":")
     dataset = EVENT_DATASETS.get(name.lower().replace("-", "").replace("_", ""))
     if dataset is None:
@@ -117,16 +120,13 @@ def _event_dataset(spec: str) -> tuple[EventDataset, Path]:
     return dataset, Path(folder)
 
 
-def _refuse_unnamed(path: Path) -> None:
-    """A root of SpikingJelly's would pass for class folders."""
-    if (path / "events_np").is_dir() or any(path.glob("frames_number_*")):
-        raise DataError(
-            f"{path} looks like a folder of SpikingJelly's; say which data set it is, "
-            f"as in dvs128gesture:{path} (known: {', '.join(EVENT_DATASETS)})"
+def _image_pools(path: Path, data_config: DataConfig | None) -> Pools:
+    if data_config is None:
+        raise ValueError(
+            "images read from files need data_config: "
+            "take a model's, as in model_entry('sdt_v2_small').data"
         )
-
-
-def _image_pools(path: Path, preprocess: Preprocess) -> Pools:
+    preprocess = Preprocess(data_config)
     if path.is_file():
         table = ParquetTable([path])
         return Pools(name=path.name, test=ImageSet(table, preprocess, name=path.name))
@@ -136,15 +136,6 @@ def _image_pools(path: Path, preprocess: Preprocess) -> Pools:
         for part, source in (tables or _folders(path)).items()
     }
     return Pools.of(path.name, sets)
-
-
-def _preprocess(data_config: DataConfig | None) -> Preprocess:
-    if data_config is None:
-        raise ValueError(
-            "images read from files need data_config: "
-            "take a model's, as in model_entry('sdt_v2_small').data"
-        )
-    return Preprocess(data_config)
 
 
 def _by_part(path: Path, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .errors import DataError
+from primesvt.data.errors import DataError
 
 __all__ = [
     "ClassFolders",
@@ -51,9 +51,9 @@ class Source(Protocol[Sample_co]):
         ...
 
     def check(self, index: int) -> Header | None:
-        """Look at the header of one sample only; ``DataError`` naming it where it is unusable.
+        """Read one image's header: its mode and size; None for event frames.
 
-        None for samples that are no images.
+        Raises ``DataError`` naming the sample where it is unusable.
         """
         ...
 
@@ -83,7 +83,7 @@ class Digits:
         return Image.fromarray(self._pixels[index])
 
     def check(self, index: int) -> Header:
-        """All alike."""
+        """Mode and size, the same for every digit."""
         return "L", (8, 8)
 
 
@@ -163,8 +163,8 @@ def class_names(root: str | Path) -> tuple[str, ...]:
     entries = [entry for entry in Path(root).iterdir() if not entry.name.startswith(".")]
     files = sorted(entry.name for entry in entries if not entry.is_dir())
     if files or not entries:
-        seen = f"the file {files[0]!r}" if files else "nothing"
-        raise DataError(f"{root} should hold one folder per class, but {seen} lies in it")
+        there = f"the file {files[0]!r}" if files else "nothing"
+        raise DataError(f"{root} should hold one folder per class, but {there} lies in it")
     return tuple(sorted(entry.name for entry in entries))
 
 
@@ -183,28 +183,25 @@ def files_by_class(
     ):
         if names:
             raise DataError(f"{root} {problem} {names[0]!r}; both need the same classes")
-    return [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in _files_in(root / name, suffixes)
-    ]
-
-
-def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if not files:
-        raise DataError(f"the class folder {folder} is empty; add samples or remove the folder")
-    for path in files:
-        if path.suffix.lower() not in suffixes:
-            allowed = " ".join(sorted(suffixes))
-            raise DataError(f"{path} is none of the files expected here ({allowed}); move it away")
-    return files
+    labelled = []
+    for label, folder in enumerate(root / name for name in classes):
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        if not files:
+            raise DataError(f"the class folder {folder} is empty; add samples or remove the folder")
+        for path in files:
+            if path.suffix.lower() not in suffixes:
+                allowed = " ".join(sorted(suffixes))
+                raise DataError(
+                    f"{path} is none of the files expected here ({allowed}); move it away"
+                )
+            labelled.append((path, label))
+    return labelled
 
 
 def decode(
     place: str, opener: Callable[[], Image.Image], *, header_only: bool = False
 ) -> Image.Image:
-    """Open an image, or raise a ``DataError`` that says which one cannot be read."""
+    """Open and decode an image; ``DataError`` naming it where that fails."""
     try:
         with opener() as image:
             if not header_only:

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .errors import DataError
-from .images import ImageSet, Indices, Part, Sample
-from .sources import Labels
+from primesvt.data.errors import DataError
+from primesvt.data.images import ImageSet, Indices, Part, Sample
+from primesvt.data.sources import Labels
 
 __all__ = [
     "Pools",
@@ -74,13 +74,13 @@ class Splits:
 
     @property
     def unit(self) -> str:
-        """What the sets are made of: images, or samples of several frames."""
+        """The noun for one item: ``images``, or ``samples`` where items are event frames."""
         return "samples" if self.form else "images"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pools:
-    """What a data set offers before it is split: any of training, validation and test images."""
+    """The sets of a data set before they are split: any of training, validation and test images."""
 
     name: str
     train: Pool | None = None
@@ -90,7 +90,7 @@ class Pools:
 
     @classmethod
     def of(cls, name: str, sets: Mapping[str, Pool], *, form: str = "") -> Pools:
-        """Pools from sets by the names of their parts."""
+        """Make pools from sets named ``train``, ``validation`` and ``test``."""
         train, validation, test = (sets.get(part) for part in ("train", "validation", "test"))
         return cls(name=name, train=train, validation=validation, test=test, form=form)
 
@@ -98,7 +98,7 @@ class Pools:
 def arrange(
     pools: Pools, *, seed: int, held_out: bool = False, allow_selection_from_train: bool = False
 ) -> Splits:
-    """Split what a data set offers into calibration, selection, test and train.
+    """Split the sets of a data set into calibration, selection, test and train.
 
     * Validation and test images: selection is the one, test the other.
     * One labelled evaluation set: split in halves by ``seed``, selection and test. Without training
@@ -136,7 +136,7 @@ def hold_out(train: Pool) -> tuple[Pool, Pool]:
 
 
 def draw(pool: Pool, sizes: Sequence[int], *, seed: int, least: int = 1) -> list[Indices]:
-    """Disjoint seeded draws of the given sizes, and last what is left, each in ascending order.
+    """Indices of disjoint seeded draws of the given sizes, then of all other images, each sorted.
 
     Draws keep the class shares (to within one image a class) where the labels are listed. A pool of
     fewer than ``least`` images, or than the sizes need, is refused.
@@ -251,7 +251,7 @@ def _with_calibration(
 
 
 def _calibration_size(available: int) -> int:
-    """At most 256 images, and no more than a third of what there is."""
+    """Size of a calibration set: at most 256 images, and at most a third of those available."""
     return max(1, min(CALIBRATION_SIZE, available // 3))
 
 

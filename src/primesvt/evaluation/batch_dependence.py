@@ -1,8 +1,8 @@
-"""What a result depends on where the images of a batch influence each other."""
+"""Notes on results of models in which the images of a batch influence each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 from typing import cast
 
 from torch import nn
@@ -27,7 +27,7 @@ def mixing_of(model: nn.Module) -> str:
 
 
 def batch_note(model: nn.Module, batch_size: int, **sets: object) -> tuple[str, ...]:
-    """One sentence that makes a result repeatable, or none where images are independent.
+    """A sentence on the batches of an evaluation, where images of a batch influence each other.
 
     Args:
         model: what was measured.
@@ -47,11 +47,17 @@ def batch_note(model: nn.Module, batch_size: int, **sets: object) -> tuple[str, 
     if not mixing:
         return ()
     lengths = {name: len(cast(Sized, part)) for name, part in sets.items() if part is not None}
-    return (f"{_opening(mixing)}: evaluated {_batches(batch_size, lengths)}.",)
+    ends = [
+        f"the last batch of the {name} set has {length % batch_size}"
+        for name, length in lengths.items()
+        if length % batch_size
+    ]
+    batches = "; ".join([f"in batches of {batch_size}, in a fixed order", *ends])
+    return (f"{_opening(mixing)}: evaluated {batches}.",)
 
 
 def score_note(model: nn.Module) -> tuple[str, ...]:
-    """The same for a user's own score, whose batches we do not know.
+    """A sentence on a user's own score, where images of a batch influence each other.
 
     Example:
         >>> from primesvt.models import create_model
@@ -67,13 +73,3 @@ def score_note(model: nn.Module) -> tuple[str, ...]:
 
 def _opening(mixing: str) -> str:
     return f"The images of a batch influence each other in this model ({mixing})"
-
-
-def _batches(size: int, lengths: Mapping[str, int]) -> str:
-    """The batch size, and what is left for the last batch of each set."""
-    ends = [
-        f"the last batch of the {name} set has {length % size}"
-        for name, length in lengths.items()
-        if length % size
-    ]
-    return "; ".join([f"in batches of {size}, in a fixed order", *ends])

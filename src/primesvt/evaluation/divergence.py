@@ -1,9 +1,8 @@
-"""How far a network's answers are from the unpruned network's, without labels."""
+"""Divergence of a network's outputs from the unpruned network's, without labels."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +40,9 @@ class OutputDivergence:
         self.inputs = inputs
         self.expected = self._answers(VariantBatch(networks=[model]))[0]
 
-    def __call__(self, together: VariantBatch) -> list[float]:
-        """The distances of other networks on the same inputs."""
-        return [self._between(answers) for answers in self._answers(together)]
+    def __call__(self, variants: VariantBatch) -> list[float]:
+        """The divergences of other networks on the same inputs."""
+        return [self._between(answers) for answers in self._answers(variants)]
 
     def _between(self, answers: list[Tensor]) -> float:
         pairs = list(zip(self.expected, answers, strict=True))
@@ -52,19 +51,16 @@ class OutputDivergence:
         mean = total / sum(len(expected) for expected, _ in pairs)
         return max(0.0, mean) if math.isfinite(mean) else NOT_FINITE
 
-    def _answers(self, together: VariantBatch) -> list[list[Tensor]]:
-        """For every network its answers, batch by batch."""
-        found: list[list[Tensor]] = [[] for _ in together.networks]
-        with together.evaluating():
+    def _answers(self, variants: VariantBatch) -> list[list[Tensor]]:
+        """For every network its outputs, batch by batch."""
+        found: list[list[Tensor]] = [[] for _ in variants.networks]
+        with variants.evaluating():
             for number, batch in enumerate(self.inputs):
-                results = together(*batch, data="distance", batch=number)
+                results = variants(*batch, data="distance", batch=number)
                 for answers, result in zip(found, results, strict=True):
-                    answers.append(_first(result).double().cpu())
+                    first = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+                    answers.append(first.double().cpu())
         return found
-
-
-def _first(result: Any) -> Tensor:
-    return next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
 
 def _divergence(expected: Tensor, found: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""How good a network is: per-sample outcomes, always on the same images in the same order."""
+"""Measure networks: per-sample outcomes, always on the same images in the same order."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Measurement:
     """The score of one network: its mean, and the outcome of every sample where they are known.
 
     ``outcomes`` is boolean (right or wrong), or float, or ``None`` for a score that is one number.
-    ``rejected`` says that it left a race: the outcomes are those of the samples it had seen.
+    ``rejected``: by a sequential test, so that outcomes end with the samples it had seen.
     """
 
     value: float
@@ -59,7 +59,7 @@ class Measurement:
 
 
 def measured(value: Any) -> Measurement:
-    """What a score callable returned, as a measurement.
+    """Check what a score callable returned, and make a measurement of it.
 
     Raises ``ValueError`` unless it is one finite number or a vector of finite outcomes.
 
@@ -111,7 +111,7 @@ class ScoreEvaluator:
         return {"score": f"{module}.{name}", "device": self.device.type}
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        """That the score's own batches matter, where they do."""
+        """A note where the result depends on the batches that the score forms."""
         return score_note(model)
 
 
@@ -169,7 +169,7 @@ def outcomes(
 
 
 def _outcomes(
-    together: VariantBatch,
+    variants: VariantBatch,
     dataset: Dataset[Any],
     device: torch.device,
     *,
@@ -181,12 +181,12 @@ def _outcomes(
     data: Hashable = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> list[npt.NDArray[np.bool_]]:
-    """For every network which samples it gets right, as ``ShardedEvaluation`` finds it."""
+    """Which samples every network gets right, up to where it was stopped."""
     total = len(cast(Sized, dataset))
     if total == 0:
         raise ValueError("the data set is empty; give at least one sample")
-    rounds = ShardedEvaluation(
-        together=together,
+    return ShardedEvaluation(
+        variants=variants,
         dataset=dataset,
         device=device,
         batch_size=batch_size,
@@ -195,12 +195,11 @@ def _outcomes(
         leaves=leaves,
         data=data,
         tell=(lambda _: None) if progress is None else (lambda done: progress(stage, done, total)),
-    )
-    return rounds.run()
+    ).run()
 
 
 class Evaluator(Protocol):
-    """Measures networks, and knows what a measurement depends on beside the network.
+    """A function that measures networks, with a description of what its results depend on.
 
     ``points``: the accuracy limit is in percentage points, not in the score's own unit.
     ``processes``: those that measure together; each of them finds the same.
@@ -217,11 +216,11 @@ class Evaluator(Protocol):
         ...
 
     def context(self) -> dict[str, Any]:
-        """Data and settings, comparable between runs."""
+        """The data and settings that a measurement depends on, for comparison between runs."""
         ...
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        """What a reader of the results must know."""
+        """Notes on what the results depend on."""
         ...
 
 
@@ -242,31 +241,31 @@ class DataEvaluator:
     progress: Progress | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, model: nn.Module) -> Measurement:
-        """Outcomes on the selection set."""
+        """Measure a network on the selection set."""
         progress = None if self.progress is None else _once_long(self.progress)
         return self.on(self.splits.selection, model, progress=progress, stage="measuring")
 
     def together(
         self,
-        together: VariantBatch,
+        variants: VariantBatch,
         race: SequentialTest | None = None,
         before: Outcomes | None = None,
     ) -> list[Measurement]:
-        """Outcomes of several networks on the selection set.
+        """Measure several networks on the selection set in one pass.
 
-        In a race against the outcomes ``before`` of the unpruned network, those that are rejected
-        leave it, and see no further image.
+        With a sequential test ``race`` against the outcomes ``before`` of the unpruned network,
+        networks that it rejects see no further image.
         """
-        runners = [race.start() for _ in together.networks] if race is not None else []
+        runners = [race.start() for _ in variants.networks] if race is not None else []
 
         def leaves(number: int, right: npt.NDArray[np.bool_]) -> bool:
             assert before is not None
-            seen = runners[number].images
-            known = before[seen : seen + len(right)]
+            first = runners[number].images
+            known = before[first : first + len(right)]
             return runners[number].add(known.astype(np.int64) - right.astype(np.int64))
 
         found = _outcomes(
-            together,
+            variants,
             self.splits.selection,
             self.device,
             batch_size=self.batch_size,
@@ -291,7 +290,7 @@ class DataEvaluator:
         progress: Progress | None = None,
         stage: str = "evaluating",
     ) -> Measurement:
-        """Outcomes on any set, under the same settings."""
+        """Measure a network on any set, under the same settings."""
         found = outcomes(
             model,
             dataset,
@@ -313,20 +312,20 @@ class DataEvaluator:
         }
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
-        """The batches, where the images of a batch influence each other."""
+        """A note on the batches, where the images of a batch influence each other."""
         sets = {"selection": self.splits.selection, "test": self.splits.test}
         return batch_note(model, self.batch_size, **sets)
 
 
 def telling(evaluate: Evaluator, progress: Progress | None) -> Evaluator:
-    """The evaluator that reports on a long first measurement; probes report as a whole."""
+    """An evaluator that reports the progress of long measurements."""
     if isinstance(evaluate, DataEvaluator):
         return replace(evaluate, progress=progress)
     return evaluate
 
 
 def _once_long(progress: Progress) -> Progress:
-    """The same progress, silent for the first two seconds, so that short probes say nothing."""
+    """A progress callback that is silent for the first two seconds."""
     begin = time.monotonic()
 
     def report(stage: str, done: int, total: int) -> None:
@@ -348,13 +347,17 @@ def evaluator_for(
     *,
     selection_from_train: bool = False,
 ) -> Evaluator:
+    """The evaluator of a labelled set, or of a user's own score."""
     if (data is None) == (score is None):
         raise ValueError("give either data= (a labelled set) or score= (a callable), not both")
     if score is not None:
         return ScoreEvaluator(score=score, device=device, processes=processes)
     assert data is not None
     splits = splits_for(model, data, seed=seed, selection_from_train=selection_from_train)
-    splits = _in_random_order(splits, seed)
+    # Selection images come in one random order, on which early decisions rest.
+    size = len(cast(Sized, splits.selection))
+    order = np.random.default_rng([seed, size]).permutation(size)
+    splits = replace(splits, selection=Subset(splits.selection, order.tolist()))
     return DataEvaluator(
         splits=splits, batch_size=batch_size, device=device, workers=workers, processes=processes
     )
@@ -363,7 +366,7 @@ def evaluator_for(
 def example_for(
     example_input: Any, calibration: Iterable[Any] | Tensor | None, evaluate: Evaluator
 ) -> tuple[Any, ...]:
-    """Inputs to trace with; empty where only the score can show one."""
+    """Example inputs to trace a model with; empty where only a user's score has some."""
     if example_input is not None:
         return example_input if isinstance(example_input, tuple) else (example_input,)
     source: Any = calibration
@@ -376,10 +379,3 @@ def example_for(
     else:
         first = source if isinstance(source, Tensor) else next(iter(source))
     return first_samples((first[0] if isinstance(first, tuple | list) else first,))
-
-
-def _in_random_order(splits: Splits, seed: int) -> Splits:
-    """Selection images in one order drawn by the seed, which early decisions rest on."""
-    size = len(cast(Sized, splits.selection))
-    order = np.random.default_rng([seed, size]).permutation(size)
-    return replace(splits, selection=Subset(splits.selection, order.tolist()))

@@ -11,7 +11,7 @@ from torch import nn
 
 from primesvt.calibration import CalibrationSet
 from primesvt.evaluation.evaluator import Measurement
-from primesvt.models.forward import batch_of, first_samples
+from primesvt.models.forward import batch_of, first_samples, hooked
 
 __all__ = ["RecordedInputs", "record_inputs"]
 
@@ -20,7 +20,7 @@ SAMPLES = 256  # inputs kept of one call, for statistics
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedInputs:
-    """What a measurement gave, and the batches of inputs that the network saw meanwhile."""
+    """A measurement, and the batches of inputs that the network was given during it."""
 
     measurement: Measurement
     batches: list[tuple[Any, ...]] = field(repr=False)
@@ -36,7 +36,7 @@ class RecordedInputs:
 def record_inputs(
     model: nn.Module, measure: Callable[[nn.Module], Measurement], *, samples: int = SAMPLES
 ) -> RecordedInputs:
-    """Measure a network, and keep the first inputs that it is given.
+    """Measure a network, and record the first inputs that it is given.
 
     Example:
         >>> import torch
@@ -46,17 +46,14 @@ def record_inputs(
         >>> seen.measurement.value, seen.batches[0][0].shape
         (6.0, torch.Size([3, 2]))
     """
-    seen: list[tuple[Any, ...]] = []
+    batches: list[tuple[Any, ...]] = []
     left = samples
 
     def note(_: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal left
         if left > 0 and args:
-            seen.append(first_samples(args, left))
-            left -= batch_of(seen[-1])
+            batches.append(first_samples(args, left))
+            left -= batch_of(batches[-1])
 
-    handle = model.register_forward_pre_hook(note)
-    try:
-        return RecordedInputs(measurement=measure(model), batches=seen)
-    finally:
-        handle.remove()
+    with hooked([model.register_forward_pre_hook(note)]):
+        return RecordedInputs(measurement=measure(model), batches=batches)

@@ -1,4 +1,4 @@
-"""Rejecting a network before it has seen all images, with a stated probability of being wrong."""
+"""Reject a network before it has seen all images, with a bounded probability of being wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +25,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialTest:
-    """When a network has shown that the gate will not let it pass on all ``total`` images.
+    """Sequential test of whether a network would fail the gate on all ``total`` images.
 
-    A race only rejects: who is not rejected sees all images, and then the gate decides. With
+    It only rejects: a network that is not rejected sees all images, and then the gate decides. With
     right-or-wrong outcomes a network that has seen all of them is rejected exactly if the gate
     rejects it. Of the networks that would pass, at most a share ``error`` is rejected early,
     however often one looks, if the images come in a random order that was drawn without looking
@@ -85,7 +84,7 @@ class SequentialTest:
             )
 
     def start(self) -> RunningTest:
-        """A network that has not seen any image yet."""
+        """Start the test of one network, before its first image."""
         return RunningTest(self)
 
     def budget(self, gained: int = 0) -> float:
@@ -107,7 +106,7 @@ class SequentialTest:
 
 
 class RunningTest:
-    """One network in a race; ``SequentialTest.start`` makes it.
+    """The sequential test of one network in progress; ``SequentialTest.start`` makes it.
 
     Attributes:
         images: how many it has seen.
@@ -119,10 +118,10 @@ class RunningTest:
         (False, 0.25)
     """
 
-    def __init__(self, race: SequentialTest) -> None:
-        self.race = race
+    def __init__(self, test: SequentialTest) -> None:
+        self.test = test
         self.images = 0
-        self.rejected = race.budget() < -race.total
+        self.rejected = test.budget() < -test.total
         self._sum = 0.0
         self._gained = 0
         self._logs = np.zeros((len(BETS), 1))
@@ -134,11 +133,11 @@ class RunningTest:
 
     @property
     def capital(self) -> float:
-        """What the bets have made of 1; the network is out once it has reached ``1 / error``."""
+        """Capital of the bets, which begin with 1; the network is rejected at ``1 / error``."""
         return math.exp(min(700.0, float(_pooled(self._logs)[-1])))
 
     def add(self, differences: npt.ArrayLike) -> bool:
-        """Go on by some images, in their order, and say whether the network is out.
+        """Add the outcomes of further images; returns whether the network is rejected.
 
         How the images are cut into calls does not matter.
 
@@ -156,13 +155,15 @@ class RunningTest:
         found = self._checked(differences)
         sums = self._sum + np.append(0.0, found.cumsum())
         gained = self._gained + np.append(0, (found < 0).cumsum())
-        left = self.race.total - self.images - np.arange(len(found) + 1)
-        spare = self._budgets(gained) - sums
+        left = self.test.total - self.images - np.arange(len(found) + 1)
+        values, places = np.unique(gained, return_inverse=True)
+        budgets = np.array([self.test.budget(int(value)) for value in values], dtype=np.float64)
+        spare = budgets[places] - sums
         lost_for_certain = bool((spare < -left).any())
         means = np.clip(spare[:-1] / left[:-1], -1.0, 1.0)
         stakes = np.minimum(BETS, RISK / np.maximum(1 + means, RISK))
         paths = self._logs + np.log1p(stakes * (found - means)).cumsum(axis=1)
-        improbable = bool((_pooled(paths) >= -math.log(self.race.error)).any())
+        improbable = bool((_pooled(paths) >= -math.log(self.test.error)).any())
         if len(found):
             self._logs = paths[:, -1:]
         self._sum, self._gained = float(sums[-1]), int(gained[-1])
@@ -170,28 +171,23 @@ class RunningTest:
         self.rejected = self.rejected or lost_for_certain or improbable
         return self.rejected
 
-    def _budgets(self, gained: npt.NDArray[Any]) -> Floats:
-        values, places = np.unique(gained, return_inverse=True)
-        budgets = np.array([self.race.budget(int(value)) for value in values])
-        return np.asarray(budgets[places], dtype=np.float64)
-
     def _checked(self, differences: npt.ArrayLike) -> Floats:
-        race, found = self.race, np.asarray(differences)
+        test, found = self.test, np.asarray(differences)
         if found.ndim != 1 or found.dtype.kind not in "if":
             raise ValueError(
                 f"differences have shape {list(found.shape)} and type {found.dtype}, but must be "
                 "one vector of signed numbers; subtract outcomes as integers or floats"
             )
-        if self.images + len(found) > race.total:
+        if self.images + len(found) > test.total:
             raise ValueError(
-                f"{self.images + len(found)} images were added, but the race has {race.total}; "
+                f"{self.images + len(found)} images were added, but the race has {test.total}; "
                 "start a new runner for another pass"
             )
-        fits = abs(found) <= 1 if race.graded else np.isin(found, (-1, 0, 1))
+        fits = abs(found) <= 1 if test.graded else np.isin(found, (-1, 0, 1))
         if not fits.all():
             allowed = (
                 "from -1 to 1: only outcomes from 0 to 1 can be raced"
-                if race.graded
+                if test.graded
                 else "-1, 0 or 1; for outcomes that are not right or wrong take graded=True"
             )
             raise ValueError(f"a difference is {found[~fits][0]}, but must be {allowed}")
@@ -199,18 +195,18 @@ class RunningTest:
 
 
 @lru_cache(maxsize=2**14)
-def _budget(race: SequentialTest, gained: int) -> float:
-    if race.graded:
-        return race.total * (race.limit + 2 * ROUNDING)  # sums round, too
+def _budget(test: SequentialTest, gained: int) -> float:
+    if test.graded:
+        return test.total * (test.limit + 2 * ROUNDING)  # sums round, too
 
     def fails(net: int) -> bool:
         fewest = max(gained, -net)
-        drop = net / race.total
-        if race.gate == "bound":
-            drop = paired_drop_bound(net + fewest, fewest, race.total, level=race.level)
-        return drop > race.limit + ROUNDING
+        drop = net / test.total
+        if test.gate == "bound":
+            drop = paired_drop_bound(net + fewest, fewest, test.total, level=test.level)
+        return drop > test.limit + ROUNDING
 
-    nets = range(-race.total, race.total - 2 * gained + 1)
+    nets = range(-test.total, test.total - 2 * gained + 1)
     return float(nets.start + bisect_left(nets, True, key=fails) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation by several processes, in rounds of batches after which all know every outcome."""
+"""Evaluation by several processes, which exchange the outcomes of their batches."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ StopEarly = Callable[[int, Right], bool]
 
 @dataclass(kw_only=True)
 class ShardedEvaluation:
-    """Networks on their way through a data set, whose whole batches are dealt out in turn.
+    """Evaluation of networks on a data set whose batches are distributed over processes.
 
     Of ``n`` processes number ``r`` answers batches ``r``, ``r + n`` and so on, and every batch is
-    the one that a single process forms. In a race answers come together after every round, and
-    ``leaves`` is told of them in the order of the batches; what a network has answered in a round
-    after the batch with which it left does not count. So the outcomes are those of one process.
-    Without a race they come together once, at the end.
+    the one that a single process forms. With ``leaves``, outcomes are exchanged after every round
+    of batches and handed to it in the order of the batches; those of a network after the batch at
+    which it was stopped do not count. So the outcomes are those of one process. Without ``leaves``
+    they are exchanged once, at the end.
 
     Args:
-        together: the networks.
+        variants: the networks.
         dataset: pairs of a tensor and a label.
         device: where this process computes.
         batch_size: samples per forward pass.
         processes: those that take part.
         workers: processes that load samples.
-        leaves: is told of a network's outcomes on a batch, and says whether that is enough.
+        leaves: called with a network's number and its outcomes on a batch; whether to stop it.
         data: names the data set where activations may be kept.
-        tell: hears how many samples are done.
+        tell: called with the number of samples done.
     """
 
-    together: VariantBatch
+    variants: VariantBatch
     dataset: Dataset[Any]
     device: torch.device
     batch_size: int
@@ -55,28 +55,31 @@ class ShardedEvaluation:
     data: Hashable = None
     tell: Callable[[int], None] = lambda _: None
     _found: list[list[Right]] = field(init=False, repr=False)
-    _racing: list[int] = field(init=False, repr=False)
+    _running: list[int] = field(init=False, repr=False)
 
     def run(self) -> list[Right]:
-        """For every network which samples it gets right, up to where it left."""
-        self._found = [[] for _ in self.together.networks]
-        self._racing = list(range(len(self._found)))
+        """Evaluate: for every network, which samples it gets right, up to where it was stopped."""
+        self._found = [[] for _ in self.variants.networks]
+        self._running = list(range(len(self._found)))
         rounds = math.ceil(self._total / (self.batch_size * self.processes.size))
         step = rounds if self.leaves is None else 1
         batches = self._batches()
-        with self.together.evaluating():
+        with self.variants.evaluating():
             for first in range(0, rounds, step):
                 numbers = range(first, min(first + step, rounds))
                 for right in interleave(self._answered(batches, numbers)):
-                    self._take(right)
+                    for network in self._running:
+                        self._found[network].append(right[network])
+                    if self.leaves is not None:
+                        self._running = [n for n in self._running if not self.leaves(n, right[n])]
                 if self.leaves is not None:
-                    self._told(numbers.stop)
-                if not self._racing:
+                    self._report(numbers.stop)
+                if not self._running:
                     break
         return [np.concatenate(right) for right in self._found]
 
     def _answered(self, batches: Iterator[Any], rounds: range) -> list[list[dict[int, Right]]]:
-        """What every process answered in some rounds: network -> which samples it gets right."""
+        """Outcomes of all processes in some rounds: network -> which samples it gets right."""
 
         def mine() -> list[dict[int, Right]]:
             answers = []
@@ -85,7 +88,7 @@ class ShardedEvaluation:
                 if batch is not None:
                     answers.append(self._answer(batch, number))
                 if self.leaves is None:
-                    self._told(number + 1)
+                    self._report(number + 1)
             return answers
 
         return self.processes.gather_calls(mine)
@@ -93,20 +96,13 @@ class ShardedEvaluation:
     def _answer(self, samples: tuple[Tensor, Tensor], number: int) -> dict[int, Right]:
         images, labels = samples
         batch = number * self.processes.size + self.processes.rank
-        networks = self.together.only(self._racing)
+        networks = self.variants.only(self._running)
         answers = networks(images.to(self.device), data=self.data, batch=batch)
-        pairs = zip(self._racing, answers, strict=True)
+        pairs = zip(self._running, answers, strict=True)
         return {network: _correct(logits, labels) for network, logits in pairs}
 
-    def _take(self, right: dict[int, Right]) -> None:
-        """Note the answers to the next batch; those of networks that have left are dropped."""
-        for network in self._racing:
-            self._found[network].append(right[network])
-        if self.leaves is not None:
-            self._racing = [n for n in self._racing if not self.leaves(n, right[n])]
-
     def _batches(self) -> Iterator[Any]:
-        """Those of this process."""
+        """The batches of this process."""
         mine = self.processes.part_of(self.dataset, self.batch_size)
         if not len(cast(Sized, mine)):
             return iter(())
@@ -119,9 +115,9 @@ class ShardedEvaluation:
     def _total(self) -> int:
         return len(cast(Sized, self.dataset))
 
-    def _told(self, rounds: int) -> None:
+    def _report(self, rounds: int) -> None:
         done = rounds * self.batch_size * self.processes.size
-        self.tell(min(done, self._total) if self._racing else self._total)
+        self.tell(min(done, self._total) if self._running else self._total)
 
 
 def _correct(logits: Any, labels: Tensor) -> Right:

@@ -40,7 +40,7 @@ class Comparison:
     def __call__(
         self, file: Runner, watched: Runner | None, neurons: tuple[str, ...] = ()
     ) -> Agreement:
-        """How well a file agrees; ``ValueError`` where that is not enough."""
+        """Measure how well a file agrees; ``ValueError`` where that is not enough."""
         total, progress = len(self.samples), self.progress
         found = compare(
             self.samples,
@@ -52,17 +52,29 @@ class Comparison:
             progress=progress and (lambda done: progress("comparing", done, total)),
         )
         if found.predictions < self.level:
-            raise ValueError(self._refusal(found))
+            changed = round((1 - found.predictions) * found.samples)
+            spikes = ""
+            if found.least is not None and found.equal_spikes is not None:
+                spikes = (
+                    f"; {found.equal_spikes:.2%} of the spikes are the same, fewest in"
+                    f" {found.least[0]} ({found.least[1]:.2%})"
+                )
+            raise ValueError(
+                f"the export changes the prediction of {changed} of {found.samples} samples"
+                f" ({found.predictions:.2%} agree, {self.level:.2%} asked){spikes};"
+                " it was deleted."
+                " Ask for a lower agreement if that is good enough"
+            )
         return found
 
     def holds(self, file: Runner) -> bool:
-        """Whether enough predictions are the same."""
+        """Whether at least the share ``level`` of the file's predictions is the network's."""
         parts = [file(inputs)[0].argmax(1) for inputs, _ in self.samples]
         return float((torch.cat(parts) == self._predictions).double().mean()) >= self.level
 
     @cached_property
     def reference(self) -> Runner:
-        """The network, one sample at a time where those of a batch would influence each other."""
+        """A runner of the network; one sample at a time if samples of a batch affect each other."""
         network = working_copy(self.model).float()
         return model_runner(network, axis=self.samples.axis, alone=bool(mixing_of(network)))
 
@@ -70,24 +82,10 @@ class Comparison:
     def _predictions(self) -> Tensor:
         return torch.cat([self.reference(inputs)[0].argmax(1) for inputs, _ in self.samples])
 
-    def _refusal(self, found: Agreement) -> str:
-        changed = round((1 - found.predictions) * found.samples)
-        spikes = ""
-        if found.least is not None and found.equal_spikes is not None:
-            spikes = (
-                f"; {found.equal_spikes:.2%} of the spikes are the same, fewest in"
-                f" {found.least[0]} ({found.least[1]:.2%})"
-            )
-        return (
-            f"the export changes the prediction of {changed} of {found.samples} samples"
-            f" ({found.predictions:.2%} agree, {self.level:.2%} asked){spikes}; it was deleted."
-            " Ask for a lower agreement if that is good enough"
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two ways to compute one network, on the same samples.
+    """How well an exported file and its network agree on the same samples.
 
     Attributes:
         samples: how many were compared.
@@ -112,7 +110,7 @@ class Agreement:
 
     @property
     def equal_spikes(self) -> float | None:
-        """The mean of that share over all neuron layers."""
+        """Share of equal neuron outputs, as a mean over all neuron layers."""
         shares = self.spikes.values()
         return sum(shares) / len(shares) if shares else None
 
@@ -164,7 +162,7 @@ def compare(
 
 
 class _Counts:
-    """Sums over batches, in double precision and whole numbers."""
+    """Sums over batches from which an ``Agreement`` is made."""
 
     def __init__(self, neurons: Sequence[str]) -> None:
         self.samples = self.same = 0

@@ -1,4 +1,4 @@
-"""Batch norms that nothing trains any more: folded into the layer in front, or a scale."""
+"""Fold batch norms into the layer in front of them, or replace them by a scale and a shift."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Folded:
 
 
 class ScaleShift(nn.Module):
-    """What a batch norm in evaluation computes, per channel on one axis: ``x * scale + shift``.
+    """A batch norm of evaluation mode as one scale and shift per channel: ``x * scale + shift``.
 
     Example:
         >>> ScaleShift(torch.tensor([2.0]), torch.tensor([1.0]))(torch.ones(2, 1)).tolist()
@@ -48,7 +48,7 @@ class ScaleShift(nn.Module):
 
 
 def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False) -> Folded:
-    """Take the batch norms out of a network in evaluation mode, in place.
+    """Fold the batch norms of a network in evaluation mode into its layers, in place.
 
     One that is all that reads a convolution or a linear layer, perhaps through other such norms or
     a view, goes into its weight and bias: ``W g / sqrt(var + eps)`` and
@@ -74,17 +74,12 @@ def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False
     wiring = trace_modules(model, example)
     sources = {} if keep else _sources(model, wiring)
     norms = {name: m for name, m in model.named_modules() if isinstance(m, NORMS)}
-    with torch.no_grad():
-        for name in sorted(norms, key=_place(wiring)):
+    places = {name: place for place, name in enumerate(wiring.order)}
+    with torch.no_grad():  # in the order in which they run; those that never do come last
+        for name in sorted(norms, key=lambda name: places.get(name, len(places))):
             _replace(model, name, norms[name], sources.get(name))
     folded = tuple(name for name in norms if name in sources)
     return Folded(folded=folded, scaled=tuple(name for name in norms if name not in sources))
-
-
-def _place(wiring: ModuleGraph) -> Any:
-    """Norms in the order in which they run; those that never do come last."""
-    places = {name: place for place, name in enumerate(wiring.order)}
-    return lambda name: places.get(name, len(places))
 
 
 def _sources(model: nn.Module, wiring: ModuleGraph) -> dict[str, str]:
@@ -100,20 +95,35 @@ def _sources(model: nn.Module, wiring: ModuleGraph) -> dict[str, str]:
 
 
 def _takes(model: nn.Module, source: str, reader: str) -> bool:
+    """Whether a norm can be folded into a layer."""
     layer, norm = model.get_submodule(source), model.get_submodule(reader)
     if not isinstance(layer, LAYERS) or not isinstance(norm, NORMS):
         return False
-    padded = isinstance(_owner(model, reader), PaddedBN)
     own = "weight" in layer._parameters  # a parametrized weight is computed anew each time
-    return own and norm.num_features == len(layer.weight) and (not padded or _pointwise(layer))
+    if not own or norm.num_features != len(layer.weight):
+        return False
+    if not isinstance(_owner(model, reader), PaddedBN):
+        return True
+    # The padding can move in front of a 1x1 convolution only.
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride == (1, 1)
+        and layer.padding in ((0, 0), 0)
+    )
 
 
-def _replace(model: nn.Module, name: str, norm: nn.Module, source: str | None) -> None:
+def _replace(model: nn.Module, name: str, norm: Any, source: str | None) -> None:
+    """Fold a norm into the layer ``source``, or make it a ``ScaleShift`` where there is none."""
     scale, shift = _affine(norm, name)
     owner = _owner(model, name)
     if source is None:
         if not isinstance(owner, PaddedBN):  # that one reads its norm's statistics
-            model.set_submodule(name, _scale_shift(norm, scale, shift))
+            dtype = norm.running_mean.dtype
+            # SpikingJelly's norms for sequences have time steps in front.
+            axis = 2 if getattr(norm, "step_mode", "s") == "m" else 1
+            module = ScaleShift(scale.to(dtype), shift.to(dtype), axis=axis)
+            model.set_submodule(name, module)
         return
     layer = model.get_submodule(source)
     assert isinstance(layer, LAYERS)
@@ -126,7 +136,7 @@ def _replace(model: nn.Module, name: str, norm: nn.Module, source: str | None) -
 
 
 def _pad(layer: nn.Conv2d, owner: nn.Module) -> None:
-    """Let a 1x1 convolution, or the one behind it, do what the norm between them padded."""
+    """Move the padding of a ``PaddedBN`` to the 1x1 convolution in front, or to the one behind."""
     behind = owner.depthwise if isinstance(owner, RepConv) else None
     if not isinstance(behind, nn.Conv2d) or not _shifts(behind):
         # A 1x1 convolution makes of padded zeros what the norm made of a zero input.
@@ -153,13 +163,6 @@ def _affine(norm: Any, name: str) -> Moments:
     return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def _scale_shift(norm: Any, scale: Tensor, shift: Tensor) -> ScaleShift:
-    dtype = norm.running_mean.dtype
-    # SpikingJelly's norms for sequences have time steps in front.
-    axis = 2 if getattr(norm, "step_mode", "s") == "m" else 1
-    return ScaleShift(scale.to(dtype), shift.to(dtype), axis=axis)
-
-
 def _into(layer: Layer, scale: Tensor, shift: Tensor) -> None:
     weight = layer.weight
     ones = (1,) * (weight.ndim - 1)
@@ -168,15 +171,6 @@ def _into(layer: Layer, scale: Tensor, shift: Tensor) -> None:
         (weight.double() * scale.view(-1, *ones)).to(weight.dtype), requires_grad=False
     )
     layer.bias = nn.Parameter((bias * scale + shift).to(weight.dtype), requires_grad=False)
-
-
-def _pointwise(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (1, 1)
-        and layer.stride == (1, 1)
-        and layer.padding in ((0, 0), 0)
-    )
 
 
 def _shifts(layer: nn.Conv2d) -> bool:

@@ -1,10 +1,9 @@
-"""A network made ready for another runtime: plain neurons, no batch norm, nothing unread."""
+"""Networks in inference form: plain neurons, folded batch norms, no unused parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from spikingjelly.activation_based import base, layer
@@ -24,7 +23,7 @@ __all__ = ["DeployedNetwork", "deploy", "quick", "simplify", "spiking_modules"]
 
 
 def quick(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy that answers sooner on a CPU, for inference under ``torch.no_grad()`` alone.
+    """A copy that runs faster on a CPU, for inference under ``torch.no_grad()`` alone.
 
     Batch norms are folded, what nothing reads is gone, channels lie last and weights as the
     processor's library reads them. It answers as the model does but for rounding, which may flip a
@@ -67,7 +66,7 @@ def quick(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def simplify(model: nn.Module, example: Tensor, *, keep: bool = False) -> Folded:
-    """Take out, in place, what evaluation does not need; ``keep`` folds no norm.
+    """Remove unused parameters and fold batch norms, in place; ``keep`` folds none.
 
     Example:
         >>> from primesvt import create_model
@@ -85,7 +84,7 @@ def simplify(model: nn.Module, example: Tensor, *, keep: bool = False) -> Folded
 
 
 def _on_images(module: ConvBN) -> None:
-    """Let a layer on tokens work on the image: the same sums, without copies to a row."""
+    """Replace a 1x1 convolution of tokens by one of images, which needs no reshaping."""
     tokens = module.conv
     if not isinstance(tokens, nn.Conv1d) or tokens.kernel_size != (1,) or tokens.stride != (1,):
         return
@@ -111,7 +110,7 @@ _DROPOUTS = (layer.Dropout, layer.Dropout2d)  # modules with a memory; in evalua
 
 @dataclass(frozen=True, kw_only=True)
 class DeployedNetwork:
-    """A network as it is exported, and what became of the original.
+    """The network that is exported, its neuron layers, and how its batch norms were folded.
 
     Attributes:
         network: takes one tensor, gives logits ``[batch, classes]``; all weights in float32.
@@ -129,7 +128,7 @@ class DeployedNetwork:
     unfolded: bool = False
 
     def notes(self) -> tuple[str, ...]:
-        """What a user of the export must know, one sentence each."""
+        """Sentences on how the exported network differs from the original."""
         notes = []
         if self.mixing:
             notes.append(
@@ -151,7 +150,7 @@ class DeployedNetwork:
 
 
 def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
-    """Copy a network and make the copy ready; the original is left as it is.
+    """Copy a network, fold its batch norms and replace its neurons by plain operators.
 
     Whether folding changed anything but rounding is checked in double precision on ``example``;
     where it did, which a module may bring about that reads a layer in a second way, no norm is
@@ -221,7 +220,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def spiking_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The neuron layers of a network by name; one that runs across images stands for its neuron.
+    """The neuron layers of a network by name; a wrapper that runs across images counts as one.
 
     Example:
         >>> from primesvt.models import create_model
@@ -238,6 +237,7 @@ def spiking_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _answer(model: nn.Module, x: Tensor, *, alone: bool = False) -> Tensor:
+    """The logits of a network with reset neurons; ``alone`` runs one sample at a time."""
     with torch.no_grad():
         parts = x.split(1) if alone else (x,)
         answers = []
@@ -246,25 +246,19 @@ def _answer(model: nn.Module, x: Tensor, *, alone: bool = False) -> Tensor:
             for module in model.modules():
                 if isinstance(module, Plain):
                     module.rest()
-            answers.append(_tried(model, part))
+            try:
+                answer = model(part)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the model cannot read inputs {list(part.shape)}:"
+                    f" {str(error).splitlines()[0][:200]};"
+                    " give it inputs that it can, for any number of samples"
+                ) from error
+            if not isinstance(answer, Tensor):
+                raise ValueError(
+                    f"the model must give logits [batch, classes] in evaluation mode, but gave a"
+                    f" {type(answer).__name__}"
+                )
+            answers.append(answer)
         reset(model)
-    return torch.cat([_logits(answer) for answer in answers])
-
-
-def _tried(model: nn.Module, x: Tensor) -> Any:
-    try:
-        return model(x)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the model cannot read inputs {list(x.shape)}: {str(error).splitlines()[0][:200]};"
-            " give it inputs that it can, for any number of samples"
-        ) from error
-
-
-def _logits(answer: Any) -> Tensor:
-    if not isinstance(answer, Tensor):
-        raise ValueError(
-            f"the model must give logits [batch, classes] in evaluation mode, but gave a"
-            f" {type(answer).__name__}"
-        )
-    return answer
+    return torch.cat(answers)

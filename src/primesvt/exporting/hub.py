@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,7 +20,7 @@ from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of
 from primesvt.models.families import FAMILIES
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.report import Change, changes, headline
+from primesvt.report import changes, headline
 from primesvt.report.changes import cost_notes
 from primesvt.report.run_files import RunFiles, read_run
 from primesvt.report.tradeoff_plot import Network, networks, text_of
@@ -33,9 +32,9 @@ _TRIED, _WAY, _LIMIT = "#9aa5b1", "#1f6feb", "#c2410c"
 
 
 def picture(run: RunFiles) -> tuple[bytes, str] | None:
-    """Every whole network that a run measured: a PNG, and the text that stands for it.
+    """Plot accuracy against memory saved, as a PNG and a text that describes it.
 
-    ``None`` where none but the unpruned one was measured.
+    ``None`` where only the unpruned network was measured.
     """
     found = networks(run)
     taken = [each for each in found if each.role in ("before", "step", "plan")]
@@ -65,13 +64,6 @@ def _drawn(run: RunFiles, found: list[Network], taken: list[Network]) -> bytes:
     if asked is not None:
         limit = unit * taken[0].value - asked
         axes.axhline(limit, color=_LIMIT, linestyle="--", linewidth=1, label="accuracy limit")
-    _labelled(axes, run, taken, unit)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _labelled(axes: Any, run: RunFiles, taken: list[Network], unit: float) -> None:
     axes.set_xlabel("parameter memory saved, %")
     axes.set_ylabel("top-1 on the selection set, %" if run.images else "score")
     values = [unit * each.value for each in taken]
@@ -80,6 +72,9 @@ def _labelled(axes: Any, run: RunFiles, taken: list[Network], unit: float) -> No
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e7eb", linewidth=0.6)
     axes.figure.legend(frameon=False, loc="outside upper center", ncols=3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _points(networks: list[Network], unit: float) -> tuple[list[float], list[float]]:
@@ -94,7 +89,7 @@ def card(
     picture: tuple[str, str] | None = None,
     repository: str | None = None,
 ) -> str:
-    """README.md of a model folder: metadata for the Hub, then text in Markdown.
+    """The model card (README.md) of a folder: metadata for the Hub, then text in Markdown.
 
     Args:
         origin: a model of one of the families.
@@ -117,8 +112,14 @@ def card(
         title=title_of(origin),
         family=FAMILIES[model.config.family].title,
         headline=headline(metrics) if metrics else "",
-        rows=[_cells(row) for row in changes(metrics)] if metrics else [],
-        told=cost_notes(metrics["after"]) if metrics else [],
+        rows=[
+            tuple(
+                cell.strip().replace("|", "\\|")
+                for cell in (row.measure, row.before, row.after, row.change)
+            )
+            for row in (changes(metrics) if metrics else [])
+        ],
+        cost_sentences=cost_notes(metrics["after"]) if metrics else [],
         data=metrics.get("data", ""),
         config=model.config,
         time_steps=model.time_steps,
@@ -131,7 +132,7 @@ def card(
 
 
 def title_of(origin: ExportSource) -> str:
-    """The network's name, and that it was pruned, where it is a run's result.
+    """The title of a model card: the network's name, marked as pruned if it is a run's result.
 
     Example:
         >>> from primesvt.models import create_model
@@ -143,11 +144,6 @@ def title_of(origin: ExportSource) -> str:
     given = Path(origin.recipe.model)
     name = given.parent.name if given.name == "model" else given.name
     return f"{name}, pruned"
-
-
-def _cells(row: Change) -> tuple[str, ...]:
-    cells = (row.measure, row.before, row.after, row.change)
-    return tuple(cell.strip().replace("|", "\\|") for cell in cells)
 
 
 FILES = ("config.json", "model.safetensors")
@@ -184,7 +180,11 @@ def write_hub(
         )
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        _write_weights(origin, staged)
+        if origin.folder is None:
+            save_model(origin.model, staged)
+        else:
+            for name in FILES:
+                write_bytes(staged / name, (origin.folder / name).read_bytes())
         loaded = load(staged)
         run = model_runner(loaded.float(), alone=bool(mixing_of(loaded)))
         found = comparison(run, run, tuple(spiking_modules(loaded)))
@@ -200,15 +200,6 @@ def write_hub(
         step="model.safetensors", weights=parameter_bytes(loaded), file=weights.stat().st_size
     )
     return found, size, notes
-
-
-def _write_weights(origin: ExportSource, folder: Path) -> None:
-    """The two files that ``primesvt.load`` reads: copies where there are some."""
-    if origin.folder is None:
-        save_model(origin.model, folder)
-        return
-    for name in FILES:
-        write_bytes(folder / name, (origin.folder / name).read_bytes())
 
 
 def _write_card(

@@ -1,4 +1,4 @@
-"""Networks and parts of them as ONNX files, timed in onnxruntime: what an export will take."""
+"""Time networks and parts of them in onnxruntime, as ONNX files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Runner = Callable[[Tensor], list[Tensor]]
 
 
 class Files:
-    """Makes files of networks and races them; those of the unpruned network are kept.
+    """Writes networks as ONNX files and times them in turn; the unpruned network's are kept.
 
     Batch norms are folded and neurons written out, as ``primesvt.export`` does it.
 
@@ -48,18 +48,16 @@ class Files:
         return race(runs, pace, torch.device("cpu"))
 
     def _run(self, model: nn.Module, x: Tensor) -> Callable[[], Any]:
-        runner = self._known.get(id(model)) or _file(model, x.cpu(), self._axis(model))
+        # Between the blocks of a network, time steps stand in front of the axis of samples.
+        axis = int(self._blocks and not isinstance(model, SpikingViT))
+        runner = self._known.get(id(model)) or _file(model, x.cpu(), axis)
         if id(model) in self._lasting:
             self._known[id(model)] = runner
         return partial(runner, x.cpu())
 
-    def _axis(self, model: nn.Module) -> int:
-        """What counts samples: between its blocks a network has time steps in front of them."""
-        return int(self._blocks and not isinstance(model, SpikingViT))
-
 
 def _file(model: nn.Module, x: Tensor, axis: int) -> Runner:
-    """A file for any number of samples; two of them show it."""
+    """A network as an ONNX file for any number of samples, and as a function of a batch."""
     from primesvt.exporting.deploy import deploy
     from primesvt.exporting.onnx.channel_padding import aligned
     from primesvt.exporting.onnx.model import onnx_model

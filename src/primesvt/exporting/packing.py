@@ -1,4 +1,4 @@
-"""Convolutions whose weights lie as oneDNN reads them, so that no call has to reorder them."""
+"""Convolutions with weights stored in oneDNN's layout, so that no call has to reorder them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from primesvt.models.forward import hooked
 
 __all__ = ["PackedConv2d", "pack"]
 
@@ -39,7 +41,7 @@ class PackedConv2d(nn.Module):
 
 
 def pack(model: nn.Module, example: Tensor) -> None:
-    """Replace, in place, every two-dimensional convolution that the example runs through.
+    """Replace every 2-D convolution that the example runs through by a packed one, in place.
 
     Without oneDNN, which not every build of PyTorch has, everything stays.
 
@@ -49,18 +51,15 @@ def pack(model: nn.Module, example: Tensor) -> None:
         >>> net(torch.rand(3, 1, 8, 8)).shape
         torch.Size([3, 4, 6, 6])
     """
-    if not _available():
+    # Both are what torch.compile runs on a CPU; they are not part of the documented interface.
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return
+    if not torch.backends.mkldnn.is_available():
         return
     for name, size in _sizes(model, example).items():
         conv = model.get_submodule(name)
         if isinstance(conv, nn.Conv2d) and len(size) == 4 and _plain(conv):
             model.set_submodule(name, PackedConv2d(conv, size))
-
-
-def _available() -> bool:
-    # Both are what torch.compile runs on a CPU; they are not part of the documented interface.
-    ops = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    return ops and torch.backends.mkldnn.is_available()
 
 
 def _plain(conv: nn.Conv2d) -> bool:
@@ -69,21 +68,17 @@ def _plain(conv: nn.Conv2d) -> bool:
 
 
 def _sizes(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
-    """What every convolution reads."""
+    """The input shape of every convolution, by name."""
     found: dict[str, torch.Size] = {}
 
     def note(_: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
         found.setdefault(name, args[0].shape)
 
-    handles = [
+    handles = (
         module.register_forward_pre_hook(partial(note, name=name))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with hooked(handles), torch.no_grad():
+        model(example)
     return found

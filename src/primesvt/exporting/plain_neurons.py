@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import neuron, surrogate
@@ -22,9 +23,9 @@ KNOWN = "LIFNode, ParametricLIFNode, IFNode and IntegerNeuron"
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """What flows in one step: a part of a tensor, divided by ``by`` or, if ``times``, multiplied.
+    """The leak of a neuron: a tensor divided by ``by``, or multiplied by it if ``times``.
 
-    ``decays``: of the input too, not of the membrane potential alone.
+    ``decays``: the input leaks too, not the membrane potential alone.
     """
 
     by: float
@@ -33,31 +34,31 @@ class Leak:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is rounded on the way, so that products and quotients are the same."""
+        """Whether ``by`` is a power of two, so that products and quotients are the same."""
         return math.frexp(self.by)[0] == 0.5
 
     @property
     def part(self) -> float:
-        """What flows in of one."""
+        """The factor that the leak multiplies by."""
         return self.by if self.times else 1 / self.by
 
     def of(self, x: Tensor) -> Tensor:
-        """That part of a tensor; runtimes are quicker with products."""
+        """A tensor times the factor; as a product where that is exact, which runtimes do faster."""
         return x * self.part if self.times or self.exact else x / self.by
 
 
 class Plain(nn.Module):
-    """A neuron layer of plain operators; ``seen`` collects what it gives, where it is a list."""
+    """A neuron layer of plain operators; ``seen`` collects its outputs, where it is a list."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] | None = None
 
     def rest(self) -> None:
-        """Forget the membrane potential."""
+        """Reset the membrane potential."""
 
     def shown(self, out: Tensor) -> Tensor:
-        """The output, noted where somebody asked for it."""
+        """Return an output, after recording it where ``seen`` is a list."""
         if self.seen is not None:
             self.seen.append(out)
         return out
@@ -95,7 +96,7 @@ class PlainNeuron(Plain):
         self._v: Tensor | None = None
 
     def rest(self) -> None:
-        """Forget the membrane potential."""
+        """Reset the membrane potential."""
         self._v = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,21 +112,19 @@ class PlainNeuron(Plain):
 
     def _step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         charged = self._first(x) if v is None else self._charge(x, v)
-        at_once = v is None and self._scales()  # then a single time step needs no charge at all
-        level = self.threshold / self.leak.part if at_once and self.leak else self.threshold
+        # From rest the input itself can be compared with a threshold of its own scale.
+        leak = self.leak
+        scales = leak is not None and leak.decays and leak.exact and not self.reset
+        at_once = v is None and scales  # then a single time step needs no charge at all
+        level = self.threshold / leak.part if at_once and leak else self.threshold
         spikes = ((x if at_once else charged) >= level).to(x.dtype)
         if self.reset is None:
             return spikes, charged - spikes * self.threshold
         kept = charged * (1 - spikes)
         return spikes, kept + spikes * self.reset if self.reset else kept
 
-    def _scales(self) -> bool:
-        """Whether from rest the input can be held against a threshold of its own scale."""
-        leak = self.leak
-        return leak is not None and leak.decays and leak.exact and not self.reset
-
     def _first(self, x: Tensor) -> Tensor:
-        """The charge from rest, where nothing leaks."""
+        """The membrane potential after one input from rest, where no potential leaks."""
         flow = self.leak.of(x) if self.leak is not None and self.leak.decays else x
         return self.reset + flow if self.reset else flow
 
@@ -159,7 +158,7 @@ class PlainInteger(Plain):
 
 
 def plain(module: nn.Module, *, name: str = "the neuron") -> Plain:
-    """The same neuron as plain operators.
+    """A neuron layer rewritten as plain operators.
 
     Raises ``ValueError`` for kinds and settings that are not known here, by ``name``.
 
@@ -175,16 +174,20 @@ def plain(module: nn.Module, *, name: str = "the neuron") -> Plain:
             f"{name} is a {type(module).__name__}, which cannot be written as plain operators;"
             f" {KNOWN} can"
         )
-    _check(module, name)
-    return _written_out(module)
-
-
-def _written_out(module: neuron.BaseNode) -> PlainNeuron:
+    # Settings under which a neuron gives something else than spikes are refused.
+    node: Any = module
+    if not isinstance(node.v_threshold, int | float):
+        raise ValueError(f"{name} has a threshold that is no number; give it one number")
+    answer = node.surrogate_function
+    if not isinstance(answer, surrogate.SurrogateFunctionBase) or not answer.spiking:
+        raise ValueError(
+            f"{name} answers smoothly (its surrogate has spiking=False): set spiking=True"
+        )
     return PlainNeuron(
-        leak=_leak(module),
-        threshold=float(module.v_threshold),
-        reset=None if module.v_reset is None else float(module.v_reset),
-        multi_step=module.step_mode == "m",
+        leak=_leak(node),
+        threshold=float(node.v_threshold),
+        reset=None if node.v_reset is None else float(node.v_reset),
+        multi_step=node.step_mode == "m",
     )
 
 
@@ -198,19 +201,8 @@ def _leak(module: neuron.BaseNode) -> Leak | None:
     return None
 
 
-def _check(module: neuron.BaseNode, name: str) -> None:
-    """Refuse settings under which a neuron answers something else than spikes."""
-    if not isinstance(module.v_threshold, int | float):
-        raise ValueError(f"{name} has a threshold that is no number; give it one number")
-    answer = module.surrogate_function
-    if not isinstance(answer, surrogate.SurrogateFunctionBase) or not answer.spiking:
-        raise ValueError(
-            f"{name} answers smoothly (its surrogate has spiking=False): set spiking=True"
-        )
-
-
 def _steps(x: Tensor) -> tuple[Tensor, ...]:
-    """Time steps ``[1, ...]``; the first alone, again and again, where all are one."""
+    """The time steps, each ``[1, ...]``; equal ones are the same tensor, repeated."""
     if len(x) > 1 and x.stride(0) == 0:
         return (x[:1],) * len(x)
     steps: tuple[Tensor, ...] = x.split(1)

@@ -1,4 +1,4 @@
-"""What an export has written, and how far it can be trusted."""
+"""The result of an export, and the texts that describe an exported file."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def input_shape(example: Tensor, *, axis: int = 0) -> str:
 
 
 def about(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """Family, time steps, and how images are prepared, as texts."""
+    """Metadata of an exported file: family, time steps, and how images are prepared."""
     if not isinstance(model, SpikingViT):
         return {}
     steps = model.time_steps if example.ndim == 4 else example.shape[1]
     facts = {"family": model.config.family, "time_steps": str(steps)}
-    told = prepared(model)
-    return {**facts, "input": told} if told else facts
+    text = prepared(model)
+    return {**facts, "input": text} if text else facts
 
 
 def preparation(data: DataConfig) -> str:
-    """How an image becomes an input, in a sentence.
+    """How an image is prepared as input, in a sentence.
 
     Example:
         >>> from primesvt.models import model_entry
@@ -70,7 +70,7 @@ def preparation(data: DataConfig) -> str:
 
 
 def prepared(model: SpikingViT) -> str:
-    """The same for a model; empty where nobody knows."""
+    """How images are prepared for a model, in a sentence; empty where that is unknown."""
     try:
         return preparation(provenance_of(model).data)
     except ValueError:
@@ -79,7 +79,7 @@ def prepared(model: SpikingViT) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One step on the way to the file.
+    """Size of the network at one step of the export: its weights, and the file if there is one.
 
     Attributes:
         step: what it is, in words.
@@ -94,7 +94,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """Weights in few bits: those of ``layers`` layers out of ``total``.
+    """How many layers have weights in few bits: ``layers`` out of ``total``.
 
     ``front``: so many at the input stay in float32 for the sake of the predictions; others are too
     small to make the file smaller.
@@ -108,7 +108,7 @@ class Rounded:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """An export that agrees with its network.
+    """The result of an export: the file, how well it agrees with the network, and its size.
 
     Attributes:
         path: the file, or the folder of the Hub layout.

@@ -26,7 +26,7 @@ NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "hub": "hub"}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Format, weights, and what must hold; a setting that cannot be is a ``ValueError``.
+    """The checked settings of an export; ``ValueError`` for one that is not allowed.
 
     Attributes:
         format: ``onnx``, ``torch-export`` or ``hub``.
@@ -71,7 +71,7 @@ class ExportSettings:
 
     @property
     def file_name(self) -> str:
-        """What the result is called where no name is given."""
+        """The default name of the file or folder."""
         return "model-8bit.onnx" if self.weight_bits else NAMES[self.format]
 
 
@@ -163,7 +163,7 @@ def export(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One export: what, where to, and what it is compared with."""
+    """One export: the network, the place of the result, and the comparison to pass."""
 
     origin: ExportSource
     place: Path
@@ -171,7 +171,7 @@ class _Job:
     comparison: Comparison
 
     def file(self) -> ExportResult:
-        """Write a file, compare what is on disk, and only then give it its name."""
+        """Write a file, compare it as it is on disk, and only then give it its name."""
         samples = self.comparison.samples
         made, example = deploy(self.origin.model, samples.example()), samples.example()
         if self.settings.format == "onnx":
@@ -204,7 +204,7 @@ class _Job:
         return result
 
     def hub(self) -> ExportResult:
-        """Write a folder, load it, compare that, and only then give it its name."""
+        """Write a folder, load and compare it, and only then give it its name."""
         from primesvt.exporting.hub import upload, write_hub
 
         push, staged = self.settings.push, _staged(self.place)
@@ -231,7 +231,7 @@ class _Job:
         }
 
     def _before(self) -> list[Size]:
-        """Parameters of the unpruned and of the pruned network."""
+        """Sizes of the unpruned and of the pruned network."""
         now = parameter_bytes(self.origin.model)
         if self.origin.run is None:
             return [Size(step="The network", weights=now)]
@@ -244,7 +244,7 @@ class _Job:
 
 
 def _place(origin: ExportSource, settings: ExportSettings, out: str | Path | None) -> Path:
-    """Where the result goes; checked before anything is computed."""
+    """The path of the result, checked before anything is computed."""
     if out is None:
         if isinstance(origin.source, nn.Module):
             raise ValueError("give out=, the name of the file to write")

@@ -1,9 +1,10 @@
-"""Exported files as functions of a batch, computed by the runtime they are made for."""
+"""Runners: exported files and networks as functions from a batch to their outputs."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from primesvt.exporting.deploy import spiking_modules
 from primesvt.models import reset
+from primesvt.models.forward import hooked
 
 __all__ = ["Runner", "model_runner", "module_runner", "onnx_runner", "program_runner"]
 
@@ -19,7 +21,7 @@ Runner = Callable[[Tensor], list[Tensor]]
 
 
 def onnx_runner(content: bytes) -> Runner:
-    """What onnxruntime computes on the CPU, with as many threads as PyTorch uses."""
+    """Run an ONNX file in onnxruntime on the CPU, with as many threads as PyTorch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -36,12 +38,12 @@ def onnx_runner(content: bytes) -> Runner:
 
 
 def program_runner(content: bytes) -> Runner:
-    """What the module of a saved program computes."""
+    """Run a file of ``torch.export``."""
     return module_runner(torch.export.load(io.BytesIO(content)).module())
 
 
 def module_runner(module: Callable[[Tensor], Any]) -> Runner:
-    """What a program that was not saved computes."""
+    """Run an exported program that was not written to a file."""
 
     def run(batch: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -52,7 +54,7 @@ def module_runner(module: Callable[[Tensor], Any]) -> Runner:
 
 
 def model_runner(model: nn.Module, *, axis: int = 0, alone: bool = False) -> Runner:
-    """What a network itself computes: logits, then the spikes of every neuron layer.
+    """Run a network itself: its logits, then the spikes of every neuron layer.
 
     Args:
         model: in evaluation mode; its neurons are reset around every forward.
@@ -61,20 +63,22 @@ def model_runner(model: nn.Module, *, axis: int = 0, alone: bool = False) -> Run
     """
 
     def once(batch: Tensor) -> list[Tensor]:
-        seen: dict[str, list[Tensor]] = {name: [] for name in spiking_modules(model)}
-        handles = [
-            model.get_submodule(name).register_forward_hook(_note(spikes))
-            for name, spikes in seen.items()
-        ]
+        outputs: dict[str, list[Tensor]] = {name: [] for name in spiking_modules(model)}
+
+        def note(_module: nn.Module, _args: Any, out: Tensor, *, name: str) -> None:
+            outputs[name].append(out)
+
+        handles = (
+            model.get_submodule(name).register_forward_hook(partial(note, name=name))
+            for name in outputs
+        )
         reset(model)
         try:
-            with torch.no_grad():
+            with hooked(handles), torch.no_grad():
                 logits = model(batch)
         finally:
             reset(model)
-            for handle in handles:
-                handle.remove()
-        return [logits, *(spike for spikes in seen.values() for spike in spikes)]
+        return [logits, *(spike for spikes in outputs.values() for spike in spikes)]
 
     def each(batch: Tensor) -> list[Tensor]:
         found = [once(sample) for sample in batch.split(1, axis)]
@@ -82,10 +86,3 @@ def model_runner(model: nn.Module, *, axis: int = 0, alone: bool = False) -> Run
         return [torch.cat(logits), *(torch.cat(parts, 1) for parts in spikes)]
 
     return each if alone else once
-
-
-def _note(spikes: list[Tensor]) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: Any, out: Tensor) -> None:
-        spikes.append(out)
-
-    return hook

@@ -23,7 +23,7 @@ __all__ = ["ExportSource", "Samples", "open_origin", "samples_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """A network, and what is known of it.
+    """A network to export, and the run, folder, recipe and data that belong to it.
 
     Attributes:
         model: left as it is.
@@ -43,7 +43,7 @@ class ExportSource:
 
     @property
     def name(self) -> str:
-        """What to call it: the last part of the folder, the registry name, or the class."""
+        """A name for the network: the last part of the folder, the registry name, or the class."""
         if isinstance(self.source, nn.Module):
             return type(self.source).__name__
         place = Path(self.source) if self.folder is None else self.home
@@ -57,7 +57,7 @@ class ExportSource:
         return Path("runs") / Path(str(self.source)).stem
 
     def metrics(self) -> dict[str, Any]:
-        """The figures of its run; empty without one."""
+        """The content of the run's ``metrics.json``; empty without a run."""
         if self.run is None:
             return {}
         return dict(json.loads((self.run / METRICS).read_text(encoding="utf-8")))
@@ -65,7 +65,7 @@ class ExportSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Samples to compare on.
+    """Samples on which file and network are compared.
 
     Attributes:
         dataset: pairs of a float32 tensor and a label; ``None`` where inputs were given alone.
@@ -97,7 +97,7 @@ class Samples:
             yield part, None
 
     def example(self) -> Tensor:
-        """Two samples, or one twice."""
+        """A batch of two samples, of one twice where there is no second."""
         if self.dataset is not None:
             found = [self.dataset[place][0] for place in range(min(2, len(self)))]
             return torch.stack([found[0], found[-1]]).float()
@@ -107,7 +107,7 @@ class Samples:
 
 
 def open_origin(source: str | Path | nn.Module) -> ExportSource:
-    """Open what ``primesvt.export`` takes.
+    """Open anything that ``primesvt.export`` takes: a model, a name, a file or a run folder.
 
     Raises ``ValueError`` in one line for anything unusable.
     """
@@ -133,7 +133,7 @@ def open_origin(source: str | Path | nn.Module) -> ExportSource:
 
 
 def _recipe(folder: Path) -> PruneConfig | None:
-    """What a run in this folder was asked; ``None`` for other recipes, and for runs in Python."""
+    """The recipe of a pruning run in a folder; ``None`` for other recipes and runs in Python."""
     path = folder / RECIPE
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not isinstance(content, dict) or not isinstance(content.get("model"), str):

@@ -1,4 +1,4 @@
-"""The graph of a network as PyTorch's exporter writes it down."""
+"""Export a network with ``torch.export``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ExportedGraph:
 def export_program(
     made: DeployedNetwork, example: Tensor, *, axis: int = 0, watch: bool = False
 ) -> ExportedGraph:
-    """Write down what a network computes, for any number of samples.
+    """Trace a network with ``torch.export``, for any number of samples.
 
     Args:
         made: the network.
@@ -60,21 +60,27 @@ def export_program(
             whole(example)  # what is noted while the exporter follows, it takes back
             program = torch.export.export(whole, (example,), dynamic_shapes=(sizes,))
     except Exception as error:  # the exporter raises errors of many kinds
-        raise ValueError(_reason(error)) from error
+        # The first line of what the exporter says; the rest is for its developers.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = lines[0] if lines else type(error).__name__
+        raise ValueError(
+            f"PyTorch cannot export this model: {said[:300]}; its forward must not depend on the"
+            " values of tensors, nor fix the number of samples"
+        ) from error
     for node in program.graph.nodes:  # stack traces: larger than the graph, and full of local paths
         node.meta = {name: node.meta[name] for name in ("val", "tensor_meta") if name in node.meta}
     return ExportedGraph(program=program, outputs=whole.outputs(), example=example, axis=axis)
 
 
 def program_bytes(graph: ExportedGraph) -> bytes:
-    """The file that ``torch.export.load`` reads."""
+    """Serialise a graph as a file that ``torch.export.load`` reads."""
     buffer = io.BytesIO()
     torch.export.save(graph.program, buffer)
     return buffer.getvalue()
 
 
 class _Whole(nn.Module):
-    """A network from rest, with the spikes of its neurons beside the logits where asked for."""
+    """A network with reset neurons; gives the spikes beside the logits where asked for."""
 
     def __init__(self, made: DeployedNetwork, *, watch: bool) -> None:
         super().__init__()
@@ -104,7 +110,7 @@ class _Whole(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what the exporter prints about an error that it raises anyway."""
+    """Suppress what the exporter prints about an error that it raises anyway."""
     shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = shapes.level
     shapes.setLevel(logging.ERROR)
@@ -113,13 +119,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         shapes.setLevel(level)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what the exporter says; the rest is for its developers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else type(error).__name__
-    return (
-        f"PyTorch cannot export this model: {said[:300]}; its forward must not depend on the values"
-        " of tensors, nor fix the number of samples"
-    )

@@ -14,7 +14,7 @@ __all__ = ["PaddedBN", "RepConv", "SpikingSelfAttention"]
 
 
 class PaddedBN(nn.Module):
-    """Batch normalisation, then one pixel of padding with what it makes of a zero input.
+    """Batch normalisation, then one pixel of padding with the value that the norm gives for zero.
 
     ``[N, C, H, W]`` to ``[N, C, H + 2, W + 2]``. The padding value uses the running statistics, in
     training too, and no gradient flows through it.
@@ -35,6 +35,7 @@ class PaddedBN(nn.Module):
         return functional.pad(normed, (1, 1, 1, 1)) + border * self._of_zero().to(normed.dtype)
 
     def _of_zero(self) -> Tensor:
+        """The value that the norm gives for a zero input, ``[1, C, 1, 1]``."""
         mean, var = self.bn.running_mean, self.bn.running_var
         if mean is None or var is None:
             raise ValueError("PaddedBN needs running statistics: keep track_running_stats=True")

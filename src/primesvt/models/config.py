@@ -1,4 +1,4 @@
-"""What every family's config has in common: frozen, keyword-only, and JSON both ways."""
+"""The base class of all model configs, and checks of their fields."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelConfig:
 
     @property
     def batch_mixing(self) -> str:
-        """The setting by which the images of a batch influence each other; empty: none does."""
+        """The setting by which images of a batch influence each other; empty if there is none."""
         return ""
 
     def to_dict(self) -> dict[str, Any]:

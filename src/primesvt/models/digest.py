@@ -1,4 +1,4 @@
-"""Digests that tell whether two networks are the same, weights and configuration."""
+"""Digests of networks, which tell whether two have the same weights and configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt.data.digest import _add, _text
+from primesvt.data.digest import add_tensor, json_bytes
 from primesvt.models.families import FAMILIES
 from primesvt.models.spiking_vit import SpikingViT
 
@@ -37,9 +37,9 @@ def model_digest(model: nn.Module) -> str:
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     # Time steps may be changed at any time, so they are kept apart from what a model is.
     settings = {k: v for k, v in (config_of(model) or {}).items() if k != "time_steps"}
-    digest.update(_text(settings or {"class": name}))
+    digest.update(json_bytes(settings or {"class": name}))
     for key, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
-            digest.update(_text({"name": key, "dtype": str(tensor.dtype)}))
-            _add(digest, tensor)
+            digest.update(json_bytes({"name": key, "dtype": str(tensor.dtype)}))
+            add_tensor(digest, tensor)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What is known of a model by name: its config, its data, what was published."""
+"""Entries of the model registry: config, data config and published accuracy of a named model."""
 
 from __future__ import annotations
 

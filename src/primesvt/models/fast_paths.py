@@ -1,4 +1,4 @@
-"""Neurons and pooling where no gradient is recorded: the usual values, in less time."""
+"""Faster neurons and pooling for inference, with the same values as SpikingJelly and PyTorch."""
 
 from __future__ import annotations
 
@@ -33,18 +33,13 @@ class HalvingMaxPool(nn.MaxPool2d):
         super().__init__(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of ``x``; in the layout of PyTorch."""
-        if _pools_by_slices(x):
+        """Pool images; the result has the memory format that PyTorch gives it."""
+        plain = type(x) is Tensor and x.device.type == "cpu" and x.is_floating_point()
+        images = x.ndim == 4 and x.is_contiguous() and x.numel() > 0
+        if plain and images and unwatched() and not exported():
             return _halved(_halved(x, dim=2), dim=3)
         pooled: Tensor = super().forward(x)
         return pooled
-
-
-def _pools_by_slices(x: Tensor) -> bool:
-    """Whether nothing can tell slices from PyTorch's own operator, and they pay."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.is_floating_point()
-    images = x.ndim == 4 and x.is_contiguous() and x.numel() > 0
-    return plain and images and unwatched() and not exported()
 
 
 def _halved(x: Tensor, *, dim: int) -> Tensor:
@@ -121,9 +116,9 @@ class PLIF(neuron.ParametricLIFNode):  # type: ignore[misc]
 
 
 def unwatched() -> bool:
-    """Whether only values count here: no gradient, no compiler and nobody who follows operators.
+    """Whether only values matter: no gradient, no compiler, and no dispatch mode is active.
 
-    A channel trace or a memory count then sees what SpikingJelly does, step by step.
+    Otherwise a channel trace or a memory count follows SpikingJelly's operators, step by step.
 
     Example:
         >>> with torch.no_grad():
@@ -141,7 +136,7 @@ def unwatched() -> bool:
 
 @contextmanager
 def as_evaluated() -> Iterator[None]:
-    """Let whoever follows operators see those that evaluation runs: an export writes them down.
+    """Run the operators of evaluation in a ``with`` block, also while an exporter records them.
 
     Example:
         >>> with as_evaluated():
@@ -156,13 +151,13 @@ def as_evaluated() -> Iterator[None]:
 
 
 def exported() -> bool:
-    """Whether somebody writes down the operators that evaluation runs, inside ``as_evaluated``."""
+    """Whether an exporter records the operators of evaluation, inside ``as_evaluated``."""
     return bool(_evaluated)
 
 
 @contextmanager
 def forgetting() -> Iterator[None]:
-    """Let neurons that start from rest leave their potentials at rest, as nobody will ask for them.
+    """Do not store the membrane potentials of neurons that start from rest, in a ``with`` block.
 
     Spikes are the same. A layer with a forward hook keeps its potentials.
 
@@ -181,11 +176,11 @@ def forgetting() -> Iterator[None]:
 
 
 def _rests(layer: neuron.BaseNode) -> bool:
-    """Whether a reset would change nothing; to make sure of that takes a tenth of its time."""
+    """Whether a reset would change nothing; this check takes a tenth of a reset's time."""
     memories, rest = layer._memories, layer._memories_rv
     v = memories["v"]
-    seen = len(memories) > 1 or layer.v_seq is not None
-    return not seen and type(v) is float and v == rest["v"]
+    stored = len(memories) > 1 or layer.v_seq is not None
+    return not stored and type(v) is float and v == rest["v"]
 
 
 def _forgets(layer: neuron.BaseNode) -> bool:
@@ -199,14 +194,14 @@ def _divides_exactly(layer: neuron.LIFNode) -> bool:
 
 
 def _applies(layer: neuron.BaseNode, x: Tensor) -> bool:
-    """Whether nothing can tell the fast path from SpikingJelly's own."""
+    """Whether the fast path gives the same values as SpikingJelly's own code."""
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in _EXACT
     several = x.ndim > 1 and x.numel() > 0
     return plain and several and unwatched() and _usual(layer) and _fits(layer.v, x)
 
 
 def _usual(layer: neuron.BaseNode) -> bool:
-    """Settings that the fast path knows; ``spiking`` off makes a surrogate answer smoothly."""
+    """Whether a layer has the settings of the fast path; ``spiking`` off makes outputs smooth."""
     spikes = type(layer.surrogate_function) in (surrogate.Sigmoid, surrogate.ATan)
     return (
         isinstance(layer.v_threshold, float)
@@ -220,7 +215,7 @@ def _usual(layer: neuron.BaseNode) -> bool:
 
 
 def _fits(v: Any, x: Tensor) -> bool:
-    """Whether the state is a fresh one, or potentials of an earlier call that go on as they are."""
+    """Whether the membrane potentials are at rest, or left by an earlier call of the same shape."""
     if isinstance(v, float):
         return v == 0.0
     return type(v) is Tensor and (v.shape, v.dtype, v.device) == (x.shape[1:], x.dtype, x.device)
@@ -228,7 +223,7 @@ def _fits(v: Any, x: Tensor) -> bool:
 
 @lru_cache
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    """Nobody may write into it."""
+    """A scalar tensor, shared by all calls: it must not be written to."""
     return torch.tensor(value, dtype=dtype)
 
 
@@ -249,7 +244,7 @@ def _multiplied(rate: Tensor) -> Flow:
 
 
 def _run(layer: neuron.BaseNode, x: Tensor, flow: Flow) -> Tensor:
-    """Let a layer go on with ``x``; its state and layouts are left as SpikingJelly leaves them."""
+    """Run a neuron layer on all time steps; state and memory format end as with SpikingJelly."""
     (begin, charge), forgets, last = flow, _forgets(layer), len(x) - 1
     before, threshold = layer.v, layer.v_threshold
     steps, spikes = x.unbind(0), _like_stacked(x)
@@ -273,7 +268,7 @@ def _run(layer: neuron.BaseNode, x: Tensor, flow: Flow) -> Tensor:
 
 
 def _like_stacked(x: Tensor) -> Tensor:
-    """Uninitialised, in the layout of ``torch.stack`` of all time steps.
+    """An uninitialised tensor in the memory format of ``torch.stack`` of all time steps.
 
     The kernel of a convolution behind it, and so its last bit, may depend on the layout.
     """

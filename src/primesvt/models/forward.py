@@ -1,4 +1,4 @@
-"""How any network is run, fed and copied: evaluation mode, example inputs, working copies."""
+"""Run and copy any network: evaluation mode, hooks, example inputs, working copies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from primesvt.models.neurons import reset
 from primesvt.models.spiking_vit import SpikingViT
@@ -24,6 +25,7 @@ __all__ = [
     "copy_of",
     "evaluating",
     "first_samples",
+    "hooked",
 ]
 
 
@@ -57,7 +59,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module's ``training`` flag is put back."""
+    """Run a block in evaluation mode and without gradients; ``training`` flags are restored."""
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
@@ -67,6 +69,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks, given by the handles of their registration, when the ``with`` block ends.
+
+    Example:
+        >>> layer, shapes = nn.Linear(2, 3), []
+        >>> def note(module, args, output):
+        ...     shapes.append(tuple(output.shape))
+        >>> with hooked(m.register_forward_hook(note) for m in layer.modules()):
+        ...     _ = layer(torch.zeros(1, 2))
+        >>> _ = layer(torch.zeros(5, 2))
+        >>> shapes
+        [(1, 3)]
+    """
+    with contextlib.ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -105,7 +127,7 @@ def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
 
 
 def shorten(model: nn.Module, time_steps: int = 2) -> None:
-    """Few time steps tell the same groups as many."""
+    """Lower a model's number of time steps, as few of them show the same channel groups as many."""
     steps = getattr(model, "time_steps", None)
     if isinstance(steps, int) and steps > time_steps:
         model.time_steps = time_steps  # type: ignore[assignment]
@@ -134,7 +156,7 @@ _CONTAINERS = (dict, set, list, tuple, OrderedDict)
 
 
 def copy_of(model: nn.Module, *, shared: Iterable[nn.Module] = ()) -> nn.Module:
-    """What ``copy.deepcopy`` gives, with some modules in both.
+    """Copy a network as ``copy.deepcopy`` does, except for modules that both shall share.
 
     For our own models, whose modules hold little beside tensors and plain values, several times as
     quick.
@@ -168,7 +190,7 @@ def _module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
 
 
 def _value(name: str, value: Any, known: dict[int, Any]) -> Any:
-    """A container of plain values is copied flat; all that holds more goes the usual way."""
+    """Copy an attribute of a module: containers of plain values directly, all else deeply."""
     kind = type(value)
     if kind in _CONTAINERS and not value:
         return kind()
@@ -193,7 +215,7 @@ def _tensor(tensor: Tensor, known: dict[int, Any]) -> Any:
 
 
 def check_no_nan(model: nn.Module) -> None:
-    """Norms, probes and checks mean nothing beside a NaN."""
+    """Raise ``ValueError`` naming the first tensor of a model that holds NaN."""
     for name, tensor in state_tensors(model).items():
         if bool(tensor.isnan().any()):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Which registered variant a network is most alike."""
+"""Find the registered model whose config is nearest to given settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NONE: Mapping[str, Any] = {}
 def nearest_entry(
     entries: Iterable[ModelEntry], known: Mapping[str, Any], *, given: Mapping[str, Any] = _NONE
 ) -> ModelEntry:
-    """Return the entry that agrees in the most known settings; of several, the nearest in size.
+    """Return the entry that agrees in most of the known settings; of several, the nearest in size.
 
     Where shapes do not tell entries apart, settings ``given`` by a person do.
 
@@ -30,7 +30,8 @@ def nearest_entry(
         >>> nearest_entry(FAMILIES["sdt_v2"].entries(), known).name
         'sdt_v2_15m'
     """
-    widths = {name: value for name, value in known.items() if _is_width(name)}
+    of_width = ("embed_dim", "planes", "width")
+    widths = {name: value for name, value in known.items() if name.startswith(of_width)}
 
     def likeness(entry: ModelEntry) -> tuple[float, ...]:
         own = entry.config.to_dict()
@@ -63,12 +64,8 @@ def agrees(one: object, other: object) -> bool:
     return bool(sequences[0] == sequences[1])
 
 
-def _is_width(name: str) -> bool:
-    return name.startswith(("embed_dim", "planes", "width"))
-
-
 def _distance(own: Mapping[str, Any], known: Mapping[str, Any]) -> float:
-    """How far two configs lie apart, in factors of e; numbers only."""
+    """Distance of two configs: the sum of the absolute log ratios of their numbers."""
     return sum(_apart(own[name], value) for name, value in known.items() if name in own)
 
 

@@ -1,4 +1,4 @@
-"""Spiking neurons: with ``fast_paths``, the one place that knows SpikingJelly."""
+"""Spiking neurons; only this module and ``fast_paths`` build on SpikingJelly's neuron classes."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def neurons(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def reset(model: nn.Module) -> None:
-    """Forget the membrane potentials of every SpikingJelly neuron inside any module.
+    """Reset the membrane potentials of every SpikingJelly neuron inside any module.
 
     Example:
         >>> import torch
@@ -180,7 +180,7 @@ def reset(model: nn.Module) -> None:
 
 
 def memories(*models: nn.Module) -> list[base.MemoryModule]:
-    """Every module of SpikingJelly that remembers what it has seen; shared ones several times.
+    """Every stateful SpikingJelly module inside some modules; shared ones several times.
 
     Example:
         >>> len(memories(nn.Sequential(nn.Linear(2, 2), lif()), lif()))
@@ -199,7 +199,7 @@ def memories(*models: nn.Module) -> list[base.MemoryModule]:
 
 
 class AcrossImages(nn.Module):
-    """A neuron that takes the images of a batch for further time steps.
+    """A neuron that treats the images of a batch as further time steps.
 
     ``[T, B, ...]`` to the same shape: the membrane runs over ``T * B`` steps, first all images of
     time step 0, then all of step 1. So an image's spikes depend on those before it in the batch.

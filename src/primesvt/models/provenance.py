@@ -1,4 +1,4 @@
-"""Where a model's weights come from, and what was read and guessed when they were loaded."""
+"""Where a model's weights come from, and which settings were inferred when they were loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CheckpointReport", "Provenance"]
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What later stages must know of a model's training; it travels with the model.
+    """How a model's images are prepared, and whether its selection images were held out.
 
     ``held_out``: ``primesvt train`` made the weights, so the images that it holds out were never
     trained on and may serve as selection set.
@@ -85,23 +85,20 @@ class CheckpointReport:
             a state dict: Spike-driven Transformer V2, as sdt_v2_digits
         """
         as_which = "as" if self.exact else "nearest published variant:"
-        told = [f"{self.source}: {self.title}, {as_which} {self.nearest}"]
+        lines = [f"{self.source}: {self.title}, {as_which} {self.nearest}"]
         for title, settings in (
             ("read off the tensors", self.inferred),
             ("given", self.given),
             ("assumed, override by name", self.assumed),
         ):
             if settings:
-                told.append(f"{title}: {_listed(settings)}")
-        return (*told, *(f"note: {note}" for note in self.notes))
+                listed = ", ".join(f"{name}={_text(value)}" for name, value in settings.items())
+                lines.append(f"{title}: {listed}")
+        return (*lines, *(f"note: {note}" for note in self.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
-
-
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_text(value)}" for name, value in settings.items())
 
 
 def _text(value: object) -> str:

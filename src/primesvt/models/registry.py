@@ -20,7 +20,14 @@ from primesvt.models.provenance import Provenance
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state_dict import load_state
 
-__all__ = ["create_model", "data_config", "list_models", "model_entry", "provenance_of"]
+__all__ = [
+    "create_model",
+    "data_config",
+    "list_models",
+    "model_entry",
+    "nearest_data",
+    "provenance_of",
+]
 
 
 _ENTRIES = {entry.name: entry for family in FAMILIES.values() for entry in family.entries()}
@@ -38,7 +45,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_entry(name: str) -> ModelEntry:
-    """Return what is known of a model; an unknown name raises ``ValueError`` with the nearest.
+    """Return the registry entry of a name; an unknown one raises ``ValueError`` with the nearest.
 
     Example:
         >>> model_entry("sdt_v2_31m").published.top1
@@ -69,12 +76,6 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Sp
     model.provenance = Provenance(data=entry.data, held_out=pretrained)
     if not pretrained:
         return model
-    _check_pretrained(entry, config)
-    load_state(model, _bundled(entry), source=f"the bundled file {entry.weights}")
-    return model
-
-
-def _check_pretrained(entry: ModelEntry, config: ModelConfig) -> None:
     if entry.weights is None:
         bundled = [each.name for each in _ENTRIES.values() if each.weights]
         raise ValueError(
@@ -88,6 +89,8 @@ def _check_pretrained(entry: ModelEntry, config: ModelConfig) -> None:
                 f"{entry.name} was trained with {field.name}={trained}, not {asked}; leave out"
                 " pretrained, or the override"
             )
+    load_state(model, _bundled(entry), source=f"the bundled file {entry.weights}")
+    return model
 
 
 def _bundled(entry: ModelEntry) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def data_config(config: ModelConfig) -> DataConfig:
         >>> data_config(model_entry("sdt_v2_55m").config).input_size
         (3, 224, 224)
     """
-    data = _nearest_data(config)
+    data = nearest_data(config)
     if data.input_size[0] != config.in_channels:
         raise ValueError(
             f"no registered {config.family} model reads {config.in_channels} channels, so how "
@@ -127,6 +130,7 @@ def data_config(config: ModelConfig) -> DataConfig:
     return data
 
 
-def _nearest_data(config: ModelConfig) -> DataConfig:
+def nearest_data(config: ModelConfig) -> DataConfig:
+    """The data config of the nearest registry entry, even if it has other image channels."""
     settings = {name: value for name, value in config.to_dict().items() if name != "time_steps"}
     return nearest_entry(family_of(config.family).entries(), settings).data

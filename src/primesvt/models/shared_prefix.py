@@ -1,4 +1,4 @@
-"""Several networks on the same inputs: what they have in common is computed once."""
+"""Run several networks on the same inputs, and compute the blocks that they share once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ActivationCache", "CacheKey", "VariantBatch", "block_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """Where an activation was met: what entered a block of all networks that are equal before it.
+    """Key of a stored activation: the input of a block of networks that are equal before it.
 
     Args:
         inputs: names the data that the networks are run on, always in the same batches.
@@ -33,7 +33,7 @@ class CacheKey:
 
 @dataclass(kw_only=True)
 class ActivationCache:
-    """Activations by place and batch, as far as a memory ceiling allows.
+    """Stored activations by key and batch, up to a limit of memory.
 
     What does not fit is computed again. Data are always read from their first batch on, so the
     first batches of a place stay, and room is made by places that were not asked for longest.
@@ -56,14 +56,14 @@ class ActivationCache:
     _kept: dict[CacheKey, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def find(self, place: CacheKey, batch: int) -> Tensor | None:
-        """What was kept of a batch; nobody may write into it."""
+        """The stored activation of a batch, not to be written to; ``None`` if there is none."""
         known = self._kept.get(place, {}).get(batch)
         if known is not None:
             self._kept[place] = self._kept.pop(place)  # asked for last
         return known
 
     def keep(self, place: CacheKey, batch: int, activation: Tensor) -> None:
-        """Store an activation, in place of those that were not asked for longest if need be."""
+        """Store an activation; if memory is short, those least recently used are dropped."""
         size = activation.untyped_storage().nbytes()
         if size > self.ceiling:
             return
@@ -78,7 +78,7 @@ class ActivationCache:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantBatch:
-    """Networks that equal a common one up to a block each, run from there on.
+    """Networks that share their first blocks with a common one, run on the same inputs together.
 
     The common network runs block by block. In front of every block all networks that first differ
     in it take over its activation and go on alone, and the result is bit by bit what each network
@@ -110,7 +110,7 @@ class VariantBatch:
     before: Callable[[int], Hashable] = lambda _: ()
 
     def __call__(self, *inputs: Any, data: Hashable = None, batch: int = 0) -> list[Any]:
-        """What every network gives for one batch, with fresh neurons.
+        """The outputs of every network for one batch, with reset neurons.
 
         ``data`` and ``batch`` name the batch for activations that are kept; they are kept for named
         data only.
@@ -118,32 +118,29 @@ class VariantBatch:
         if self.common is None:
             return [_alone(network, inputs) for network in self.networks]
         (x,) = inputs
-        return self._branched(self.common, x, data, batch)
-
-    def _branched(self, common: SpikingViT, x: Any, data: Hashable, batch: int) -> list[Any]:
         networks = [network for network in self.networks if isinstance(network, SpikingViT)]
         for network in networks:
             network.enter(x)  # one model takes the size of its first image
         found: dict[int, Any] = {}
-        reset(common)
-        place, activation = 0, common.enter(x)
+        reset(self.common)
+        place, activation = 0, self.common.enter(x)
         for block in sorted(set(self.starts)):
             place, activation = self._nearest(place, activation, block, data, batch)
-            for module in common.blocks[place:block]:
+            for module in self.common.blocks[place:block]:
                 activation = module(activation)
-            if block > place:
-                self._keep(block, activation, data, batch)
+            if block > place and self.prefixes is not None and data is not None:
+                self.prefixes.keep(self._place(block, data), batch, activation)
             place = block
             for number, network in enumerate(networks):
                 if self.starts[number] == block:
                     found[number] = network.resume(activation, block)
-        reset(common)
+        reset(self.common)
         return [found[number] for number in range(len(self.networks))]
 
     def _nearest(
         self, place: int, activation: Tensor, block: int, data: Hashable, batch: int
     ) -> tuple[int, Tensor]:
-        """The last activation up to a block that is known, and the block that it enters."""
+        """The stored activation nearest in front of a block, and the block that it enters."""
         if self.prefixes is not None and data is not None:
             for later in range(block, place, -1):
                 known = self.prefixes.find(self._place(later, data), batch)
@@ -151,15 +148,11 @@ class VariantBatch:
                     return later, known
         return place, activation
 
-    def _keep(self, block: int, activation: Tensor, data: Hashable, batch: int) -> None:
-        if self.prefixes is not None and data is not None:
-            self.prefixes.keep(self._place(block, data), batch, activation)
-
     def _place(self, block: int, data: Hashable) -> CacheKey:
         return CacheKey(inputs=data, block=block, before=self.before(block))
 
     def only(self, numbers: Sequence[int]) -> VariantBatch:
-        """Some of the networks."""
+        """A batch of some of the networks."""
         if len(numbers) == len(self.networks):
             return self
         return replace(
@@ -178,7 +171,7 @@ class VariantBatch:
 
 
 def block_of(model: nn.Module) -> Callable[[str], int]:
-    """In which block of a model a module lies, by its name; the head counts as one more.
+    """A function from a module's name to the number of its block; the head counts as one more.
 
     0 for every module of a network without blocks.
 

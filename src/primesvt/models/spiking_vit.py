@@ -1,4 +1,4 @@
-"""The one model class of every family."""
+"""``SpikingViT``: the model class of all families."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SpikingViT(nn.Module):
         return self.resume(self.enter(x), 0, time_steps_out=time_steps_out)
 
     def resume(self, x: Tensor, block: int, *, time_steps_out: bool = False) -> Logits:
-        """Go on with what enters a block, ``[T, B, C, H, W]``; all blocks before it are left out.
+        """Run the model from a block on, with the input ``[T, B, C, H, W]`` of that block.
 
         Example:
             >>> import torch
@@ -104,7 +104,7 @@ class SpikingViT(nn.Module):
         return logits.mean(0)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` as ``[T, B, C, H, W]``."""
+        """Bring images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` to ``[T, B, C, H, W]``."""
         if x.ndim not in (4, 5):
             raise ValueError(
                 f"the input has shape {list(x.shape)}; give images [batch, channels, height, width]"

@@ -1,4 +1,4 @@
-"""Strict loading of weights with an error a person can act on."""
+"""Compare and load state dicts, with an error that lists the tensors that differ."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_shapes(
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """In what a state dict differs from the one expected; printed, the first ten of each kind.
+    """The tensors in which a state dict differs from the one expected; printed, ten of each kind.
 
     ``alike`` counts the tensors in which both agree.
     """
@@ -58,14 +58,14 @@ class Differences:
 
     @property
     def share(self) -> float:
-        """The part of all names that only one side has; misshapen tensors count as half."""
+        """Share of all names that only one side has; tensors of another shape count as half."""
         alone = len(self.missing) + len(self.extra)
         names = alone + len(self.misshapen) + self.alike
         return (alone + len(self.misshapen) / 2) / max(1, names)
 
     @property
     def count(self) -> int:
-        """How many tensors differ."""
+        """Number of tensors that differ."""
         return len(self.missing) + len(self.extra) + len(self.misshapen)
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
-"""Parameters that no forward reads, and a distillation head that its twin can take in."""
+"""Remove parameters that no forward reads, and merge a distillation head into the classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ UNUSED = "unused"  # the container of what official code keeps and no forward re
 
 
 def strip_unused(model: nn.Module) -> int:
-    """Take everything that no forward reads out of a registry model, in place.
+    """Remove all parameters that no forward reads from a registry model, in place.
 
     Returns how many parameters went. Other modules are left alone: what they call unused is theirs.
 
@@ -28,14 +28,15 @@ def strip_unused(model: nn.Module) -> int:
         (True, 0)
     """
     gone = 0
-    for owner in list(_owners(model)):
+    ours = config_of(model) is not None
+    for owner in [m for m in model.modules() if UNUSED in m._modules] if ours else []:
         gone += sum(parameter.numel() for parameter in owner.get_submodule(UNUSED).parameters())
         del owner._modules[UNUSED]
     return gone
 
 
 def merge_head(model: nn.Module) -> bool:
-    """Make one classifier of the two that a distilled model averages, in place.
+    """Merge the two classifiers that a distilled model averages into one, in place.
 
     Both read the same spikes, so the classifier of averaged weights gives the averaged logits.
     Returns whether there were two.
@@ -46,8 +47,10 @@ def merge_head(model: nn.Module) -> bool:
         >>> merge_head(model), merge_head(model)
         (True, False)
     """
-    head = _double_head(model)
-    if head is None or head.fc_kd is None:
+    if config_of(model) is None or not isinstance(model, SpikingViT):
+        return False
+    head = model.head
+    if type(head) is not SpikingHead or head.fc_kd is None:
         return False
     with torch.no_grad():
         for mine, other in zip(head.fc.parameters(), head.fc_kd.parameters(), strict=True):
@@ -57,7 +60,7 @@ def merge_head(model: nn.Module) -> bool:
 
 
 def match_state(model: nn.Module, names: Container[str]) -> None:
-    """Strip and merge a freshly built model where a stored state shows that this was done.
+    """Apply ``strip_unused`` and ``merge_head`` where a stored state dict shows that they were.
 
     Args:
         model: a registry model; any other is left alone.
@@ -76,17 +79,3 @@ def match_state(model: nn.Module, names: Container[str]) -> None:
         strip_unused(model)
     if not any(name in names for name in own if name.startswith("head.fc_kd.")):
         merge_head(model)
-
-
-def _owners(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules of a registry model that hold a container of unread parameters."""
-    if config_of(model) is not None:
-        yield from (module for module in model.modules() if UNUSED in module._modules)
-
-
-def _double_head(model: nn.Module) -> SpikingHead | None:
-    """The head, where both its classifiers read the same spikes."""
-    if config_of(model) is None or not isinstance(model, SpikingViT):
-        return None
-    head = model.head
-    return head if type(head) is SpikingHead and head.fc_kd is not None else None

@@ -1,1 +1,1 @@
-"""What a network costs: parameters, memory, operations, energy and time."""
+"""Costs of a network: parameters, memory, operations, energy and time."""

@@ -11,7 +11,7 @@ __all__ = ["PRICES", "Energy", "EnergyPerOperation", "energy_of", "formulas"]
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyPerOperation:
-    """What an operation and a byte cost, in picojoules; 45 nm, 0.9 V, 32-bit floating point.
+    """Energy of an operation and of a byte, in picojoules; 45 nm, 0.9 V, 32-bit floating point.
 
     A multiplication takes 3.7 and an addition 0.9. A 64-bit access takes 100 in an on-chip memory
     of 1 MB, and 1,300 to 2,600 in DRAM, of which this is the lower end.

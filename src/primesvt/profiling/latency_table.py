@@ -1,4 +1,4 @@
-"""The latency table: what was timed on this machine, in a file that a killed run goes on from."""
+"""The latency table: timings of this machine, in a file from which a killed run is resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PartTime:
 
 @dataclass(frozen=True, kw_only=True)
 class WidthTime:
-    """How long a part takes when one group alone keeps fewer channels, as a share of its time."""
+    """Time of a part in which one group keeps fewer channels, as a share of its time before."""
 
     group: str
     kept: int
@@ -40,7 +40,7 @@ class WidthTime:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTime:
-    """How long a cut network takes, as a share of the unpruned one's time.
+    """Time of a pruned network, as a share of the unpruned one's time.
 
     ``low`` and ``high`` are the quartiles of that share over rounds.
     """
@@ -79,23 +79,33 @@ class LatencyTable:
         self._widths: dict[tuple[str, int], WidthTime] = {}
         self._networks: dict[frozenset[tuple[str, int]], NetworkTime] = {}
         self._log = None if path is None else JsonlLog(path)
-        if self._log is not None:
-            self._read(self._log)
+        for number, line in self._log.lines() if self._log is not None else ():
+            try:
+                row = json.loads(line)
+                kind = row.pop("kind")
+                if kind == "context" and row.pop("format") == FORMAT:
+                    self.context = row
+                else:
+                    self._take(_KINDS[kind](**row))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"line {number} of {path} is no timing; delete the file to take all anew"
+                ) from error
 
     def part(self, name: str = WHOLE) -> PartTime | None:
         """The time of a part of the unpruned network; of all of it without a name."""
         return self._parts.get(name)
 
     def width(self, group: str, kept: int) -> WidthTime | None:
-        """The time with one group narrower, if it was taken."""
+        """The timing with one group at a smaller width; ``None`` if it was not taken."""
         return self._widths.get((group, kept))
 
     def network(self, cuts: Widths) -> NetworkTime | None:
-        """The time of a cut network, if it was taken."""
+        """The timing of a pruned network; ``None`` if it was not taken."""
         return self._networks.get(frozenset(cuts.items()))
 
     def begin(self, context: Mapping[str, Any]) -> None:
-        """Say what all timings depend on, or check that it is what they were taken under.
+        """Set what all timings depend on, or check that it is what they were taken under.
 
         Raises:
             ValueError: another machine, number of threads, model or batch size.
@@ -112,7 +122,7 @@ class LatencyTable:
                 )
 
     def add(self, row: Row) -> None:
-        """Remember a timing, and write it to the file."""
+        """Add a timing, and write it to the file."""
         self._take(row)
         kind = next(name for name, type_ in _KINDS.items() if isinstance(row, type_))
         self._append({"kind": kind, **asdict(row)})
@@ -126,23 +136,9 @@ class LatencyTable:
             self._networks[frozenset(row.cuts.items())] = row
 
     def write_nothing(self) -> None:
-        """Keep what is added from now on in memory alone."""
+        """Stop writing: timings that are added from now on stay in memory."""
         self._log = None
 
     def _append(self, content: Mapping[str, Any]) -> None:
         if self._log is not None:
             self._log.append(json.dumps(content))
-
-    def _read(self, log: JsonlLog) -> None:
-        for number, line in log.lines():
-            try:
-                row = json.loads(line)
-                kind = row.pop("kind")
-                if kind == "context" and row.pop("format") == FORMAT:
-                    self.context = row
-                else:
-                    self._take(_KINDS[kind](**row))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(
-                    f"line {number} of {log.path} is no timing; delete the file to take all anew"
-                ) from error

@@ -15,7 +15,7 @@ __all__ = ["LayerRow", "group_bytes", "group_parameters", "inventory"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One layer of the inventory.
+    """One layer with a weight: its size, and the channel group that it writes.
 
     Attributes:
         layer: module name.
@@ -35,7 +35,7 @@ class LayerRow:
 
 
 def inventory(model: nn.Module, graph: ChannelGraph) -> list[LayerRow]:
-    """Every layer with a weight: what it holds, and whether it can be pruned.
+    """Every layer with a weight: its parameters, its channel group, and whether it can be pruned.
 
     A layer that writes a prunable group stands for it. Vectors beside a weight (batch norms) are no
     layers of their own: they go with the channels.
@@ -52,32 +52,32 @@ def inventory(model: nn.Module, graph: ChannelGraph) -> list[LayerRow]:
     rows = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        if any(parameter.dim() > 1 for parameter in own):
-            rows.append(_row(model, graph, name, sum(p.numel() for p in own)))
+        if all(parameter.dim() < 2 for parameter in own):
+            continue
+        written = [
+            group
+            for group in graph
+            if group.kind != "heads" and any(m.module == name for m in group.producers)
+        ]
+        written.sort(key=lambda group: not group.prunable)
+        following = [group for group in graph if any(m.module == name for m in group.followers)]
+        group = next(iter(written or following), None)
+        prunable = bool(written) and written[0].prunable
+        rows.append(
+            LayerRow(
+                layer=name or "(model)",
+                parameters=sum(parameter.numel() for parameter in own),
+                group=group.name if group else "",
+                frees=group_bytes(model, graph, group) if group and group.status == "free" else 0,
+                prunable=prunable,
+                reason="" if prunable else _reason(group, written=bool(written)),
+            )
+        )
     return rows
 
 
-def _row(model: nn.Module, graph: ChannelGraph, layer: str, parameters: int) -> LayerRow:
-    written = [
-        group
-        for group in graph
-        if group.kind != "heads" and any(m.module == layer for m in group.producers)
-    ]
-    written.sort(key=lambda group: not group.prunable)
-    following = [group for group in graph if any(m.module == layer for m in group.followers)]
-    group = next(iter(written or following), None)
-    prunable = bool(written) and written[0].prunable
-    return LayerRow(
-        layer=layer or "(model)",
-        parameters=parameters,
-        group=group.name if group else "",
-        frees=group_bytes(model, graph, group) if group and group.status == "free" else 0,
-        prunable=prunable,
-        reason="" if prunable else _reason(group, written=bool(written)),
-    )
-
-
 def _reason(group: ChannelGroup | None, *, written: bool) -> str:
+    """Why a layer does not stand for a prunable group."""
     if group is None:
         return "no channel group was found in its output"
     if group.status == "protected":
@@ -90,22 +90,22 @@ def _reason(group: ChannelGroup | None, *, written: bool) -> str:
 
 
 def group_bytes(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> int:
-    """Parameter bytes that hold the channels of a group, over all its members."""
+    """Parameter bytes that belong to the channels of a group, over all its members."""
     return sum(
         round(share * tensor.numel() * tensor.element_size())
-        for tensor, share in _held(model, graph, group)
+        for tensor, share in _shares(model, graph, group)
     )
 
 
 def group_parameters(
     model: nn.Module, graph: ChannelGraph, group: ChannelGroup, *, members: bool = False
 ) -> int:
-    """Parameters of the layers that write a group, or with ``members`` all that hold its channels.
+    """Parameters of the layers that write a group; with ``members``, all of the group's channels.
 
     This is what makes a layer large in the order of the walk (docs/method.md).
     """
     if members:
-        return sum(round(share * tensor.numel()) for tensor, share in _held(model, graph, group))
+        return sum(round(share * tensor.numel()) for tensor, share in _shares(model, graph, group))
     modules = dict.fromkeys(member.module for member in group.producers)
     unique = {
         id(p): p.numel()
@@ -115,7 +115,7 @@ def group_parameters(
     return sum(unique.values())
 
 
-def _held(
+def _shares(
     model: nn.Module, graph: ChannelGraph, group: ChannelGroup
 ) -> list[tuple[nn.Parameter, float]]:
     """Parameters that a group lies on, and the share of each that its channels take."""

@@ -17,7 +17,7 @@ _WORDS = {"latency": "time", "membrane": "membrane potentials"}
 
 @dataclass(frozen=True, kw_only=True)
 class LimitOutcome:
-    """A limit at the end of a run.
+    """A limit on time or membrane memory, with the values before and after pruning.
 
     Attributes:
         name: ``latency`` or ``membrane``.
@@ -52,7 +52,7 @@ class LimitOutcome:
 
     @property
     def what(self) -> str:
-        """What it limits, in words."""
+        """The limited quantity, in words."""
         return _WORDS.get(self.name, self.name.replace("_", " "))
 
     def __str__(self) -> str:

@@ -1,8 +1,9 @@
-"""What a network costs: parameters, buffers, membrane potentials, activations."""
+"""Memory of a network: parameters, buffers, membrane potentials, activations."""
 
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from primesvt._files import safetensors_bytes
 from primesvt.models import reset
-from primesvt.models.forward import batch_of, unwrap
+from primesvt.models.forward import batch_of, hooked, unwrap
 
 __all__ = [
     "buffer_bytes",
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters of a model, shared ones once."""
+    """Number of parameters of a model, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -69,26 +70,24 @@ def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
     the batch.
     """
     sizes: dict[str, int] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, base.MemoryModule):
 
-            def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                current = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-                steps = len(current) if getattr(module, "step_mode", "s") == "m" else 1
-                sizes[name] = current.numel() // steps * current.element_size()
+    def note(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        current = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        steps = len(current) if getattr(module, "step_mode", "s") == "m" else 1
+        sizes[name] = current.numel() // steps * current.element_size()
 
-            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-    try:
+    handles = (
+        module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, base.MemoryModule)
+    )
+    with hooked(handles):
         _forward(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
     return sum(sizes.values()) // batch_of(example)
 
 
 def peak_activation_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
-    """Most bytes that tensors made by one forward pass hold at the same time.
+    """Peak bytes of the tensors that one forward pass makes.
 
     Counts every operator's result while it lives, as plain PyTorch runs it: temporary values
     inside an operator are not seen. It is for the whole batch of the example.
@@ -113,26 +112,21 @@ class _LiveBytes(TorchDispatchMode):
         }
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
-                self._follow(leaf)
+            storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
+            if storage is None or storage._cdata in given or storage._cdata in self._known:
+                continue
+            self._known[storage._cdata] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, storage._cdata)
         return result
-
-    def _follow(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known[key] = storage.nbytes()
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
         self.live -= self._known.pop(key)
 
 
 def _forward(model: nn.Module, example: tuple[Any, ...]) -> None:
-    """One forward pass that leaves no trace behind."""
+    """Run one forward pass in evaluation mode, with neurons reset before and after."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     reset(model)

@@ -1,4 +1,4 @@
-"""Operations of a forward pass, module by module; the one place that knows SpikingJelly's counters.
+"""Count operations of a forward pass, module by module, with SpikingJelly's counters.
 
 SpikingJelly's mode tells every operator with the module that runs it, and its SynOp rules count
 what spikes of 0 and 1 cause. What it lacks or counts otherwise is done here: integer neurons and
@@ -51,7 +51,7 @@ def contracts(func: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Contraction:
-    """One call of such an operator.
+    """One call of an operator that sums products, such as a convolution or a matrix product.
 
     Args:
         func, args, kwargs: the call.
@@ -66,21 +66,21 @@ class Contraction:
     weighted: bool
 
     def macs(self) -> int:
-        """Multiply-accumulates of dense factors; those of an image that is repeated, once."""
+        """Number of multiply-accumulates; those of an image repeated at every time step, once."""
         flops = flop_registry[self.func.overloadpacket](*self.args, **self.kwargs, out_val=self.out)
         origins = [origin_of(x) for x in self.args if isinstance(x, Tensor)]
         repeats = min((origin.repeats for origin in origins if origin), default=1)
         return int(flops) // 2 // repeats
 
     def spikes(self) -> tuple[Tensor | None, Tensor | None]:
-        """Spikes of both factors, where they are spikes."""
+        """Number of spikes in each value of both factors; ``None`` for factors of real numbers."""
         if self.func not in _FACTORS:
             return None, None
         x, y = self._factors()
         return spikes_in(x), None if self.weighted else spikes_in(y)
 
     def accumulates(self, left: Tensor | None, right: Tensor | None, rule: Any) -> int:
-        """What spikes of one factor cause, or pairs of them where both factors are spikes.
+        """Number of accumulates caused by spikes of one factor, or by pairs of spikes of both.
 
         ``rule`` is SpikingJelly's, for factors of 0 and 1: a value of three stands in three of
         them. A factor of real numbers is hidden from it, as it judges by the values.
@@ -116,7 +116,7 @@ Kind = Literal["layer", "product", "neuron"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleCosts:
-    """What one module does for one sample, all time steps together, as a mean over samples.
+    """Operations of one module for one sample, over all time steps, as a mean over samples.
 
     Attributes:
         module: its name.
@@ -141,7 +141,7 @@ class ModuleCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """What a network does for one sample, all time steps together.
+    """Operations of a network for one sample, over all time steps, as a mean over samples.
 
     Attributes:
         samples: over how many the means are.
@@ -173,7 +173,7 @@ class Operations:
 def count_operations(
     model: nn.Module, batches: Iterable[tuple[Any, ...]], *, samples: int = COUNTED
 ) -> Operations:
-    """Run batches of inputs through a network, and count what every module does.
+    """Count the operations of every module of a network, on batches of inputs.
 
     Multiply-accumulates count every place of a kernel, those on the padding too; accumulates count
     the spikes that arrive. Batch norm counts as folded into the layer before it, so not at all; nor
@@ -195,10 +195,10 @@ def count_operations(
         >>> [(m.module, m.macs, m.multiplied, m.synops) for m in found.modules if m.macs]
         [('0', 12.0, 12.0, 0.0), ('2', 6.0, 0.0, 6.0)]
     """
-    counter, seen = _Counter(model), 0
+    counter, counted = _Counter(model), 0
     with evaluating(model), marking(model, counter.neuron):
         for batch in batches:
-            if seen >= samples:
+            if counted >= samples:
                 break
             given(batch)
             counter.batch = batch_of(batch)
@@ -206,10 +206,10 @@ def count_operations(
             with DispatchCounterMode([counter]):
                 model(*batch)
             reset(model)
-            seen += counter.batch
-    if seen == 0:
+            counted += counter.batch
+    if counted == 0:
         raise ValueError("there are no inputs to count operations on; give at least one sample")
-    return counter.per_sample(seen)
+    return counter.per_sample(counted)
 
 
 @dataclass
@@ -238,7 +238,7 @@ class _Sums:
 
 
 class _Counter(BaseCounter):  # type: ignore[misc]
-    """Hears of every operator and of the modules around it."""
+    """SpikingJelly counter that is called for every operator and adds up costs by module."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class _Counter(BaseCounter):  # type: ignore[misc]
         return True
 
     def record(self, scope: str, func: Any, value: int) -> None:
-        """Sums are kept by module here, not by operator."""
+        """Do nothing: sums are kept by module here, not by operator."""
 
     def count(
         self,
@@ -270,7 +270,9 @@ class _Counter(BaseCounter):  # type: ignore[misc]
     ) -> int:
         contracted = contracts(func)
         if contracted:
-            module = self._innermost(parent_names or set())
+            # The module that runs, of scopes such as Net, Net.block and Net.block.fc.
+            scope = max((parent_names or set()) - {"Global"}, key=len, default=self.root)
+            module = scope.removeprefix(self.root).lstrip(".")
             weighted = module in self.weighted
             call = Contraction(func=func, args=args, kwargs=kwargs, out=out, weighted=weighted)
             self._take(call, self._of(module, "layer" if weighted else "product"))
@@ -292,16 +294,11 @@ class _Counter(BaseCounter):  # type: ignore[misc]
             sums.spikes += float(left.sum(dtype=torch.float64))
             sums.places += left.numel()
 
-    def _innermost(self, scopes: set[str]) -> str:
-        """The module that runs, of scopes such as ``Net``, ``Net.block`` and ``Net.block.fc``."""
-        scope = max(scopes - {"Global"}, key=len, default=self.root)
-        return scope.removeprefix(self.root).lstrip(".")
-
     def _of(self, module: str, kind: Kind) -> _Sums:
         return self.sums.setdefault(module, _Sums(kind=kind))
 
     def neuron(self, name: str, module: nn.Module, current: Tensor, spikes: Tensor) -> None:
-        """Hear of what a neuron has made of its input."""
+        """Add the spikes and the membrane potentials of one call of a neuron layer."""
         sums = self._of(name, "neuron")
         counts = spikes_in(spikes)
         levels = module.levels if isinstance(module, IntegerNeuron) else 1

@@ -1,10 +1,11 @@
-"""Which tensors of a forward pass hold spikes: followed from the neurons, operator by operator."""
+"""Find the tensors of a forward pass that hold spikes, followed from neurons through operators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from primesvt.models.forward import hooked
 from primesvt.models.neurons import IntegerNeuron, neurons
 
 __all__ = ["ValueOrigin", "follow", "given", "marking", "origin_of", "spikes_in"]
@@ -26,7 +28,7 @@ _DECISIONS = {aten.ge, aten.gt, aten.le, aten.lt, aten.heaviside}
 
 @dataclass(frozen=True, kw_only=True)
 class ValueOrigin:
-    """Where the values of a tensor come from.
+    """Whether the values of a tensor are spikes, and the value of one.
 
     Attributes:
         spikes: from neurons; otherwise real numbers: the model's input, a current, a potential.
@@ -46,13 +48,13 @@ def given(batch: Any) -> None:
 
 
 def origin_of(tensor: Tensor) -> ValueOrigin | None:
-    """What is known of a tensor; ``None`` for weights, and where a comparison decided."""
+    """The origin of a tensor's values; ``None`` for weights and for results of comparisons."""
     found: ValueOrigin | None = getattr(tensor, _MARK, None)
     return found
 
 
 def spikes_in(tensor: Tensor) -> Tensor | None:
-    """How many spikes each value stands for, or ``None`` where values are real numbers.
+    """The number of spikes in each value, or ``None`` where values are real numbers.
 
     Spikes come from a neuron through views, poolings, gates and sums of residual streams; one that
     counts three is three spikes. Values 0 and 1 of unknown origin count as spikes too, those of the
@@ -73,7 +75,7 @@ def spikes_in(tensor: Tensor) -> Tensor | None:
 
 
 def follow(func: Any, args: Any, out: Any, *, contracted: bool) -> None:
-    """Mark what an operator made by what it was given; ``contracted`` are sums of products."""
+    """Mark an operator's outputs by the origin of its inputs; ``contracted``: it sums products."""
     origin = _after(func, _tensors(args), contracted=contracted)
     for tensor in _tensors(out):
         setattr(tensor, _MARK, _repeated(origin, func, args, tensor))
@@ -81,29 +83,28 @@ def follow(func: Any, args: Any, out: Any, *, contracted: bool) -> None:
 
 @contextmanager
 def marking(
-    model: nn.Module, seen: Callable[[str, nn.Module, Tensor, Tensor], None]
+    model: nn.Module, note: Callable[[str, nn.Module, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Mark the outputs of all neurons as spikes; ``seen(name, neuron, input, spikes)`` is told."""
+    """Mark the outputs of all neurons as spikes, and call ``note(name, neuron, input, spikes)``."""
     spiking = {id(module) for module in neurons(model)}
-    handles = []
-    for name, module in model.named_modules():
-        if id(module) in spiking:
 
-            def mark(neuron: nn.Module, args: Any, kwargs: Any, out: Any, name: str = name) -> None:
-                for tensor in _tensors(out):
-                    setattr(tensor, _MARK, ValueOrigin(spikes=True, unit=_unit(neuron)))
-                seen(name, neuron, _tensors((args, kwargs))[0], _tensors(out)[0])
+    def mark(name: str, neuron: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        unit = 1 / neuron.norm if isinstance(neuron, IntegerNeuron) else 1.0
+        for tensor in _tensors(out):
+            setattr(tensor, _MARK, ValueOrigin(spikes=True, unit=unit))
+        note(name, neuron, _tensors((args, kwargs))[0], _tensors(out)[0])
 
-            handles.append(module.register_forward_hook(mark, with_kwargs=True))
-    try:
+    handles = (
+        module.register_forward_hook(partial(mark, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if id(module) in spiking
+    )
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _after(func: Any, inputs: list[Tensor], *, contracted: bool) -> ValueOrigin | None:
-    """The origin of a result, as far as its inputs tell."""
+    """The origin of an operator's result, derived from the origins of its inputs."""
     origins = [origin_of(tensor) for tensor in inputs]
     known = [origin for origin in origins if origin is not None]
     overload = getattr(func, "overloadpacket", func)
@@ -121,16 +122,12 @@ def _after(func: Any, inputs: list[Tensor], *, contracted: bool) -> ValueOrigin 
 
 
 def _repeated(origin: ValueOrigin | None, func: Any, args: Any, out: Tensor) -> ValueOrigin | None:
-    """The origin after an image was shown at several time steps."""
+    """The origin of a result; with the number of repeats where an image was repeated over time."""
     overload = getattr(func, "overloadpacket", func)
     if origin is None or origin.spikes or overload not in (aten.expand, aten.repeat):
         return origin
     times = out.numel() // max(1, args[0].numel())
     return replace(origin, repeats=origin.repeats * times)
-
-
-def _unit(neuron: nn.Module) -> float:
-    return 1 / neuron.norm if isinstance(neuron, IntegerNeuron) else 1.0
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""How long a forward pass takes, measured in turn with others, so that all meet the same load."""
+"""Time forward passes of several networks in turn, so that all meet the same load."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long to measure: rounds in which everything compared runs once.
+    """How long to measure; in every round, each of the networks compared runs once.
 
     Attributes:
         seconds: for all of it; reached or not, ``least`` rounds are run.
@@ -81,7 +81,7 @@ class Pace:
 
 
 def race(forwards: Mapping[str, Forward], pace: Pace, device: torch.device) -> dict[str, Seconds]:
-    """Seconds of every forward in every round; the order changes from round to round.
+    """Time several forward passes in turn; the order is reversed from round to round.
 
     Example:
         >>> times = race({"a": lambda: 1, "b": lambda: 2}, Pace(seconds=0), torch.device("cpu"))
@@ -108,7 +108,7 @@ def measure(
     batches: Sequence[int] = BATCHES,
     pace: Pace | None = None,
 ) -> dict[str, tuple[Latency, ...]]:
-    """Latencies of networks, each batch size measured in turn.
+    """Measure latencies of networks in turn, at every batch size.
 
     Networks run in evaluation mode without gradients, on the device where they are.
 
@@ -139,7 +139,7 @@ def measure(
 def race_networks(
     parts: Mapping[str, tuple[nn.Module, tuple[Any, ...]]], pace: Pace
 ) -> dict[str, Seconds]:
-    """Seconds of every network, or part of one, on its inputs in every round.
+    """Time several networks, or parts of them, in turn: the seconds of each in every round.
 
     All run in evaluation mode without gradients, with fresh neurons.
     """
@@ -156,13 +156,13 @@ def race_networks(
 
 
 def placed(inputs: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    """Inputs on a device."""
+    """Move inputs to a device."""
     moved: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
     return moved
 
 
 def steady_clock(device: torch.device) -> tuple[str, Clock]:
-    """The clock that other load on the machine moves least, and its name.
+    """The clock that other load on the machine affects least, and its name.
 
     Where one thread computes that is its own processor time: what a pass takes on a quiet machine.
     """
@@ -172,7 +172,7 @@ def steady_clock(device: torch.device) -> tuple[str, Clock]:
 
 
 def latency_of(seconds: Seconds, batch: int, device: torch.device) -> Latency:
-    """What the timings of one network say.
+    """Median and quartiles of the timings of one network.
 
     Example:
         >>> latency_of(np.array([0.002, 0.001, 0.003]), 32, torch.device("cpu")).milliseconds
@@ -191,7 +191,7 @@ def latency_of(seconds: Seconds, batch: int, device: torch.device) -> Latency:
 
 
 def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    """Inputs of a batch size, from those of any other: their samples again and again.
+    """Inputs repeated or shortened to a batch size.
 
     Example:
         >>> batched((torch.arange(3),), 5)[0].tolist()
@@ -211,12 +211,12 @@ def _sized(tensor: Tensor, size: int) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a network is; without parameters, the CPU."""
+    """The device of a network's parameters; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def machine_of(device: torch.device) -> str:
-    """The processor that computes, in words."""
+    """The name of the processor or GPU that computes."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -253,6 +253,6 @@ def _timed(forward: Forward, repeats: int, device: torch.device, clock: Clock) -
 
 
 def _wait(device: torch.device) -> None:
-    """Let an accelerator finish what it was given."""
+    """Wait until an accelerator has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""How much time the widths of a network's groups save, each alone, and whole cut networks."""
+"""Time that narrower channel groups save, each alone, and the time of whole pruned networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from primesvt.channels import ChannelGraph, remove_channels
 from primesvt.channels.widths import Widths, first_channels
 from primesvt.models import SpikingViT, reset
 from primesvt.models.digest import model_digest
-from primesvt.models.forward import evaluating
+from primesvt.models.forward import evaluating, hooked
 from primesvt.profiling.latency_table import LatencyTable, NetworkTime, PartTime, WidthTime
 from primesvt.profiling.timing import (
     Pace,
@@ -113,11 +113,18 @@ class Stopwatch:
         return self._part("")
 
     def saved(self, cuts: Widths) -> float:
-        """Milliseconds that cuts save, each group alone, added up."""
-        return sum(self._saved(group, kept) for group, kept in cuts.items())
+        """Milliseconds that cuts save: what each group saves alone, added up."""
+        total = 0.0
+        for group, kept in cuts.items():
+            if group not in self._curves:
+                self._curves[group] = self._curve(group)
+                self._tell(len(self._curves), len(self.widths))
+            places, savings = self._curves[group]
+            total += float(np.interp(kept, places, savings))
+        return total
 
     def network(self, cuts: Widths) -> NetworkTime:
-        """Time of a cut network, timed now if it was not before."""
+        """Time of a pruned network, measured if it is not in the table."""
         if not cuts:
             return NetworkTime(cuts={}, share=1.0, low=1.0, high=1.0, runs=0)
         known = self.table.network(cuts)
@@ -125,13 +132,6 @@ class Stopwatch:
             known = self._on_main(lambda: self._time_network(cuts))
             self.table.add(known)
         return known
-
-    def _saved(self, group: str, kept: int) -> float:
-        if group not in self._curves:
-            self._curves[group] = self._curve(group)
-            self._tell(len(self._curves), len(self.widths))
-        places, savings = self._curves[group]
-        return float(np.interp(kept, places, savings))
 
     def _curve(self, group: str) -> tuple[list[int], list[float]]:
         """Widths, ascending, and milliseconds that each saves: no less than any wider one."""
@@ -148,11 +148,11 @@ class Stopwatch:
         return [self.graph[group].size, *wanted][::-1], savings.tolist()
 
     def _time_of(self, part: str) -> float:
-        """Milliseconds of a part, where all parts together take what the network takes."""
+        """Milliseconds of a part, scaled so that all parts add up to the network's time."""
         if not part:
             return self.whole.milliseconds
-        together = sum(self._part(name).milliseconds for name in self.parts)
-        return self._part(part).milliseconds * self.whole.milliseconds / together
+        total = sum(self._part(name).milliseconds for name in self.parts)
+        return self._part(part).milliseconds * self.whole.milliseconds / total
 
     def _part(self, name: str) -> PartTime:
         if self.table.part(name) is None:
@@ -216,33 +216,32 @@ class Stopwatch:
         return race_networks(parts, pace) if self._files is None else self._files.race(parts, pace)
 
     def _cut(self, cuts: Widths) -> nn.Module:
-        """A smaller copy; which channels it keeps changes no time."""
+        """A pruned copy that keeps the first channels, as only their number matters for time."""
         smaller = copy.deepcopy(self.model)
         remove_channels(smaller, self.graph, first_channels(self.graph, cuts))
         return smaller
 
     def _entering(self, part: str) -> tuple[Any, ...]:
-        """What enters a part of the network."""
+        """The inputs of a part of the network."""
         if not part:
             return self.inputs
-        seen: list[tuple[Any, ...]] = []
+        inputs: list[tuple[Any, ...]] = []
 
         def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args)
+            inputs.append(args)
 
-        handle = self.model.get_submodule(part).register_forward_pre_hook(note)
+        hook = self.model.get_submodule(part).register_forward_pre_hook(note)
         try:
-            with evaluating(self.model):
+            with hooked([hook]), evaluating(self.model):
                 reset(self.model)
                 self.model(*placed(self.inputs, device_of(self.model)))
         finally:
-            handle.remove()
             reset(self.model)
-        return seen[0]
+        return inputs[0]
 
 
 def _parts(model: nn.Module) -> tuple[str, ...]:
-    """Names of what a network runs in a row: blocks and head; none where its forward is its own."""
+    """Names of the blocks and the head of a network; none where its forward is not ours."""
     if not isinstance(model, SpikingViT) or type(model).forward is not SpikingViT.forward:
         return ()
     return (*(f"blocks.{name}" for name, _ in model.blocks.named_children()), "head")

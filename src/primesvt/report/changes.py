@@ -1,8 +1,8 @@
-"""What pruning changed, measure by measure, as a terminal and a page show it."""
+"""Tables of all measures before and after pruning, for the terminal and the page of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class Firing:
 
 
 def cost_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Row]:
-    """Measure, before, after and change, of all costs that both networks have.
+    """Rows of measure, before, after and change, for all costs that were measured of both networks.
 
     Example:
         >>> costs = {"file_bytes": 480_000, "latency": [{"batch": 32, "milliseconds": 40.0}]}
@@ -59,7 +59,7 @@ def cost_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Row]:
 
 
 def cost_notes(costs: Mapping[str, Any]) -> list[str]:
-    """Sentences that belong beside the figures: formulas, and how they were measured."""
+    """Notes under a table of costs: energy formulas, and how times and spikes were measured."""
     found: list[str] = []
     if costs.get("operations"):
         samples = costs["operations"]["samples"]
@@ -68,12 +68,25 @@ def cost_notes(costs: Mapping[str, Any]) -> list[str]:
     if costs.get("energy"):
         found += formulas()
     if costs.get("latency"):
-        found.append(_time_note(costs["latency"]))
+        rows = costs["latency"]
+        spread = "; ".join(
+            f"batch {row['batch']}: {row['runs']} runs, quartiles "
+            f"{scaled(row['low'] / 1e3, 's')} .. {scaled(row['high'] / 1e3, 's')}"
+            for row in rows
+        )
+        threads = "thread" if rows[0]["threads"] == 1 else "threads"
+        found.append(
+            f"Times: medians of runs taken in turn ({spread}); "
+            f"{rows[0]['threads']} {threads}, {rows[0]['machine']}."
+        )
     return found
 
 
 def firing_rates(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Firing]:
-    """Every layer of neurons with its firing rates, in forward order; empty if not measured."""
+    """Firing rates of every neuron layer, before and after, in forward order.
+
+    Empty where none were measured.
+    """
     old, new = (_rates(costs.get("operations")) for costs in (before, after))
     if not new:
         return []
@@ -120,22 +133,8 @@ def _times(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Row]
             yield measure, was, now, f"{old / new:.2f}x as fast"
 
 
-def _time_note(latencies: Iterable[Mapping[str, Any]]) -> str:
-    rows = list(latencies)
-    spread = "; ".join(
-        f"batch {row['batch']}: {row['runs']} runs, quartiles {scaled(row['low'] / 1e3, 's')} .. "
-        f"{scaled(row['high'] / 1e3, 's')}"
-        for row in rows
-    )
-    noun = "thread" if rows[0]["threads"] == 1 else "threads"
-    return (
-        f"Times: medians of runs taken in turn ({spread}); "
-        f"{rows[0]['threads']} {noun}, {rows[0]['machine']}."
-    )
-
-
 def relative(before: float, after: float) -> str:
-    """A change in percent of what was before; nothing where that was nothing.
+    """A change in percent of the value before; empty where that was 0.
 
     Example:
         >>> relative(80, 60), relative(0, 1)
@@ -162,22 +161,43 @@ class Change:
 
 
 def changes(metrics: Mapping[str, Any]) -> list[Change]:
-    """What pruning changed, measure by measure; what was not measured is left out."""
+    """One row for each measure of both networks: before pruning, after it, and the change."""
     before, after = metrics["before"], metrics["after"]
     rows: list[Change] = []
     for name in ("test", "selection"):
         if before.get(name) and after.get(name):
             rows += _accuracy(name, before[name], after[name])
     if before.get("score") is not None:
-        rows.append(_score(before["score"], after["score"]))
-    rows.append(_count("Parameters", before["parameters"], after["parameters"]))
-    rows += [_size(name, before[key], after[key]) for name, key in SIZES.items() if key in before]
-    return [*rows, *(_cost(*row) for row in cost_rows(before, after))]
+        old, new = before["score"], after["score"]
+        rows.append(
+            Change(
+                measure="Score",
+                before=f"{old:.4g}",
+                after=f"{new:.4g}",
+                change=f"{new - old:+.4g}",
+                part="quality",
+            )
+        )
+    sizes = [
+        *_pairs({"Parameters": "parameters"}, before, after, "{:,}".format),
+        *_pairs(SIZES, before, after, megabytes),
+    ]
+    parts: tuple[tuple[Literal["size", "cost"], list[Row]], ...] = (
+        ("size", sizes),
+        ("cost", cost_rows(before, after)),
+    )
+    return rows + [
+        Change(measure=measure, before=was, after=now, change=change, part=part)
+        for part, pairs in parts
+        for measure, was, now, change in pairs
+    ]
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The trade in one line; what went losslessly before is named beside the saving."""
-    saved = f"{metrics['saving']:.1%} less parameter memory{_beside(metrics.get('lossless'))}"
+    """The outcome in one line: memory saved, other limits, and the change of accuracy or score."""
+    saved = f"{metrics['saving']:.1%} less parameter memory"
+    if (lossless := metrics.get("lossless")) and lossless["share"] >= 0.005:
+        saved += f" after {lossless['share']:.1%} lossless"
     for limit in map(LimitOutcome.from_dict, metrics.get("others") or ()):
         saved += f", {1 - limit.after / limit.before:.1%} less {limit.what}"
     if metrics["after"].get("selection") is None:
@@ -186,12 +206,6 @@ def headline(metrics: Mapping[str, Any]) -> str:
     name = "test" if metrics["after"].get("test") else "selection"
     drop = metrics["before"][name]["accuracy"] - metrics["after"][name]["accuracy"]
     return f"{saved}, {percent_points(-drop)} of accuracy on the {name} set"
-
-
-def _beside(lossless: Mapping[str, Any] | None) -> str:
-    """What the lossless step saved, where it shows."""
-    share = lossless["share"] if lossless else 0.0
-    return f" after {share:.1%} lossless" if share >= 0.005 else ""
 
 
 def _accuracy(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -215,35 +229,3 @@ def _accuracy(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 def _interval(score: Mapping[str, Any]) -> str:
     return f"{100 * score['low']:.1f} .. {100 * score['high']:.1f}%"
-
-
-def _score(before: float, after: float) -> Change:
-    return Change(
-        measure="Score",
-        before=f"{before:.4g}",
-        after=f"{after:.4g}",
-        change=f"{after - before:+.4g}",
-        part="quality",
-    )
-
-
-def _count(measure: str, before: int, after: int) -> Change:
-    return Change(
-        measure=measure,
-        before=f"{before:,}",
-        after=f"{after:,}",
-        change=relative(before, after),
-    )
-
-
-def _size(measure: str, before: int, after: int) -> Change:
-    return Change(
-        measure=measure,
-        before=megabytes(before),
-        after=megabytes(after),
-        change=relative(before, after),
-    )
-
-
-def _cost(measure: str, before: str, after: str, change: str) -> Change:
-    return Change(measure=measure, before=before, after=after, change=change, part="cost")

@@ -12,7 +12,7 @@ from primesvt.report.changes import Change, changes
 from primesvt.report.heatmap import Cell, Heatmap, Row
 from primesvt.report.names import by_block, inside
 from primesvt.report.page import asked, kept_share, render
-from primesvt.report.run_files import RunFiles, flat, read_run
+from primesvt.report.run_files import RunFiles, read_run
 from primesvt.report.summary import limits_asked, summary, tuning
 from primesvt.report.tradeoff_plot import comparison_plot
 
@@ -28,13 +28,13 @@ class Difference:
 
     @property
     def differs(self) -> bool:
-        """Not all runs have the same value."""
+        """Whether the runs have different values."""
         return len(set(self.values)) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One measure of several runs: for each a text, and what stands below it."""
+    """One measure of several runs: for each run a value, and the texts below it."""
 
     name: str
     cells: tuple[tuple[str, ...], ...]
@@ -52,12 +52,29 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path = "comparison.h
     twice = next((run for run in runs if places.count(Path(run).resolve()) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice; name every run once")
-    return write_text(out, render("comparison.html.j2", **_content([read_run(r) for r in runs])))
+    found = [read_run(run) for run in runs]
+    names = _names(found)
+    page = render(
+        "comparison.html.j2",
+        names=names,
+        subtitles=[f"{run.model} on {run.data}" for run in found],
+        met=[run.metrics["met"] for run in found],
+        lines=[*_limits(found), *_figures(found)],
+        plot_of=comparison_plot(found, names),
+        plans=compare_plans(found),
+        recipes=compare_recipes(found),
+        folders=[run.path.as_posix() for run in found],
+        images=all(run.images for run in found),
+    )
+    return write_text(out, page)
 
 
 def compare_recipes(runs: Sequence[RunFiles]) -> list[Difference]:
-    """Every setting of any run, by its own name, those that differ first."""
-    settings = [_settings(run) for run in runs]
+    """Every setting of the runs by its undotted name; settings that differ come first."""
+    # Runs of the command line and of Python nest their settings differently.
+    settings = [
+        {name.rpartition(".")[2]: text for name, text in asked(run.recipe).items()} for run in runs
+    ]
     names = dict.fromkeys(name for each in settings for name in each)
     found = [
         Difference(name=name, values=tuple(each.get(name, "") for each in settings))
@@ -94,55 +111,41 @@ def compare_plans(runs: Sequence[RunFiles]) -> Heatmap | None:
     )
 
 
-def _content(runs: list[RunFiles]) -> dict[str, Any]:
-    names = _names(runs)
-    return {
-        "names": names,
-        "subtitles": [f"{run.model} on {run.data}" for run in runs],
-        "met": [run.metrics["met"] for run in runs],
-        "lines": _lines(runs),
-        "plot_of": comparison_plot(runs, names),
-        "plans": compare_plans(runs),
-        "recipes": compare_recipes(runs),
-        "folders": [run.path.as_posix() for run in runs],
-        "images": all(run.images for run in runs),
-    }
-
-
-def _lines(runs: list[RunFiles]) -> list[Line]:
-    """Limits, what was reached, and every measure that any run has."""
-    return [*_limits(runs), *_figures(runs)]
-
-
 def _limits(runs: list[RunFiles]) -> list[Line]:
-    """What was asked, limit by limit, and whether it was met."""
+    """One line for each limit, then whether all were met, which one bound, and the saving."""
+    absent = {"Channels kept": "any number", "Judged by": "not recorded"}
     asked_of = [limits_asked(run) for run in runs]
     names = dict.fromkeys(name for each in asked_of for name in each)
     return [
         *(
-            Line(name=name, cells=tuple((each.get(name, _absent(name)),) for each in asked_of))
+            Line(
+                name=name,
+                cells=tuple((each.get(name, absent.get(name, "no limit")),) for each in asked_of),
+            )
             for name in sorted(names, key=lambda name: name == "Judged by")
         ),
-        Line(name="Limits", cells=tuple((_met(run),) for run in runs)),
+        Line(
+            name="Limits",
+            cells=tuple(("met" if run.metrics["met"] else "not met",) for run in runs),
+        ),
         Line(name="What bound", cells=tuple((summary(run).bound.lower(),) for run in runs)),
         Line(name="Memory saved", cells=tuple((f"{r.metrics['saving']:.2%}",) for r in runs)),
     ]
 
 
-def _absent(name: str) -> str:
-    return {"Channels kept": "any number", "Judged by": "not recorded"}.get(name, "no limit")
-
-
-def _met(run: RunFiles) -> str:
-    return "met" if run.metrics["met"] else "not met"
-
-
 def _figures(runs: list[RunFiles]) -> list[Line]:
-    """Every measure after pruning; below it the interval, and the change from before."""
-    told = [{**_told(changes(run.metrics)), **_tuned(run)} for run in runs]
-    names = dict.fromkeys(name for each in told for name in each)
+    """One line for each measure after pruning; below its value the interval and the change."""
+    figures = []
+    for run in runs:
+        figures.append(_by_measure(changes(run.metrics)))
+        if tuned := tuning(run):
+            figures[-1] |= {
+                f"Fine-tuned, {row.name}": (row.tuned, f"{row.change}, before {row.before}")
+                for row in tuned.rows
+            }
+    names = dict.fromkeys(name for each in figures for name in each)
     return [
-        Line(name=name, cells=tuple(each.get(name, ("not measured",)) for each in told))
+        Line(name=name, cells=tuple(each.get(name, ("not measured",)) for each in figures))
         for name in sorted(names, key=_place)  # runs may have sets of different sizes
     ]
 
@@ -152,17 +155,8 @@ def _place(name: str) -> int:
     return 0 if name.startswith("Top-1") else 1 if name.startswith("Fine-tuned") else 2
 
 
-def _tuned(run: RunFiles) -> dict[str, tuple[str, ...]]:
-    """What a fine-tuning reached, where there was one."""
-    found = tuning(run)
-    return {
-        f"Fine-tuned, {row.name}": (row.tuned, f"{row.change}, before {row.before}")
-        for row in (found.rows if found else ())
-    }
-
-
-def _told(rows: list[Change]) -> dict[str, tuple[str, ...]]:
-    """Measures and what is said about each; what is indented belongs to the measure above it."""
+def _by_measure(rows: list[Change]) -> dict[str, tuple[str, ...]]:
+    """The texts of a cell by measure; an indented measure belongs to the one above it."""
     found: dict[str, tuple[str, ...]] = {}
     last = ""
     for row in rows:
@@ -176,14 +170,8 @@ def _told(rows: list[Change]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _settings(run: RunFiles) -> dict[str, str]:
-    """Settings by their own names: runs of the command line and of Python nest them differently."""
-    names = [name.rpartition(".")[2] for name, _ in flat(run.recipe)]
-    return dict(zip(names, asked(run.recipe).values(), strict=True))
-
-
 def _has(run: RunFiles, group: str, runs: Sequence[RunFiles]) -> bool:
-    """The run's model has that group, cut or not."""
+    """Whether the run's model has that group, cut or not."""
     if group in run.groups:
         return True
     config: Mapping[str, Any] | None = run.plan.get("config")

@@ -1,4 +1,4 @@
-"""How robust each group is: cut alone, at every rate that was measured."""
+"""Heatmap of every channel group cut alone at each pruning rate: accuracy, or output divergence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Cell", "Heatmap", "Robustness", "Row", "robustness", "tone"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One figure: ``tone`` from 0 (as before) to 1 (farthest), ``None`` where there is none.
+    """One cell of a heatmap: ``tone`` from 0 (as unpruned) to 1 (farthest), ``None`` where unknown.
 
     ``strong`` is within the limit, ``chosen`` what the plan took, ``text`` what a pointer shows.
     """
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of cells; with none it is the heading of a block."""
+    """A row of cells; without cells it is the heading of a block."""
 
     name: str
     cells: tuple[Cell, ...] = ()
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Heatmap:
-    """Columns, rows, and in words what the tints stand for."""
+    """A table whose cells are tinted: columns, rows, and in words what the tints stand for."""
 
     label: str
     corner: str
@@ -48,17 +48,17 @@ class Heatmap:
 
     @property
     def holes(self) -> bool:
-        """Some cell was not measured."""
+        """Whether some cell was not measured."""
         return any(cell.tone is None and not cell.value for row in self.rows for cell in row.cells)
 
     @property
     def chosen(self) -> bool:
-        """Some cell is what the plan took."""
+        """Whether some cell shows a width that the plan took."""
         return any(cell.chosen for row in self.rows for cell in row.cells)
 
 
 def tone(value: float, values: Sequence[float]) -> float:
-    """How strong a tint stands for a value: the root of its share of the largest.
+    """Strength of the tint for a value, 0 to 1: the square root of its share of the largest.
 
     Roots tell small values apart, which are the ones that matter.
 
@@ -75,10 +75,9 @@ NOT_FINITE = 1e6  # how primesvt.evaluation.divergence writes that answers are n
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """The map; ``unknown`` lists groups whose width no file tells, so that they have no rate.
+    """A heatmap of groups cut alone, and the groups left out as no file tells their width.
 
-    ``kind`` is ``accuracy`` (or score) or ``distance``, ``allowed`` the largest drop within the
-    limit.
+    ``kind`` is ``accuracy`` (or score) or ``distance``.
     """
 
     heat: Heatmap
@@ -98,7 +97,7 @@ class _Alone:
 
 
 def robustness(run: RunFiles) -> Robustness | None:
-    """The map of layers and rates; ``None`` where no group was measured alone.
+    """The heatmap of groups and pruning rates; ``None`` where no group was measured alone.
 
     Accuracies where groups were judged by them (policy ``prime``), otherwise the distances of the
     answers (policy ``allocate``).
@@ -130,8 +129,10 @@ def _map(run: RunFiles, kind: str, found: list[_Alone]) -> Robustness:
             Row(name=inside(n), cells=tuple(cells.get((n, rate), Cell()) for rate in columns))
             for n in names
         ]
+    judged = "Accuracy" if run.images else "Score"
+    what = "Distance of the answers" if kind == "distance" else judged
     heat = Heatmap(
-        label=_label(run, kind, len(sizes), len(columns)),
+        label=f"{what} of {len(sizes)} channel groups cut alone, at {len(columns)} rates",
         corner="Channel group",
         columns=tuple(f"{rate:.0%}" for rate in columns),
         rows=tuple(rows),
@@ -204,14 +205,6 @@ def _single(row: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _rate(run: RunFiles, size: int, kept: int) -> float:
-    """The rate that a width stands for; its own share where no rate of the recipe gives it."""
+    """The pruning rate that gives a width; the removed share where no rate of the recipe does."""
     rates = run.settings.get("rates") or RATES
     return widths(size, rates).get(kept, round(1 - kept / size, 2))
-
-
-def _label(run: RunFiles, kind: str, groups: int, rates: int) -> str:
-    what = {
-        "distance": "distance of the answers",
-        "accuracy": "accuracy" if run.images else "score",
-    }[kind]
-    return f"{what[:1].upper()}{what[1:]} of {groups} channel groups cut alone, at {rates} rates"

@@ -1,4 +1,4 @@
-"""Names of channel groups and layers as a page has room for them."""
+"""Short names of channel groups and layers, for pages and tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def block_of(name: str) -> str:
 
 
 def inside(name: str) -> str:
-    """What is left of a name inside its block.
+    """The rest of a layer's or group's name, without that of its block.
 
     Example:
         >>> inside("blocks.block3_0.attn.q+k"), inside("fc")
@@ -31,7 +31,7 @@ def inside(name: str) -> str:
 
 
 def by_block(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Names under the block that they stand in, neighbours together.
+    """Names of layers or groups, gathered by the block that they stand in.
 
     Example:
         >>> by_block(["blocks.a.x", "blocks.a.y", "head"])

@@ -26,7 +26,10 @@ __all__ = ["Cut", "asked", "kept_share", "plan_table", "render", "write_report"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """One row: ``kept`` is the share of channels that stay, ``accuracy`` empty if not measured."""
+    """One cut of a plan as text: ``kept`` is the share of channels that stay.
+
+    ``accuracy`` is empty where it was not measured.
+    """
 
     block: str
     group: str
@@ -41,7 +44,25 @@ class Cut:
 
 def plan_table(run: RunFiles) -> list[Cut]:
     """The cuts of a plan, in the order in which they were taken."""
-    return [_cut(step, images=run.images) for step in run.steps]
+    cuts = []
+    for step in run.steps:
+        recovery, accuracy = step.get("recovery", ""), step["accuracy"]
+        cuts.append(
+            Cut(
+                block=block_of(step["group"]),
+                group=inside(step["group"]),
+                # A lossless cut before the policy's own has no rate.
+                rate="lossless" if recovery.startswith("lossless") else f"{step['rate']:.0%}",
+                channels=f"{_width(*step['before'])} to {_width(*step['after'])}",
+                kept=kept_share(step),
+                accuracy="" if accuracy is None else text_of(accuracy, images=run.images),
+                saving=f"{step['saving']:.1%}",
+                # Without the names of the layers that made up for the cut.
+                recovery=re.sub(r" \([^)]*\)", "", recovery).partition(";")[0],
+                detail=recovery,
+            )
+        )
+    return cuts
 
 
 def kept_share(step: Mapping[str, Any]) -> float:
@@ -52,27 +73,6 @@ def kept_share(step: Mapping[str, Any]) -> float:
         0.25
     """
     return float(step["after"][1]) / float(step["before"][1])
-
-
-def _cut(step: Mapping[str, Any], *, images: bool) -> Cut:
-    recovery = step.get("recovery", "")
-    return Cut(
-        block=block_of(step["group"]),
-        group=inside(step["group"]),
-        # A lossless cut before the policy's own has no rate.
-        rate="lossless" if recovery.startswith("lossless") else f"{step['rate']:.0%}",
-        channels=f"{_width(*step['before'])} to {_width(*step['after'])}",
-        kept=kept_share(step),
-        accuracy="" if step["accuracy"] is None else text_of(step["accuracy"], images=images),
-        saving=f"{step['saving']:.1%}",
-        recovery=_short(recovery),
-        detail=recovery,
-    )
-
-
-def _short(recovery: str) -> str:
-    """Without the names of the layers that made up for the cut."""
-    return re.sub(r" \([^)]*\)", "", recovery).partition(";")[0]
 
 
 def _width(positions: int, size: int) -> str:
@@ -90,7 +90,7 @@ LARGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """What to type: to load the model, to run it all again, to cut another model alike."""
+    """Commands that load the pruned model, repeat the run, and apply its plan to another model."""
 
     load: str
     again: str
@@ -110,12 +110,39 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         ValueError: the folder holds no finished run, or a damaged file.
     """
     run = read_run(run_dir)
-    page = render("report.html.j2", **_content(run))
+    metrics, rows = run.metrics, changes(run.metrics)
+    warning = "Choices were made on images the model was trained on: drops look too small there."
+    page = render(
+        "report.html.j2",
+        headline=headline(metrics),
+        subtitle=f"{run.model} on {run.data}",
+        met=metrics["met"],
+        summary=summary(run),
+        warnings=[warning] if metrics.get("selection_from_train") else [],
+        tiles=_tiles(rows),
+        outcome=[row for row in rows if row.part != "cost"],
+        costs=[row for row in rows if row.part == "cost"],
+        cost_notes=cost_notes(metrics["after"]),
+        firing=firing_rates(metrics["before"], metrics["after"]),
+        tuned=tuning(run),
+        notes=[note for note in (metrics["data"], *metrics.get("notes", [])) if note],
+        images=run.images,
+        walk=walk_plot(run),
+        robustness=robustness(run),
+        blocks=block_sizes(run),
+        cuts=plan_table(run),
+        bounded=run.settings.get("gate") == "bound",
+        policy=run.settings.get("policy", ""),
+        limit=metrics.get("limits", {}).get("max_accuracy_drop"),
+        repeat=_repeat(run),
+        asked=asked(run.recipe),
+        text_of=text_of,
+    )
     return write_text(run.path / "report.html" if out is None else out, page)
 
 
 def render(template: str, **content: Any) -> str:
-    """A template of the package filled in; a name that it misses is an error."""
+    """Fill in a template of the package; a name that the template needs and lacks is an error."""
     return _templates().get_template(template).render(**content)
 
 
@@ -136,35 +163,6 @@ def asked(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {name: _plain(value) for name, value in flat(recipe)}
 
 
-def _content(run: RunFiles) -> dict[str, Any]:
-    rows = changes(run.metrics)
-    return {
-        "headline": headline(run.metrics),
-        "subtitle": f"{run.model} on {run.data}",
-        "met": run.metrics["met"],
-        "summary": summary(run),
-        "warnings": _warnings(run.metrics),
-        "tiles": _tiles(rows),
-        "outcome": [row for row in rows if row.part != "cost"],
-        "costs": [row for row in rows if row.part == "cost"],
-        "cost_notes": cost_notes(run.metrics["after"]),
-        "firing": firing_rates(run.metrics["before"], run.metrics["after"]),
-        "tuned": tuning(run),
-        "notes": [note for note in (run.metrics["data"], *run.metrics.get("notes", [])) if note],
-        "images": run.images,
-        "walk": walk_plot(run),
-        "robustness": robustness(run),
-        "blocks": block_sizes(run),
-        "cuts": plan_table(run),
-        "bounded": run.settings.get("gate") == "bound",
-        "policy": run.settings.get("policy", ""),
-        "limit": run.metrics.get("limits", {}).get("max_accuracy_drop"),
-        "repeat": _repeat(run),
-        "asked": asked(run.recipe),
-        "text_of": text_of,
-    }
-
-
 def _tiles(rows: Iterable[Change]) -> list[Change]:
     """The figures that are shown large: the accuracy or score, the memory, and what it costs."""
     rows = list(rows)
@@ -172,12 +170,6 @@ def _tiles(rows: Iterable[Change]) -> list[Change]:
     memory = [row for row in rows if row.measure == "Parameter memory"]
     costs = {row.measure: row for row in rows if row.part == "cost"}
     return [*memory, *quality, *[costs[name] for name in LARGE if name in costs][:2]]
-
-
-def _warnings(metrics: Mapping[str, Any]) -> list[str]:
-    if not metrics.get("selection_from_train"):
-        return []
-    return ["Choices were made on images the model was trained on: drops look too small there."]
 
 
 def _repeat(run: RunFiles) -> Repeat:

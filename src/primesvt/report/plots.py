@@ -1,4 +1,4 @@
-"""Where things stand in a plot, in percent of its width and height.
+"""Axes, points and lines of a plot, with coordinates in percent of its width and height.
 
 A page draws them as SVG with relative positions, so lines and letters keep their size on a phone.
 """
@@ -6,7 +6,6 @@ A page draws them as SVG with relative positions, so lines and letters keep thei
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Axis", "Mark", "Plot", "Rule", "Segment", "axis"]
@@ -22,7 +21,7 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
 
     def at(self, value: float) -> float:
-        """Percent of the way from low to high; values outside stand at the edge."""
+        """Position of a value in percent of the axis; values outside lie at its ends."""
         share = (value - self.low) / (self.high - self.low)
         return round(100 * min(1.0, max(0.0, share)), 3)
 
@@ -43,7 +42,7 @@ class Mark:
 
     @property
     def turned(self) -> bool:
-        """The label stands left of the point, where there is no room on the right."""
+        """Whether the label stands left of the point, as there is no room on its right."""
         return self.x > 60
 
 
@@ -60,7 +59,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A level line across the plot, with its label."""
+    """A horizontal line across the plot, with its label."""
 
     y: float
     label: str
@@ -68,10 +67,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """All that is drawn; what comes first lies underneath.
-
-    ``label`` is the text that stands for the picture.
-    """
+    """A plot: axes, points, lines, and ``label``, the text that stands for the picture."""
 
     label: str
     x: Axis
@@ -94,7 +90,10 @@ def axis(
         >>> axis(0, 25, title="Saved", count=2, tight=True).ticks
         ((0.0, '0%'), (76.923, '20%'))
     """
-    step = _round_step((high - low or abs(high) or 1.0) / count)
+    # The next larger of 1, 2, 2.5, 5 times a power of ten; one a little smaller does.
+    wanted = (high - low or abs(high) or 1.0) / count
+    power: float = 10.0 ** math.floor(math.log10(wanted))
+    step = next(s for s in (power * n for n in (1, 2, 2.5, 5, 10)) if s >= wanted * 0.95)
     first = math.floor(low / step + 1e-9)
     last: float = max(math.ceil(high / step - 1e-9), first + 1)
     if tight:
@@ -105,10 +104,3 @@ def axis(
         for number in range(math.floor(last - first + 1e-9) + 1)
     )
     return Axis(low=first * step, high=last * step, title=title, ticks=ticks)
-
-
-def _round_step(wanted: float) -> float:
-    """The next larger of 1, 2, 2.5, 5 times a power of ten; one a little smaller does."""
-    power: float = 10.0 ** math.floor(math.log10(wanted))
-    steps: Sequence[float] = [power * factor for factor in (1, 2, 2.5, 5, 10)]
-    return next(step for step in steps if step >= wanted * 0.95)

@@ -1,4 +1,4 @@
-"""A finished run as its files tell it; whatever an older version did not write is simply absent."""
+"""Read the files of a finished run; fields that an older version did not write are absent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunFiles:
 
     @property
     def images(self) -> bool:
-        """Outcomes are right or wrong on a set of images, not a ``score`` of the user's."""
+        """Whether the run was judged by accuracy on images, and not by a user's ``score``."""
         return self.metrics["before"].get("selection") is not None
 
     @property
@@ -46,17 +46,17 @@ class RunFiles:
 
     @property
     def model(self) -> str:
-        """The name of what was pruned; a module given in Python has none."""
+        """The name of the pruned model; a module given in Python has none."""
         return str(self.recipe.get("model") or "a model given in Python")
 
     @property
     def data(self) -> str:
-        """What it was measured on."""
+        """The name of the data that accuracy was measured on."""
         return str(self.recipe.get("data") or "data given in Python")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting of the recipe by its own name, whatever section it stands in."""
+        """Every setting of the recipe by its name without the section."""
         return {name.rpartition(".")[2]: value for name, value in flat(self.recipe)}
 
     @property

@@ -1,4 +1,4 @@
-"""What only the model tells: widths of uncut groups, and where its parameters are and were."""
+"""Widths of channel groups that were not cut, and parameters by block, read from the model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from primesvt.channels import trace
+from primesvt.channels.plan import example_inputs
 from primesvt.models import build_model
 from primesvt.report.names import block_of
 from primesvt.report.run_files import RunFiles
@@ -32,20 +34,25 @@ class BlockSize:
 
 
 def sizes_of(run: RunFiles, groups: Sequence[str]) -> dict[str, int]:
-    """Channels at each front position of groups, as they were when they were probed.
+    """Channels of each group (per head, where it has heads), as they were when it was probed.
 
     Groups that were cut stand in the plan; others are found in a trace of the unpruned network,
     which only a registry model allows. Groups that neither tells are left out.
     """
     sizes = {step["group"]: int(step["before"][1]) for step in run.steps}
     if any(name not in sizes for name in groups):
-        sizes = {**_traced(run), **sizes}
+        model = _unpruned(run)
+        if model is not None and run.plan.get("inputs"):
+            graph = trace(model, example_inputs(run.plan["inputs"]))
+            sizes = {group.name: group.size for group in graph} | sizes
     gone = run.reference.get("context", {}).get("lossless_cuts") or {}
     return {name: sizes[name] - gone.get(name, 0) for name in groups if name in sizes}
 
 
 def block_sizes(run: RunFiles) -> list[BlockSize]:
-    """Parameters by block, in forward order; empty where the files do not add up to the figures.
+    """Parameters of every block before and after pruning, in forward order.
+
+    Empty where the files do not add up to the counts in ``metrics.json``.
 
     Before pruning they are those of the config, after it those of ``model.safetensors``.
     """
@@ -85,16 +92,6 @@ def _unpruned(run: RunFiles) -> nn.Module | None:
             return build_model(config)
     except (TypeError, ValueError):  # of another version
         return None
-
-
-def _traced(run: RunFiles) -> dict[str, int]:
-    from primesvt.channels import trace
-    from primesvt.channels.plan import example_inputs
-
-    model = _unpruned(run)
-    if model is None or not run.plan.get("inputs"):
-        return {}
-    return {group.name: group.size for group in trace(model, example_inputs(run.plan["inputs"]))}
 
 
 def _stored(run: RunFiles) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trade in words: what was asked, what was reached, which limit bound."""
+"""A run in sentences: the limits asked, what was reached, and which limit stopped the search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["FinetuneSummary", "Summary", "TunedRow", "limits_asked", "summary", 
 
 @dataclass(frozen=True, kw_only=True)
 class TunedRow:
-    """Top-1 on one set: unpruned, pruned and fine-tuned, and what is lost of the unpruned."""
+    """Top-1 of the unpruned, pruned and fine-tuned network, and the change from first to last."""
 
     name: str
     before: str
@@ -26,7 +26,7 @@ class TunedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSummary:
-    """A row for each set that all three networks were measured on, and how it was done.
+    """Accuracies before and after fine-tuning on every set, and notes on how it was done.
 
     ``epochs`` holds number, loss and accuracy on the selection set; epoch 0 is before fine-tuning.
     """
@@ -37,36 +37,33 @@ class FinetuneSummary:
 
 
 def tuning(run: RunFiles) -> FinetuneSummary | None:
-    """What ``finetuned/record.json`` tells; ``None`` without it, or without an accuracy in it."""
+    """Summarise ``finetuned/record.json``; ``None`` without it, or without an accuracy in it."""
     record = run.tuned or {}
     unpruned = record.get("unpruned") or run.metrics["before"]
     pruned = record.get("before") or run.metrics["after"]
-    rows = tuple(
-        _row(name, record[name], unpruned[name]["accuracy"], pruned[name]["accuracy"])
-        for name in ("test", "selection")
-        if record.get(name) and unpruned.get(name) and pruned.get(name)
-    )
+    rows = []
+    for name in ("test", "selection"):
+        if record.get(name) and unpruned.get(name) and pruned.get(name):
+            before, after = unpruned[name]["accuracy"], record[name]["accuracy"]
+            rows.append(
+                TunedRow(
+                    name=f"{name} set of {record[name]['images']:,}",
+                    before=f"{before:.2%}",
+                    pruned=f"{pruned[name]['accuracy']:.2%}",
+                    tuned=f"{after:.2%}",
+                    change=percent_points(after - before),
+                )
+            )
     if not rows:
         return None
-    return FinetuneSummary(rows=rows, notes=tuple(_notes(record)), epochs=tuple(_epochs(record)))
-
-
-def _row(name: str, found: Mapping[str, Any], before: float, pruned: float) -> TunedRow:
-    return TunedRow(
-        name=f"{name} set of {found['images']:,}",
-        before=f"{before:.2%}",
-        pruned=f"{pruned:.2%}",
-        tuned=f"{found['accuracy']:.2%}",
-        change=percent_points(found["accuracy"] - before),
-    )
-
-
-def _epochs(record: Mapping[str, Any]) -> Iterator[tuple[int, str, str]]:
-    """Before fine-tuning there is an accuracy and no loss yet."""
+    # Before fine-tuning there is an accuracy and no loss yet.
     losses = ["", *(f"{loss:.3f}" for loss in record.get("loss") or ())]
     accuracies = record.get("selection_accuracy") or ()
-    for number, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=False)):
-        yield number, loss, f"{accuracy:.2%}"
+    epochs = tuple(
+        (number, loss, f"{accuracy:.2%}")
+        for number, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=False))
+    )
+    return FinetuneSummary(rows=tuple(rows), notes=tuple(_notes(record)), epochs=epochs)
 
 
 def _notes(record: Mapping[str, Any]) -> Iterator[str]:
@@ -99,7 +96,7 @@ _OF_TIME = ("latency_batch", "latency_runtime")
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Short sentences for the head of a page.
+    """The verdict, limits and results of a run as short sentences, for the top of its page.
 
     ``bound`` names the limit that bound, ``why`` explains it.
     """
@@ -112,7 +109,7 @@ class Summary:
 
 
 def summary(run: RunFiles) -> Summary:
-    """What a run was asked, and what it reached."""
+    """Summarise a run: its verdict, its limits, what it reached, and which limit bound."""
     bound, why = _bound(run)
     return Summary(
         verdict=_verdict(run),
@@ -137,13 +134,11 @@ def _bound(run: RunFiles) -> tuple[str, str]:
         bound += f", and that on {' and that on '.join(near)}"
     missed = [f"The limit on {limit.what} does not hold." for limit in limits if not limit.held]
     used = [
-        f"Of the {limit.what} allowed {_used(limit)} is used." for limit in limits if limit.near
+        f"Of the {limit.what} allowed {limit.after / limit.allowed:.0%} is used."
+        for limit in limits
+        if limit.near
     ]
     return bound, " ".join(filter(None, [why, *missed, *used]))
-
-
-def _used(limit: LimitOutcome) -> str:
-    return f"{limit.after / limit.allowed:.0%}"
 
 
 def _others(run: RunFiles) -> tuple[LimitOutcome, ...]:
@@ -174,7 +169,7 @@ def _asked(run: RunFiles) -> list[str]:
     for part in _OF_TIME:  # said with it
         limits.pop(part, None)
     said = [
-        _LIMITS.get(name, _other)(value, run, name)
+        _LIMITS[name](value, run) if name in _LIMITS else f"{name.replace('_', ' ')}: {value}"
         for name, value in limits.items()
         if value is not None
     ]
@@ -188,12 +183,12 @@ def _asked(run: RunFiles) -> list[str]:
 
 
 def _multiple(run: RunFiles) -> int:
-    """What kept channels are multiples of; 0 for any number."""
+    """The number that kept channels must be multiples of; 0 where any number is allowed."""
     asked = int(run.settings.get("channel_multiple") or 1)
     return asked if asked > 1 else 0
 
 
-def _accuracy_limit(value: Any, run: RunFiles, _: str) -> str:
+def _accuracy_limit(value: Any, run: RunFiles) -> str:
     return f"at most {_loss(value, run)} {'of accuracy ' if run.images else ''}lost"
 
 
@@ -204,16 +199,12 @@ def _loss(value: float | None, run: RunFiles) -> str:
     return f"{value:g} {points if run.images else 'of the score'}"
 
 
-def _saving_limit(value: Any, *_: Any) -> str:
+def _saving_limit(value: Any, _: RunFiles) -> str:
     share = f"{value:.1%} of the parameter memory" if isinstance(value, float) else value
     return f"at least {share} saved"
 
 
-def _size_limit(value: Any, *_: Any) -> str:
-    return f"at most {_size(value)} of parameters left"
-
-
-def _time_limit(value: Any, run: RunFiles, _: str) -> str:
+def _time_limit(value: Any, run: RunFiles) -> str:
     limits = run.metrics["limits"]
     return f"at most {_time(value)} for a batch of {limits.get('latency_batch', 1)}{_where(limits)}"
 
@@ -231,7 +222,7 @@ def _time(value: Any) -> str:
         return str(value)
 
 
-def _membrane_limit(value: Any, run: RunFiles, _: str) -> str:
+def _membrane_limit(value: Any, run: RunFiles) -> str:
     one = "image" if run.images else "sample"
     return f"at most {_size(value)} of membrane potentials per {one}"
 
@@ -241,14 +232,16 @@ def _size(value: Any) -> str:
 
 
 def limits_asked(run: RunFiles) -> dict[str, str]:
-    """Every limit by a short name, and how it was judged, for a table."""
+    """Every limit as text by a short name, and how the accuracy limit was judged."""
     limits = run.metrics.get("limits", {})
+    longest, most = limits.get("max_latency"), limits.get("max_membrane")
+    batch = f"batch of {limits.get('latency_batch', 1)}{_where(limits)}"
     asked = {
         "Loss allowed": _loss(limits.get("max_accuracy_drop"), run),
         "Saving asked": _short(limits.get("min_memory_saving"), "{:.1%}"),
         "Memory allowed": _short(limits.get("max_parameter_memory"), "{} bytes"),
-        "Time allowed": _time_allowed(limits),
-        "Potentials allowed": "" if (most := limits.get("max_membrane")) is None else _size(most),
+        "Time allowed": "" if longest is None else f"{_time(longest)}, {batch}",
+        "Potentials allowed": "" if most is None else _size(most),
         **{
             name.replace("_", " ").capitalize(): str(value)
             for name, value in limits.items()
@@ -264,13 +257,6 @@ def limits_asked(run: RunFiles) -> dict[str, str]:
     return {name: text for name, text in {**asked, "Judged by": "".join(judged)}.items() if text}
 
 
-def _time_allowed(limits: Mapping[str, Any]) -> str:
-    if limits.get("max_latency") is None:
-        return ""
-    batch = limits.get("latency_batch", 1)
-    return f"{_time(limits['max_latency'])}, batch of {batch}{_where(limits)}"
-
-
 def _short(value: Any, form: str) -> str:
     """A limit as text: numbers in a form, sizes as they were written, nothing for no limit."""
     if value is None:
@@ -278,14 +264,10 @@ def _short(value: Any, form: str) -> str:
     return value if isinstance(value, str) else form.format(value)
 
 
-def _other(value: Any, _: RunFiles, name: str) -> str:
-    return f"{name.replace('_', ' ')}: {value}"
-
-
-_LIMITS: Mapping[str, Callable[[Any, RunFiles, str], str]] = {
+_LIMITS: Mapping[str, Callable[[Any, RunFiles], str]] = {
     "max_accuracy_drop": _accuracy_limit,
     "min_memory_saving": _saving_limit,
-    "max_parameter_memory": _size_limit,
+    "max_parameter_memory": lambda value, _: f"at most {_size(value)} of parameters left",
     "max_latency": _time_limit,
     "max_membrane": _membrane_limit,
 }
@@ -307,34 +289,23 @@ def _reached(run: RunFiles) -> list[str]:
     if lossless and lossless["share"]:
         said.append(f"{lossless['share']:.2%} went losslessly before, and is not counted in that")
     said += [f"{limit}{'' if limit.held else ': not held'}" for limit in _others(run)]
-    said += _multiples_kept(run)
+    multiple, cuts = _multiple(run), len(run.steps)
+    if multiple and cuts:
+        kept = sum(step["after"][1] % multiple == 0 for step in run.steps)
+        said.append(f"{kept} of {cuts} groups that were cut keep a multiple of {multiple}")
     if "drop" in metrics:
         said.append(_drop(run))
-    if metrics.get("confirmation"):
-        said.append(_confirmed(metrics["confirmation"]))
+    if confirmed := metrics.get("confirmation"):
+        said.append(
+            f"{percent_points(-confirmed['drop'])} on {confirmed['images']:,} images set aside, "
+            f"with a bound of {above(100 * confirmed['bound'])}"
+        )
     if before.get("test") and after.get("test"):
         change = percent_points(after["test"]["accuracy"] - before["test"]["accuracy"])
         said.append(f"{change} on the test set, which chose nothing")
-    return [*said, *_tuned(run)]
-
-
-def _multiples_kept(run: RunFiles) -> list[str]:
-    """How many cut groups keep a multiple, where that was asked for."""
-    multiple = _multiple(run)
-    if not multiple or not run.steps:
-        return []
-    kept = sum(step["after"][1] % multiple == 0 for step in run.steps)
-    return [f"{kept} of {len(run.steps)} groups that were cut keep a multiple of {multiple}"]
-
-
-def _tuned(run: RunFiles) -> list[str]:
-    """What training it on made of that."""
-    found = tuning(run)
-    return (
-        [f"{row.change} on the {row.name} after fine-tuning" for row in found.rows[:1]]
-        if found
-        else []
-    )
+    if tuned := tuning(run):
+        said.append(f"{tuned.rows[0].change} on the {tuned.rows[0].name} after fine-tuning")
+    return said
 
 
 def _drop(run: RunFiles) -> str:
@@ -349,10 +320,3 @@ def _drop(run: RunFiles) -> str:
         else ""
     )
     return f"{percent_points(-drop)} on the selection set{sure}"
-
-
-def _confirmed(found: Mapping[str, Any]) -> str:
-    return (
-        f"{percent_points(-found['drop'])} on {found['images']:,} images set aside, "
-        f"with a bound of {above(100 * found['bound'])}"
-    )

@@ -1,11 +1,10 @@
-"""Accuracy against memory: every whole network that a run measured, and the way to its plan."""
+"""Plots of accuracy against parameter memory: all networks that runs measured, and their plans."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from primesvt.report.plots import Axis, Mark, Plot, Rule, Segment, axis
 from primesvt.report.run_files import RunFiles
@@ -26,11 +25,12 @@ COLOURS = 6
 
 
 def comparison_plot(runs: Sequence[RunFiles], names: Sequence[str]) -> Plot | None:
-    """The plot; ``None`` where accuracies and scores would share an axis."""
+    """Plot several runs together; ``None`` where accuracies and scores would share an axis."""
     if len({run.images for run in runs}) > 1:
         return None
-    ways = [_run_way(run) for run in runs]
-    ends = [_whisker(run) for run in runs]
+    ways = [_path(networks(run)) for run in runs]
+    selections = [run.metrics["after"].get("selection") for run in runs]
+    ends = [(found["low"], found["high"]) if found else None for found in selections]
     values = [each.value for way in ways for each in way] + [v for end in ends for v in end or ()]
     high = 100 * max(each.saving for way in ways for each in way)
     x = axis(0, high, title="Parameter memory saved", count=8, tight=True)
@@ -42,13 +42,13 @@ def comparison_plot(runs: Sequence[RunFiles], names: Sequence[str]) -> Plot | No
         places = [(x.at(100 * each.saving), 100 - y.at(unit * each.value)) for each in way]
         segments += _segments(places, f"{kind} {'way' if len(way) > 2 else 'jump'}")
         marks.append(_run_mark(way[-1], places[-1], end, run, y, kind=kind, label=str(number + 1)))
-    told = "; ".join(
+    outcomes = "; ".join(
         f"{name} {way[-1].saving:.1%} at {text_of(way[-1].value, images=run.images)}"
         for run, name, way in zip(runs, names, ways, strict=True)
     )
     what = "accuracy on the selection set" if runs[0].images else "score"
     return Plot(
-        label=f"Plot of {what} against parameter memory saved: {told}.",
+        label=f"Plot of {what} against parameter memory saved: {outcomes}.",
         x=x,
         y=y,
         marks=tuple(marks),
@@ -56,15 +56,10 @@ def comparison_plot(runs: Sequence[RunFiles], names: Sequence[str]) -> Plot | No
     )
 
 
-def _run_way(run: RunFiles) -> list[Network]:
-    """The unpruned network, and every measured one on the way to the plan."""
-    way = [each for each in networks(run) if each.role in ("before", "step", "plan")]
-    return sorted(way, key=lambda each: each.groups)
-
-
-def _whisker(run: RunFiles) -> tuple[float, float] | None:
-    found = run.metrics["after"].get("selection")
-    return (found["low"], found["high"]) if found else None
+def _path(found: list[Network]) -> list[Network]:
+    """The unpruned network, and the measured ones from cut to cut up to the plan."""
+    path = [each for each in found if each.role in ("before", "step", "plan")]
+    return sorted(path, key=lambda each: each.groups)
 
 
 def _segments(places: list[tuple[float, float]], kind: str) -> list[Segment]:
@@ -99,7 +94,7 @@ DEPTH = 3.0  # limits below the unpruned accuracy that the plot reaches down to,
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """One measured network: its saving, accuracy or score, and what became of it.
+    """One measured network: its saving, its accuracy or score, and its role in the search.
 
     ``role`` is ``before``, ``step`` (a cut of the plan), ``plan`` (the last of them), ``tried`` or
     ``rejected`` (early, on the ``samples`` that it had seen).
@@ -114,7 +109,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeoffPlot:
-    """The plot, a row for each of its networks, and how many lie below its lower edge."""
+    """A plot of networks, the networks themselves, and how many lie below the plot's lower edge."""
 
     plot: Plot
     rows: tuple[Network, ...]
@@ -123,24 +118,34 @@ class TradeoffPlot:
 
 
 def networks(run: RunFiles) -> list[Network]:
-    """Every whole network of a run, by falling accuracy of equal savings, from small savings up."""
-    taken = _taken(run)
-    seen = {frozenset(row["cuts"].items()) for row in taken[1]}
-    found = list(taken[0])
+    """Every network that a run measured with all its cuts, sorted by saving, then by accuracy.
+
+    Networks with a single group cut are left out, as they only show how robust that group is.
+    """
+    found, known = _taken(run)
     for row in run.probes:
-        cuts = row.get("cuts", {})
-        if row["kind"] in ("walk", "layer") and _whole(row) and frozenset(cuts.items()) not in seen:
-            found.append(_tried(row))
+        whole = row["kind"] == "walk" or (row["kind"] == "layer" and len(row["cuts"]) > 1)
+        if whole and row["cuts"] not in known:
+            found.append(
+                Network(
+                    role="tried" if row.get("rejected") is None else "rejected",
+                    saving=row["saving"],
+                    value=row["accuracy"],
+                    groups=len(row["cuts"]),
+                    samples=row.get("samples"),
+                )
+            )
     return sorted(found, key=lambda each: (each.saving, -each.value))
 
 
 def walk_plot(run: RunFiles) -> TradeoffPlot | None:
-    """The plot of a run; ``None`` where no network but the unpruned one was measured."""
+    """Plot the networks of one run; ``None`` where only the unpruned one was measured."""
     found = networks(run)
     if len(found) < 2:
         return None
     reference = next(each.value for each in found if each.role == "before")
-    limit = _limit(run, reference)
+    asked = run.metrics.get("limits", {}).get("max_accuracy_drop")
+    limit = None if asked is None else reference - asked / _unit(run)
     floor = reference - DEPTH * (reference - limit) if limit is not None else 0.0
     chosen = [each.value for each in found if each.role in ("step", "plan")]
     lowest = min([*chosen, max(floor, min(each.value for each in found))])
@@ -153,15 +158,24 @@ def walk_plot(run: RunFiles) -> TradeoffPlot | None:
         tight=True,
     )
     below = sum(_unit(run) * each.value < y.low for each in found)
+    # What is drawn last lies on top.
+    order = ("rejected", "tried", "step", "before", "plan")
+    drawn = sorted(found, key=lambda each: order.index(each.role))
+    places = [(x.at(100 * e.saving), 100 - y.at(_unit(run) * e.value)) for e in _path(found)]
+    steps = any(each.role == "step" for each in found)
+    rules = []
+    if limit is not None:
+        label = f"limit {text_of(limit, images=run.images)}"
+        rules.append(Rule(y=100 - y.at(_unit(run) * limit), label=label))
     plot = Plot(
         label=_label(run, found),
         x=x,
         y=y,
-        marks=tuple(_mark(run, each, x, y) for each in _drawn(found)),
-        segments=tuple(_way(run, found, x, y)),
-        rules=() if limit is None else (_rule(run, limit, y),),
+        marks=tuple(_mark(run, each, x, y) for each in drawn),
+        segments=tuple(_segments(places, "way" if steps else "jump")),
+        rules=tuple(rules),
     )
-    measured = any(each.role == "step" for each in found) or len(run.steps) == 1
+    measured = steps or len(run.steps) == 1
     return TradeoffPlot(plot=plot, rows=tuple(found), below=below, measured_steps=measured)
 
 
@@ -193,7 +207,7 @@ def _value(run: RunFiles, when: str) -> float:
 
 
 def _ends(run: RunFiles) -> list[float]:
-    """What the intervals of the first and the last network reach to."""
+    """Accuracies of the first and the last network, and the ends of their intervals."""
     found = [_value(run, "before"), _value(run, "after")]
     if run.images:
         found += [run.metrics[when]["selection"]["low"] for when in ("before", "after")]
@@ -201,12 +215,7 @@ def _ends(run: RunFiles) -> list[float]:
     return found
 
 
-def _limit(run: RunFiles, reference: float) -> float | None:
-    asked = run.metrics.get("limits", {}).get("max_accuracy_drop")
-    return None if asked is None else reference - asked / _unit(run)
-
-
-def _taken(run: RunFiles) -> tuple[list[Network], list[dict[str, Any]]]:
+def _taken(run: RunFiles) -> tuple[list[Network], list[dict[str, int]]]:
     """The unpruned network and the measured steps of the plan; and the cuts of each of these."""
     found = [Network(role="before", saving=0.0, value=_value(run, "before"), groups=0)]
     cuts: dict[str, int] = {}
@@ -217,31 +226,11 @@ def _taken(run: RunFiles) -> tuple[list[Network], list[dict[str, Any]]]:
         if step["accuracy"] is None:
             continue
         role = "plan" if number == len(run.steps) else "step"
-        known.append({"cuts": dict(cuts)})
+        known.append(dict(cuts))
         found.append(
             Network(role=role, saving=step["saving"], value=step["accuracy"], groups=number)
         )
     return found, known
-
-
-def _whole(row: Mapping[str, Any]) -> bool:
-    return row["kind"] == "walk" or len(row["cuts"]) > 1
-
-
-def _tried(row: Mapping[str, Any]) -> Network:
-    return Network(
-        role="tried" if row.get("rejected") is None else "rejected",
-        saving=row["saving"],
-        value=row["accuracy"],
-        groups=len(row["cuts"]),
-        samples=row.get("samples"),
-    )
-
-
-def _drawn(found: list[Network]) -> list[Network]:
-    """The plan on top."""
-    order = ("rejected", "tried", "step", "before", "plan")
-    return sorted(found, key=lambda each: order.index(each.role))
 
 
 def _mark(run: RunFiles, each: Network, x: Axis, y: Axis) -> Mark:
@@ -252,38 +241,15 @@ def _mark(run: RunFiles, each: Network, x: Axis, y: Axis) -> Mark:
     if when and run.images:
         found = run.metrics[when]["selection"]
         whisker = (100 - y.at(unit * found["low"]), 100 - y.at(unit * found["high"]))
-    seen = f" of the first {each.samples} images" if each.role == "rejected" else ""
+    share = f" of the first {each.samples} images" if each.role == "rejected" else ""
     return Mark(
         x=x.at(100 * each.saving),
         y=100 - y.at(unit * each.value),
         kind=each.role if unit * each.value >= y.low else f"{each.role} below",
-        text=f"{names.get(each.role, each.role)}: {each.saving:.1%} saved, {value}{seen}",
+        text=f"{names.get(each.role, each.role)}: {each.saving:.1%} saved, {value}{share}",
         label=names.get(each.role, ""),
         whisker=whisker,
     )
-
-
-def _way(run: RunFiles, found: list[Network], x: Axis, y: Axis) -> list[Segment]:
-    """From the unpruned network over the measured steps to the plan."""
-    unit = _unit(run)
-    way = [each for each in found if each.role in ("before", "step", "plan")]
-    way.sort(key=lambda each: each.groups)
-    kind = "way" if any(each.role == "step" for each in way) else "jump"
-    return [
-        Segment(
-            x1=x.at(100 * a.saving),
-            y1=100 - y.at(unit * a.value),
-            x2=x.at(100 * b.saving),
-            y2=100 - y.at(unit * b.value),
-            kind=kind,
-        )
-        for a, b in pairwise(way)
-    ]
-
-
-def _rule(run: RunFiles, limit: float, y: Axis) -> Rule:
-    label = f"limit {text_of(limit, images=run.images)}"
-    return Rule(y=100 - y.at(_unit(run) * limit), label=label)
 
 
 def _label(run: RunFiles, found: list[Network]) -> str:

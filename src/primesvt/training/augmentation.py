@@ -1,4 +1,4 @@
-"""Random changes of training images, drawn from one seeded generator."""
+"""Random augmentation of training images, drawn from one seeded generator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Augmentation"]
 
 
 class Augmentation(BaseModel):
-    """How far training images are moved; every amount is drawn uniformly for each image.
+    """Random augmentation of training images; every amount is drawn uniformly for each image.
 
     Example:
         >>> images = torch.rand(4, 1, 8, 8)
@@ -52,7 +52,7 @@ class Augmentation(BaseModel):
     def __call__(
         self, images: Tensor, fill: Tensor, generator: Generator, *, rank: int = 0, size: int = 1
     ) -> Tensor:
-        """Change images ``[B, C, H, W]`` or ``[B, T, C, H, W]``, all time steps of one alike.
+        """Augment images ``[B, C, H, W]`` or ``[B, T, C, H, W]``, all time steps of one alike.
 
         ``fill`` ``[C]`` is the normalised black that moves in from outside. Of a batch that
         ``size`` processes share, ``images`` are those of process ``rank``: each is changed as if
@@ -72,7 +72,7 @@ class Augmentation(BaseModel):
     def mix(
         self, images: Tensor, labels: Tensor, classes: int, generator: Generator
     ) -> tuple[Tensor, Tensor]:
-        """Images like those given and the classes' shares in each, ``[B, classes]``.
+        """Mix the images of a batch in pairs; also returns the classes' shares ``[B, classes]``.
 
         Image ``i`` is mixed with image ``B - 1 - i``. All processes that share a batch draw alike.
 

@@ -1,4 +1,4 @@
-"""What a training run is asked to do."""
+"""Recipes of training and of fine-tuning: their fields, defaults and checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FinetuneRecipe", "TrainRecipe", "TrainingConfig", "read_content", "r
 
 
 class TrainingConfig(BaseModel):
-    """What every training decides: how long, how fast, on what changes of the images."""
+    """Settings of every training: length, learning rate, regularisation, augmentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -56,7 +56,7 @@ class TrainingConfig(BaseModel):
         return self.model_dump(mode="json")
 
     def changed(self, **changes: Any) -> Self:
-        """The same recipe with other values, checked; ``None`` keeps the value of a field.
+        """A checked copy of the recipe with other values; ``None`` keeps the value of a field.
 
         Example:
             >>> TrainRecipe(epochs=3).changed(seed=1, data=None).seed
@@ -67,7 +67,7 @@ class TrainingConfig(BaseModel):
 
 
 class TrainRecipe(TrainingConfig):
-    """All that decides what a training run learns.
+    """Recipe of a training: the model, its data, and the settings of ``TrainingConfig``.
 
     Example:
         >>> TrainRecipe(epochs=3).model
@@ -104,17 +104,9 @@ def read_train_recipe(path: str | Path) -> TrainRecipe:
 
 
 def read_content(path: str | Path) -> dict[str, Any]:
-    """The fields in a recipe file; ``ValueError`` in one line for a file that has none."""
-    content = _yaml(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
-    return content
-
-
-def _yaml(path: str | Path) -> Any:
-    """Whatever the YAML file holds."""
+    """Read the fields of a recipe file; ``ValueError`` in one line for a file that has none."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"there is no recipe file {str(path)!r}") from error
     except OSError as error:
@@ -123,15 +115,18 @@ def _yaml(path: str | Path) -> Any:
         raise ValueError(f"{path} is no text file; give a recipe in YAML") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
+    return content
 
 
 # Parts of what the training used, see docs/finetuning.md.
 EPOCHS, RATE, WARMUP = 10, 10, 10
+KEPT = ("batch_size", "weight_decay", "label_smoothing", "gradient_clip", "augmentation")
 
 
 class FinetuneRecipe(TrainingConfig):
-    """All that decides what a fine-tuning learns; of a pruned model with a training record, what is
-    not asked for follows the training (``after``).
+    """Recipe of a fine-tuning; ``after`` derives missing fields from the recipe of the training.
 
     Example:
         >>> FinetuneRecipe(epochs=3).distillation
@@ -156,7 +151,7 @@ class FinetuneRecipe(TrainingConfig):
 
     @classmethod
     def after(cls, training: TrainRecipe | None, given: Mapping[str, Any]) -> FinetuneRecipe:
-        """The fields given, and for all others what suits a model that was trained so.
+        """A recipe of the given fields, the others derived from the recipe of the training.
 
         Raises ``ValueError`` in one line for unknown fields and values not allowed.
 
@@ -165,7 +160,12 @@ class FinetuneRecipe(TrainingConfig):
             >>> recipe.epochs, recipe.batch_size, recipe.seed
             (7, 32, 3)
         """
-        usual = {} if training is None else _short(training)
+        usual: dict[str, Any] = {}
+        if training is not None:
+            # A tenth of the training, at a lower rate, on the same batches and augmentations.
+            usual = {name: getattr(training, name) for name in KEPT}
+            usual["epochs"] = max(1, training.epochs // EPOCHS)
+            usual["learning_rate"] = training.learning_rate / RATE
         try:
             asked = cls.model_validate({**usual, **given})
         except ValidationError as error:
@@ -173,13 +173,3 @@ class FinetuneRecipe(TrainingConfig):
         if "warmup_epochs" in given:
             return asked
         return asked.changed(warmup_epochs=asked.epochs / WARMUP)
-
-
-def _short(training: TrainRecipe) -> dict[str, Any]:
-    """A tenth of a training, at a lower rate, on the same batches and changes of the images."""
-    kept = ("batch_size", "weight_decay", "label_smoothing", "gradient_clip", "augmentation")
-    return {
-        **{name: getattr(training, name) for name in kept},
-        "epochs": max(1, training.epochs // EPOCHS),
-        "learning_rate": training.learning_rate / RATE,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from primesvt.models import SpikingViT, reset
+from primesvt.models.forward import hooked
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.run import heads_of
 
@@ -49,10 +50,10 @@ class Distillation:
         self.recipe = recipe
         self.teacher = teacher.eval().requires_grad_(False) if wanted and teacher else None
         self._pairs = _pairs(student, self.teacher) if recipe.feature_weight > 0 else {}
-        self._seen: dict[nn.Module, Tensor] = {}
+        self._outputs: dict[nn.Module, Tensor] = {}
 
     def check(self, student: nn.Module, images: Tensor, labels: Tensor) -> int:
-        """Answer a few samples once and return the number of classes.
+        """Run both networks on a few samples once and return the number of classes.
 
         Raises ``ValueError`` where student and teacher cannot be compared. Nothing of the student
         is changed.
@@ -69,16 +70,14 @@ class Distillation:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While open, block outputs of both networks are noted, where they are compared."""
-        with ExitStack() as open_hooks:
-            for pair in self._pairs.values():
-                for block in pair:
-                    open_hooks.callback(block.register_forward_hook(self._note).remove)
+        """Record the block outputs to compare, of both networks, in a ``with`` block."""
+        blocks = (block for pair in self._pairs.values() for block in pair)
+        with hooked(block.register_forward_hook(self._note) for block in blocks):
             yield
-        self._seen.clear()
+        self._outputs.clear()
 
     def __call__(self, output: Any, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss of what the student gave in training mode."""
+        """The loss of the student's output in training mode."""
         recipe = self.recipe
         heads = [head.float() for head in heads_of(output)]
         smoothing = recipe.label_smoothing
@@ -107,20 +106,20 @@ class Distillation:
         return answer
 
     def _note(self, block: nn.Module, _: Any, output: Any) -> None:
-        self._seen[block] = output
+        self._outputs[block] = output
 
     def _feature_distance(self) -> Tensor:
         distances = []
         for name, (mine, theirs) in self._pairs.items():
-            seen, wanted = self._seen[mine], self._seen[theirs]
-            if seen.shape != wanted.shape:
+            given, wanted = self._outputs[mine], self._outputs[theirs]
+            if given.shape != wanted.shape:
                 raise ValueError(
-                    f"block {name} gives {list(seen.shape)} and that of the teacher "
+                    f"block {name} gives {list(given.shape)} and that of the teacher "
                     f"{list(wanted.shape)}, so their outputs cannot be compared (streams were "
                     "pruned); set feature_weight to 0"
                 )
-            distances.append(feature_distance(seen, wanted))
-        self._seen.clear()
+            distances.append(feature_distance(given, wanted))
+        self._outputs.clear()
         return torch.stack(distances).mean()
 
 
@@ -136,15 +135,15 @@ def answer_distance(logits: Tensor, wanted: Tensor, temperature: float) -> Tenso
     return divergence * temperature**2
 
 
-def feature_distance(seen: Tensor, wanted: Tensor) -> Tensor:
+def feature_distance(given: Tensor, wanted: Tensor) -> Tensor:
     """Squared error of block outputs of any shape, as a share of the wanted ones' squares.
 
     Example:
         >>> feature_distance(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])).item()
         0.10000000149011612
     """
-    seen, wanted = seen.float(), wanted.float()
-    return (seen - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)
+    given, wanted = given.float(), wanted.float()
+    return (given - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)
 
 
 def _pairs(student: nn.Module, teacher: nn.Module | None) -> dict[str, tuple[nn.Module, nn.Module]]:

@@ -1,4 +1,4 @@
-"""What is fine-tuned: a pruned network, its unpruned teacher, and the images of its run."""
+"""The inputs of a fine-tuning: a pruned network, its unpruned teacher, and the data of its run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.checkpoint.folder import load
-from primesvt.checkpoint.load import Data, OwnData, open_model, own_data, splits_for
+from primesvt.checkpoint.load import Data, open_model, own_data, splits_for
 from primesvt.config import PruneConfig, parse_overrides, read_recipe
 from primesvt.evaluation.evaluator import Evaluator, example_for
 from primesvt.models import reset
@@ -26,10 +26,10 @@ Model = nn.Module | str | Path
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSource:
-    """All that a fine-tuning starts from.
+    """The pruned network, its teacher and data, and how it was pruned.
 
     Attributes:
-        student: the pruned network, a copy that nobody else uses.
+        student: the pruned network, a copy.
         teacher: the unpruned network, or where it lies.
         data: what ``primesvt.prune`` took, or a part in its place.
         data_spec: its name or path, where it is not the run's.
@@ -56,9 +56,9 @@ class FinetuneSource:
         return None if isinstance(self.teacher, nn.Module | None) else recorded_recipe(self.teacher)
 
     def open_teacher(self) -> nn.Module | None:
-        """The unpruned network, a copy that nobody else uses.
+        """Load or copy the unpruned network.
 
-        Raises ``ValueError`` where what lies there now is not what was pruned.
+        Raises ``ValueError`` where its weights are no longer those that were pruned.
         """
         if self.teacher is None:
             return None
@@ -75,7 +75,7 @@ class FinetuneSource:
         return teacher
 
     def full_plan(self, evaluate: Evaluator) -> Plan | None:
-        """What ``save_model`` needs; ``None`` where the student could not be loaded again."""
+        """The plan that ``save_model`` needs; ``None`` for a module of a user's without one."""
         if self.plan is not None or config_of(self.student) is None:
             return self.plan
         inputs = describe_inputs(example_for(None, None, evaluate))
@@ -92,7 +92,7 @@ def source_of_model(
     batch_size: int | None,
     seed: int | None,
 ) -> FinetuneSource:
-    """A pruned network given in Python."""
+    """The inputs of fine-tuning a network that was given in Python."""
     if data is None:
         raise ValueError("no data given; give data= with a training part, as primesvt.prune takes")
     return FinetuneSource(
@@ -113,7 +113,7 @@ def source_of_run(
     batch_size: int | None,
     seed: int | None,
 ) -> FinetuneSource:
-    """A finished run; ``teacher`` and ``data`` stand in place of the run's."""
+    """The inputs of fine-tuning a run; ``teacher`` and ``data`` replace those of the run."""
     path = Path(folder)
     recipe, plan = _recipe_of(path), Plan.load(path)
     asked = recipe if recipe.model is not None else None
@@ -124,10 +124,15 @@ def source_of_run(
             f"give teacher= (the unpruned model){'' if own else ' and data='}"
         )
     student = _student(path, plan, teacher)
+    sets = data
+    if data is None or (own is not None and isinstance(data, str | Path)):
+        # As `primesvt prune` drew them.
+        sets = splits_for(student, data, own=own, seed=seed if asked is None else None)
+    assert sets is not None
     return FinetuneSource(
         student=student,
         teacher=teacher if teacher is not None else recipe.model,
-        data=_data(student, own, data, seed=seed if asked is None else None),
+        data=sets,
         data_spec=str(data) if isinstance(data, str | Path) else None,
         plan=plan,
         run=path,
@@ -138,14 +143,14 @@ def source_of_run(
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model, out of its wrappers."""
+    """A deep copy of a model, without DDP and ``torch.compile`` wrappers."""
     model = unwrap(model)
     reset(model)
     return copy.deepcopy(model)
 
 
 def _recipe_of(path: Path) -> PruneConfig:
-    """What a finished run was asked to do."""
+    """The recipe of a finished run; ``ValueError`` where one of its files is missing."""
     missing = [
         name
         for name in ("recipe.yaml", "plan.json", "metrics.json", "model/config.json")
@@ -183,10 +188,3 @@ def _original(asked: PruneConfig) -> nn.Module:
         ).model
     except ValueError as error:
         raise ValueError(f"{error}; or give the unpruned model with --teacher") from error
-
-
-def _data(student: nn.Module, own: OwnData | None, given: Data | None, *, seed: int | None) -> Data:
-    """The sets of the run, as ``primesvt prune`` drew them."""
-    if given is not None and (own is None or not isinstance(given, str | Path)):
-        return given
-    return splits_for(student, given, own=own, seed=seed)

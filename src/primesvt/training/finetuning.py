@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.load import Data
-from primesvt.data import Splits
 from primesvt.data.digest import data_digest
 from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
@@ -45,7 +44,7 @@ __all__ = ["FinetuneLoop", "finetune"]
 
 
 class FinetuneLoop:
-    """Trains the pruned network in place; the weights that it came with are candidate zero.
+    """Fine-tunes a pruned network in place; its weights before count as the result of epoch 0.
 
     Args:
         student: the pruned network.
@@ -74,7 +73,12 @@ class FinetuneLoop:
         self.bf16 = computes_in_bf16(recipe.precision, processes.device)
         self.notes: list[str] = []
         self._begin = time.monotonic()
-        images = _training_images(evaluate.splits)
+        splits = evaluate.splits
+        if splits.train is None:
+            raise ValueError(
+                f"{splits.name} has no training {splits.unit}; give data with a train part"
+            )
+        images = splits.train
         check_no_nan(student)
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise ValueError("no parameter of the model may be trained; set requires_grad on some")
@@ -89,7 +93,10 @@ class FinetuneLoop:
             recipe,
             loss=self.loss,
             processes=processes,
-            fill=_fill(student),
+            # Black, or zero where it is unknown which value is black.
+            fill=black(provenance_of(student).data)
+            if isinstance(student, SpikingViT)
+            else torch.zeros(1),
             classes=classes,
             workers=evaluate.workers,
             bf16=self.bf16,
@@ -99,11 +106,11 @@ class FinetuneLoop:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning, without the time in which nothing ran."""
+        """Seconds of computing since the start, without the time in which it was stopped."""
         return time.monotonic() - self._begin
 
     def run(self, save: Callable[[], None], after_step: Callable[[], None]) -> None:
-        """What is left of all epochs; ``save`` is called where an epoch has ended."""
+        """Train the epochs that are left; ``save`` is called at the end of each."""
         if not self.best.accuracies:
             self._judge("measuring")
             save()
@@ -118,7 +125,7 @@ class FinetuneLoop:
         self.best.offer(judged, self.score(judged, "selection", stage).accuracy)
 
     def score(self, model: nn.Module, part: str, stage: str = "") -> Accuracy:
-        """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` tells the progress."""
+        """Top-1 of a network on the ``selection`` or ``test`` set; ``stage`` is for progress."""
         dataset = getattr(self.evaluate.splits, part)
         progress = self.progress if stage else None
         measurement = self.evaluate.on(dataset, model, progress=progress, stage=stage)
@@ -127,9 +134,9 @@ class FinetuneLoop:
         return found
 
     def conclude(self) -> dict[str, SetAccuracies | None]:
-        """Figures of the three networks; the test set is read here, this once.
+        """Accuracies of the unpruned, pruned and fine-tuned network; reads the test set, once.
 
-        The student has the best weights then.
+        Afterwards the student has the best weights.
         """
         accuracies, images = self.best.accuracies, _size(self.evaluate.splits.selection)
         found: dict[str, SetAccuracies | None] = {"unpruned": None}
@@ -154,13 +161,13 @@ class FinetuneLoop:
         )
 
     def snapshot(self) -> Snapshot:
-        """Everything that the rest depends on."""
+        """The state of the training, with which it can be resumed exactly."""
         loop, best = self.loop.snapshot(), self.best.snapshot()
         facts = {**loop.facts, **best.facts, "notes": list(self.notes), "seconds": self.seconds}
         return Snapshot(tensors={**loop.tensors, **best.tensors}, facts=facts)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from there."""
+        """Resume from a snapshot."""
         self.loop.restore(snapshot)
         self.best.restore(snapshot, self.processes.device)
         self.notes = list(snapshot.facts["notes"])
@@ -170,7 +177,7 @@ class FinetuneLoop:
             self.notes.append(f"Begun with {before} process(es), gone on with {now}.")
 
     def all_notes(self) -> tuple[str, ...]:
-        """What a reader must know beside the figures."""
+        """Notes on the accuracies: number of processes, resumed runs, effects of the batch size."""
         splits = self.evaluate.splits
         sets = {"selection": splits.selection, "test": splits.test}
         notes = [*shared_note(self.processes.size), *self.notes]
@@ -199,21 +206,6 @@ class FinetuneLoop:
         few = Subset(images, range(min(2, _size(images))))
         samples, labels = next(iter(DataLoader(few, batch_size=2)))
         return samples.to(self.processes.device), labels.to(self.processes.device)
-
-
-def _training_images(splits: Splits) -> Dataset[Any]:
-    if splits.train is None:
-        raise ValueError(
-            f"{splits.name} has no training {splits.unit}; give data with a train part"
-        )
-    return splits.train
-
-
-def _fill(model: nn.Module) -> Tensor:
-    """Black, or zero where nobody knows what black is."""
-    if isinstance(model, SpikingViT):
-        return black(provenance_of(model).data)
-    return torch.zeros(1)
 
 
 def _size(dataset: Dataset[Any]) -> int:
@@ -295,7 +287,10 @@ def finetune(
 def _in_folder(
     tuning: FinetuneLoop, source: FinetuneSource, out: Path, save_every: float, command: str
 ) -> FinetuneResult:
-    """Begin, go on, or give what is finished; the main process alone reads and writes there."""
+    """Start, resume, or return what is finished; only the main process reads and writes there.
+
+    Nothing is written before what lies in the folder was compared with what is asked.
+    """
     on_main = tuning.processes.on_main
     plan = source.full_plan(tuning.evaluate)
     if plan is None:
@@ -306,41 +301,28 @@ def _in_folder(
     def opened() -> FinetuneFolder:
         return FinetuneFolder(out, recipe=tuning.recipe, context=tuning.context)
 
+    def save() -> None:
+        snapshot = tuning.snapshot()
+        on_main(lambda: folder.save(snapshot))
+
     on_main(opened)
     with tuning.processes.locked(out):
-        return _tuned(tuning, source, on_main(opened), plan, save_every, command)
-
-
-def _tuned(
-    tuning: FinetuneLoop,
-    source: FinetuneSource,
-    folder: FinetuneFolder,
-    plan: Plan,
-    save_every: float,
-    command: str,
-) -> FinetuneResult:
-    """What lies in the folder is compared with what is asked before anything is written there."""
-    on_main = tuning.processes.on_main
-    saver = Saver(lambda: _save(tuning, folder), save_every, tuning.processes)
-    finished = on_main(folder.finished)
-    if finished is not None:
-        weights = on_main(lambda: load_file(folder.model / "model.safetensors"))
-        tuning.student.load_state_dict(weights)
-        return FinetuneResult(model=tuning.student.eval(), record=finished)
-    stopped = on_main(folder.stopped)
-    if stopped is None:
-        on_main(folder.create)
-    else:
-        tuning.restore(stopped)
-    tuning.run(saver.now, saver.if_due)
-    result = _result(tuning, source, command)
-    on_main(lambda: folder.finish_with(result.model, plan, result.record))
-    return result
-
-
-def _save(tuning: FinetuneLoop, folder: FinetuneFolder) -> None:
-    snapshot = tuning.snapshot()
-    tuning.processes.on_main(lambda: folder.save(snapshot))
+        folder = on_main(opened)
+        finished = on_main(folder.finished)
+        if finished is not None:
+            weights = on_main(lambda: load_file(folder.model / "model.safetensors"))
+            tuning.student.load_state_dict(weights)
+            return FinetuneResult(model=tuning.student.eval(), record=finished)
+        saver = Saver(save, save_every, tuning.processes)
+        stopped = on_main(folder.stopped)
+        if stopped is None:
+            on_main(folder.create)
+        else:
+            tuning.restore(stopped)
+        tuning.run(saver.now, saver.if_due)
+        result = _result(tuning, source, command)
+        on_main(lambda: folder.finish_with(result.model, plan, result.record))
+        return result
 
 
 def _result(tuning: FinetuneLoop, source: FinetuneSource, command: str) -> FinetuneResult:
@@ -378,7 +360,7 @@ def _prepared(
     workers: int,
     progress: Progress | None,
 ) -> FinetuneLoop:
-    """Networks on their device, the sets, and all that can be wrong with them found out."""
+    """Open the teacher and the data, check them, and put both networks on their device."""
     device = processes.device
     distils = recipe.distillation > 0 or recipe.feature_weight > 0
     teacher = source.open_teacher() if distils else None
@@ -393,12 +375,12 @@ def _prepared(
         processes,
     )
     assert isinstance(evaluate, DataEvaluator)
-    told = progress if processes.main else None
+    report = progress if processes.main else None
     return FinetuneLoop(
         source.student.to(device),
         None if teacher is None else teacher.to(device),
         evaluate,
         recipe,
         processes,
-        told or (lambda stage, done, total: None),
+        report or (lambda stage, done, total: None),
     )

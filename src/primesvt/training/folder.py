@@ -1,4 +1,4 @@
-"""The folder of a training that can be stopped: its recipe and its state, then the result."""
+"""The folder of a training: its recipe, the state from which it can be resumed, and the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECIPE, STATE, MODEL, RECORD, PROGRESS = (
 
 
 class TrainingFolder:
-    """A folder that belongs to one recipe: a training that was stopped goes on in it.
+    """The folder of a training of one recipe, in which a stopped training can be resumed.
 
     Args:
         path: new, empty, or of the same recipe. Nothing is written before ``create``.
@@ -64,7 +64,7 @@ class TrainingFolder:
         return self.path / MODEL
 
     def finished_record(self) -> dict[str, Any] | None:
-        """The record of a training that has ended, which is written last."""
+        """The record of a finished training; ``None`` where it has not finished."""
         path = self.path / RECORD
         if not path.is_file():
             return None
@@ -76,7 +76,7 @@ class TrainingFolder:
         return dict(record)
 
     def stopped(self) -> Snapshot | None:
-        """Where a training was stopped."""
+        """The state in which a training was stopped; ``None`` where there is none."""
         path = self.path / STATE
         if not path.is_file():
             return None
@@ -91,21 +91,21 @@ class TrainingFolder:
         write_text(self.path / RECIPE, text)
 
     def save(self, snapshot: Snapshot, progress: Mapping[str, Any] | None = None) -> None:
-        """Write the state in place of an older one, and how far it came for people to read."""
+        """Write the state in place of an older one, and the progress in a readable file."""
         facts = {**snapshot.facts, "question": self.question}
         Snapshot(tensors=snapshot.tensors, facts=facts).save(self.path / STATE)
         if progress is not None:
             write_json(self.path / PROGRESS, progress)
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Write the record, which says that all before it is there; then the state goes."""
+        """Write the record, which marks the training as finished, and delete the state."""
         write_json(self.path / RECORD, record)
         left_by_kills = self.path.glob(".*.tmp")  # files that were half written
         for path in (self.path / STATE, self.path / PROGRESS, *left_by_kills):
             path.unlink(missing_ok=True)
 
     def check_same(self, there: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` naming the first difference between two questions.
+        """Raise ``ValueError`` naming the first setting that differs from those in the folder.
 
         Fields that an older version did not know have their defaults there.
         """
@@ -129,7 +129,7 @@ COST = 20.0  # seconds of work for one of saving
 
 
 class Saver:
-    """Saves now, or when it is time again: after ``every`` seconds, or later where saving is slow.
+    """Saves a training every few seconds, less often where saving itself is slow.
 
     Args:
         save: called on all processes.
@@ -152,14 +152,14 @@ class Saver:
         self._took, self._last = 0.0, time.monotonic()
 
     def now(self) -> None:
-        """Save."""
+        """Save at once."""
         begin = time.monotonic()
         self._save()
         self._last = time.monotonic()
         self._took = self._last - begin
 
     def if_due(self) -> None:
-        """Save, if the last time is long enough ago; at most a twentieth of all time goes there."""
+        """Save if it is time again; at most a twentieth of all time is spent on saving."""
         pause = self._every and max(self._every, COST * self._took)
         if self._processes.broadcast(time.monotonic() - self._last >= pause):
             self.now()
@@ -192,12 +192,12 @@ def check_free(path: Path, *, task: str) -> None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come back from a file: tuples are lists there."""
+    """Values as they come back from a JSON file, where tuples are lists."""
     return dict(json.loads(json.dumps(values)))
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """The fields in which two questions differ, in words."""
+    """The fields in which two sets of settings differ, in words."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         names = dict.fromkeys([*there, *here])
         each = (_differences(there.get(n), here.get(n), f"{path}.{n}".strip(".")) for n in names)

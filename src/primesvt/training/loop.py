@@ -29,7 +29,7 @@ __all__ = [
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
-    """The batches of an epoch, or what is left of them; incomplete ones are left out.
+    """The batches of an epoch in random order, from any step on; incomplete ones are left out.
 
     Args:
         images: how many there are.
@@ -67,16 +67,16 @@ class ResumableBatchSampler(Sampler[list[int]]):
         return int(seed)
 
     def again(self, state: Tensor) -> int:
-        """Draw the order of the epoch that began in a state of the generator."""
+        """Draw an epoch's order again from the generator state that it was drawn from."""
         self.generator.set_state(state)
         return self.begin()
 
     def skip(self, steps: int) -> None:
-        """Leave out the first steps of the epoch."""
+        """Begin the epoch after its first ``steps`` batches."""
         self._first = steps
 
     def end(self) -> None:
-        """Close the epoch."""
+        """End the epoch: advance the generator as torch's sampler does."""
         # torch's RandomSampler draws once more here: with it, trainings on record repeat bitwise.
         torch.randperm(self.images, generator=self.generator)
 
@@ -90,7 +90,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
 
 class BestWeights:
-    """Accuracies as they come, and the weights of the best; of equals, the later.
+    """The accuracy after every epoch, and the weights of the best epoch; of equals, the later.
 
     Args:
         first: the number of the first candidate: 0 where weights are judged before any training.
@@ -109,23 +109,23 @@ class BestWeights:
         self.state: dict[str, Tensor] = {}
 
     def offer(self, model: nn.Module, accuracy: float) -> None:
-        """Take the weights as they are now, if none before were better."""
+        """Record an epoch's accuracy, and keep its weights if none before were better."""
         self.accuracies.append(accuracy)
         if accuracy >= max(self.accuracies):
             self.epoch = self.first + len(self.accuracies) - 1
             self.state = {name: value.clone() for name, value in model.state_dict().items()}
 
     def give(self, model: nn.Module) -> None:
-        """Put the best weights into a model."""
+        """Load the best weights into a model."""
         model.load_state_dict(self.state)
 
     def snapshot(self) -> Snapshot:
-        """What the choice depends on so far."""
+        """The accuracies so far and the best weights, with which a training is resumed."""
         facts = {"best": self.epoch, "accuracies": list(self.accuracies)}
         return Snapshot(tensors=named("best", self.state), facts=facts)
 
     def restore(self, snapshot: Snapshot, device: torch.device) -> None:
-        """Go on from there."""
+        """Resume from a snapshot."""
         self.epoch = snapshot.facts["best"]
         self.accuracies = list(snapshot.facts["accuracies"])
         self.state = {k: v.to(device) for k, v in snapshot.part("best").items()}
@@ -185,7 +185,9 @@ class TrainingLoop:
         self._images, self._loading = images, torch.Generator()
         self.loader = _loader(images, self.order, self._loading, workers)
         self.optimizer = _optimizer(model, learning)
-        self.average = _average(model, learning.ema)
+        # A copy that follows the model; the first step sets it to the model's weights.
+        follow = get_ema_multi_avg_fn(learning.ema) if learning.ema else None
+        self.average = AveragedModel(model, multi_avg_fn=follow) if follow else None
         wrapped = processes.wrap(model)
         self.network: Callable[..., Any] = _compiled(wrapped) if learning.compile else wrapped
         self.step = 0  # of this epoch
@@ -194,21 +196,21 @@ class TrainingLoop:
 
     @property
     def result(self) -> nn.Module:
-        """The network whose accuracy counts: the average where there is one, else the trained."""
+        """The network to evaluate: the moving average of the weights if there is one."""
         return self.model if self.average is None else self.average.module
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Number of steps of the whole training."""
         return self.learning.epochs * self.order.steps
 
     @property
     def done(self) -> int:
-        """Steps that are behind."""
+        """Number of steps that are done."""
         return len(self.losses) * self.order.steps + self.step
 
     def epoch(self, progress: Progress, after_step: Callable[[], None] = lambda: None) -> None:
-        """One pass over the training images, or what is left of it; adds its mean loss."""
+        """Train one pass over the images, or the rest of it when resumed; appends its mean loss."""
         self.model.train()
         if not self.step:
             self._loading.manual_seed(self.order.begin())
@@ -252,7 +254,7 @@ class TrainingLoop:
         reset(network)
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
-        """One step on a batch."""
+        """Train one step on a batch."""
         place = self.processes
         images = self.learning.augmentation(
             images, self.fill, self.generator, rank=place.rank, size=place.size
@@ -290,7 +292,7 @@ class TrainingLoop:
             self.average.update_parameters(self.model)
 
     def snapshot(self) -> Snapshot:
-        """Everything that the rest of the training depends on."""
+        """The state of the training, with which it can be resumed exactly."""
         tensors = {
             "order": self.order.state,
             "generator": self.generator.get_state(),
@@ -305,12 +307,16 @@ class TrainingLoop:
         return Snapshot(tensors=tensors, facts={**facts, "processes": self.processes.size})
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from there."""
+        """Resume from a snapshot."""
         facts = snapshot.facts
         self.step, self.total = facts["step"], facts["total"]
         self.losses = list(facts["losses"])
         self.model.load_state_dict(snapshot.part("model"))
-        self._restore_optimizer(snapshot.part("optimizer"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in snapshot.part("optimizer").items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.average is not None:
             self.average.load_state_dict(snapshot.part("average"))
         if self.step:
@@ -318,13 +324,6 @@ class TrainingLoop:
             self.order.skip(self.step)
         self.generator.set_state(snapshot.tensors["generator"])
         restore_random_states(snapshot.part("random"), self.processes)
-
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
@@ -385,15 +384,8 @@ class _Prepared:
             yield self._all[chosen], self._labels[chosen]
 
 
-def _average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A copy of the model that follows it; the first step sets it to the model's weights."""
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
 def _compiled(network: nn.Module) -> Callable[..., Any]:
-    """Compiled as in a new process.
+    """Compile a network as a new process would.
 
     PyTorch keeps eight compiled versions of a ``forward``: of a class's ninth network in a process
     it would compile nothing, and which kernels another one gets would depend on those before it.

@@ -1,4 +1,4 @@
-"""How a checkpoint was made, and how good it is."""
+"""Records of trainings and fine-tunings: how weights were made, and their accuracy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SetAccuracies:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneRecord:
-    """How a pruned network was fine-tuned, and what that gave; written as ``record.json``.
+    """How a pruned network was fine-tuned, and the accuracies; written as ``record.json``.
 
     Attributes:
         command: the command line, where there was one.
@@ -88,7 +88,7 @@ class FinetuneRecord:
 
     @property
     def after(self) -> SetAccuracies:
-        """The weights kept."""
+        """Accuracies of the weights that were kept."""
         return SetAccuracies(selection=self.selection, test=self.test)
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _accuracy(content: Mapping[str, Any] | None) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What a training depends on beside its recipe."""
+    """Versions of Python and of the packages that a training depends on."""
     packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
     ours = {"python": platform.python_version(), "primesvt": version("primesvt")}
     return ours | {name: version(name) for name in packages}
@@ -148,7 +148,7 @@ def recorded_recipe(source: str | Path) -> TrainRecipe | None:
 
 
 def _records(source: str | Path) -> Iterator[Any]:
-    """Where a record may be."""
+    """The files in which the record of a model's training may be."""
     if str(source) in list_models():
         weights = model_entry(str(source)).weights
         if weights is not None:
@@ -162,7 +162,7 @@ def _records(source: str | Path) -> Iterator[Any]:
 
 
 def shared_note(processes: int) -> tuple[str, ...]:
-    """What a result depends on where several processes made it.
+    """A note on batch norms where several processes shared every batch; else empty.
 
     Example:
         >>> shared_note(1), len(shared_note(2))

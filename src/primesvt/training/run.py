@@ -1,4 +1,4 @@
-"""Train a model from a recipe: seeded, on training images only, written out whole or not at all."""
+"""``train``: train a model from a recipe and write its folder, resuming where it was stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["Fit", "black", "heads_of", "learning_rate_factor", "train"]
 
 
 class Fit:
-    """The moving parts of one training: the loop, and the best weights so far."""
+    """One training in progress: its loop, its data, and the best weights so far."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Fit:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning, without the time in which nothing ran."""
+        """Seconds of computing since the start, without the time in which it was stopped."""
         return time.monotonic() - self._begin
 
     def run(
@@ -83,7 +83,7 @@ class Fit:
         after_step: Callable[[], None],
         stop_after: float | None = None,
     ) -> bool:
-        """What is left of all epochs, and whether they are done.
+        """Train the epochs that are left; returns whether all are done.
 
         ``save`` is called where an epoch has ended, ``after_step`` within epochs. No epoch begins
         that would, by the time the last one took, end more than ``stop_after`` seconds from now.
@@ -118,7 +118,7 @@ class Fit:
         return accuracy_of_outcomes(correct)
 
     def context(self) -> dict[str, Any]:
-        """What the weights depend on beside the recipe."""
+        """Facts beside the recipe that the weights depend on: images, selection set, device."""
         assert self.splits.train is not None
         return {
             "training_images": len(cast(Sized, self.splits.train)),
@@ -127,7 +127,7 @@ class Fit:
         }
 
     def progress(self) -> TrainProgress:
-        """How far it has come."""
+        """How many epochs are done, with their losses and accuracies."""
         return TrainProgress(
             recipe=self.recipe.to_dict(),
             data=self.splits.description(),
@@ -141,21 +141,21 @@ class Fit:
         )
 
     def snapshot(self) -> Snapshot:
-        """Everything that the rest depends on."""
+        """The state of the training, with which it can be resumed exactly."""
         loop, best = self.loop.snapshot(), self.best.snapshot()
         more = {"seconds": self.seconds, "began_with": self._began_with, "versions": versions()}
         facts = {**loop.facts, **best.facts, **more}
         return Snapshot(tensors={**loop.tensors, **best.tensors}, facts=facts)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from there."""
+        """Resume from a snapshot."""
         self.loop.restore(snapshot)
         self.best.restore(snapshot, self.processes.device)
         self._begin -= snapshot.facts["seconds"]
         self._began_with = [*snapshot.facts["began_with"], self.processes.size]
 
     def notes(self) -> tuple[str, ...]:
-        """What the weights depend on that the recipe does not say."""
+        """A note where the training was resumed with another number of processes."""
         counts = sorted(set(self._began_with))
         if len(counts) == 1:
             return ()
@@ -274,7 +274,10 @@ def _in_folder(
     save_every: float,
     stop_after: float | None,
 ) -> TrainRecord | TrainProgress:
-    """Begin, go on, or give what is finished; compared before anything is written there."""
+    """Start, resume, or return what is finished.
+
+    Nothing is written before what lies in the folder was compared with what is asked.
+    """
     on_main = fit.processes.on_main
     record = on_main(folder.finished_record)
     if record is not None:
@@ -284,20 +287,27 @@ def _in_folder(
         on_main(folder.create)
     else:
         fit.restore(stopped)
-    saver = Saver(lambda: _save(fit, folder), save_every, fit.processes)
-    told = progress or (lambda stage, done, total: None)
-    done = fit.run(told, save=saver.now, after_step=saver.if_due, stop_after=stop_after)
+
+    def save() -> None:
+        snapshot, state = fit.snapshot(), fit.progress().to_dict()
+        on_main(lambda: folder.save(snapshot, state))
+
+    saver = Saver(save, save_every, fit.processes)
+    done = fit.run(
+        progress or (lambda stage, done, total: None),
+        save=saver.now,
+        after_step=saver.if_due,
+        stop_after=stop_after,
+    )
     return _finished(fit, folder, command) if done else fit.progress()
 
 
-def _save(fit: Fit, folder: TrainingFolder) -> None:
-    snapshot, progress = fit.snapshot(), fit.progress().to_dict()
-    fit.processes.on_main(lambda: folder.save(snapshot, progress))
-
-
 def _prepared(recipe: TrainRecipe, processes: ProcessGroup, workers: int) -> Fit:
-    """Model, data and all that can be wrong with them found out."""
-    model = _fresh_model(recipe).to(processes.device)
+    """Make the model, open the data, and check both."""
+    try:
+        model = create_model(recipe.model, **recipe.model_options).to(processes.device)
+    except TypeError as error:
+        raise ValueError(f"model_options: {error}") from error
     config = model_entry(recipe.model).data
     splits = load_data(
         recipe.data,
@@ -314,27 +324,14 @@ def _prepared(recipe: TrainRecipe, processes: ProcessGroup, workers: int) -> Fit
 
 
 def _finished(fit: Fit, folder: TrainingFolder, command: str) -> TrainRecord:
-    """Write the best weights, and last the record."""
-    on_main = fit.processes.on_main
+    """Write the best weights, measure them, and last write the record."""
+    on_main, splits = fit.processes.on_main, fit.splits
     fit.best.give(fit.model)
     fit.model.provenance = Provenance(data=fit.config, held_out=True)
     on_main(lambda: save_model(fit.model, folder.model))
-    record = _record(fit, command)
-    on_main(lambda: folder.finish(record.to_dict()))
-    return record
-
-
-def _fresh_model(recipe: TrainRecipe) -> SpikingViT:
-    try:
-        return create_model(recipe.model, **recipe.model_options)
-    except TypeError as error:
-        raise ValueError(f"model_options: {error}") from error
-
-
-def _record(fit: Fit, command: str) -> TrainRecord:
-    """Score the kept weights on selection and, this once, on test."""
-    splits = fit.splits
-    return TrainRecord(
+    sets = {"selection": splits.selection, "test": splits.test}
+    batches = batch_note(fit.model, fit.scored_at_once, **sets)
+    record = TrainRecord(
         command=command,
         recipe=fit.recipe.to_dict(),
         data=splits.description(),
@@ -347,12 +344,9 @@ def _record(fit: Fit, command: str) -> TrainRecord:
         test=None if splits.test is None else fit.score(splits.test),
         loss=tuple(round(loss, 6) for loss in fit.loop.losses),
         selection_accuracy=tuple(fit.best.accuracies),
-        notes=(*shared_note(fit.processes.size), *fit.notes(), *_batches(fit)),
+        notes=(*shared_note(fit.processes.size), *fit.notes(), *batches),
         context=fit.context(),
         seconds=round(fit.seconds, 1),
     )
-
-
-def _batches(fit: Fit) -> tuple[str, ...]:
-    splits = fit.splits
-    return batch_note(fit.model, fit.scored_at_once, selection=splits.selection, test=splits.test)
+    on_main(lambda: folder.finish(record.to_dict()))
+    return record

@@ -21,7 +21,7 @@ __all__ = ["Snapshot", "named", "random_states", "repeatable", "restore_random_s
 
 @contextlib.contextmanager
 def repeatable(seed: int, threads: int | None, device: torch.device) -> Iterator[None]:
-    """Seed and thread count for the time of a training; the caller's are put back.
+    """Set seed and thread count in a ``with`` block; the caller's are restored after it.
 
     Example:
         >>> with repeatable(0, 1, torch.device("cpu")):
@@ -39,7 +39,7 @@ def repeatable(seed: int, threads: int | None, device: torch.device) -> Iterator
 
 
 def random_states(processes: ProcessGroup) -> dict[str, Tensor]:
-    """The states of torch's own generators, ``cpu.RANK`` and ``cuda.RANK``, of all processes."""
+    """States of torch's random generators of all processes, as ``cpu.RANK`` and ``cuda.RANK``."""
     here = {"cpu": torch.get_rng_state()}
     if processes.device.type == "cuda":
         here["cuda"] = torch.cuda.get_rng_state(processes.device)
@@ -50,7 +50,7 @@ def random_states(processes: ProcessGroup) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: Mapping[str, Tensor], processes: ProcessGroup) -> None:
-    """Put back this process's states; one that was not there then keeps what it has."""
+    """Restore the generator states of this process, where there are some for its rank."""
     if f"cpu.{processes.rank}" in states:
         torch.set_rng_state(states[f"cpu.{processes.rank}"])
     if f"cuda.{processes.rank}" in states:
@@ -59,7 +59,7 @@ def restore_random_states(states: Mapping[str, Tensor], processes: ProcessGroup)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Tensors by dotted names, and everything else as plain values.
+    """The state of a training: tensors by dotted names, and everything else as plain values.
 
     Example:
         >>> import tempfile, torch
@@ -74,7 +74,7 @@ class Snapshot:
     facts: Mapping[str, Any]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors under a name, by the rest of theirs."""
+        """The tensors whose names begin with ``name.``, without that prefix."""
         start = f"{name}."
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
@@ -95,7 +95,7 @@ class Snapshot:
 
 
 def named(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors under a name; shared ones become several.
+    """Copies of tensors with ``name.`` in front of their names; shared ones are copied each.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What every operator does to the symbols of its inputs.
+"""Rules: the effect of every operator on the symbols of its inputs.
 
 A rule takes a ``Call`` and returns the axes of the output (a list, or a list of lists for several
 outputs). An operator without a rule freezes everything it touches: never guess.

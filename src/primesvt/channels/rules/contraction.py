@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from primesvt.channels.equate import equate
 from primesvt.channels.rules.reduction import dropped
 from primesvt.channels.rules.registry import STORE, Axes, Call, rule
@@ -104,7 +102,9 @@ def product(call: Call) -> Axes:
         _make(call, left, len(a) - 2, a[-2])
         call.trace.layer(b[inner], a[-2])
     if call.arguments.get("self") is not None and left != "self":
-        _add_bias(out, call.axes("self"))
+        for x, y in zip(reversed(out), reversed(call.axes("self")), strict=False):
+            if size_of(x) == size_of(y):
+                equate(x, y)
     return out
 
 
@@ -150,21 +150,13 @@ def batch_norm(call: Call) -> list[Axes]:
     for vector in ("weight", "bias", "running_mean", "running_var"):
         if call.arguments.get(vector) is not None:
             equate(channel, call.axes(vector)[0])
-    rest = [
-        [channel] if t.dim() == 1 and t.shape[0] == size_of(channel) else _fresh(t)
+    rest: list[Axes] = [
+        [channel]
+        if t.dim() == 1 and t.shape[0] == size_of(channel)
+        else [(Symbol(n),) for n in t.shape]
         for t in call.outputs[1:]
     ]
     return [axes, *rest]
-
-
-def _fresh(tensor: torch.Tensor) -> Axes:
-    return [(Symbol(n),) for n in tensor.shape]
-
-
-def _add_bias(out: Axes, bias: Axes) -> None:
-    for a, b in zip(reversed(out), reversed(bias), strict=False):
-        if size_of(a) == size_of(b):
-            equate(a, b)
 
 
 def _name(call: Call, argument: str) -> tuple[str, tuple[int, ...]] | None:
@@ -185,7 +177,7 @@ def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
 
 
 def _contract(call: Call, operand: str, dim: int, other: str, other_dim: int) -> None:
-    """Note who reads the axis, and where to silence it in a check; freeze it if nowhere."""
+    """Record that an axis is read and can be silenced; freeze it if no activation is involved."""
     if call.weights_alone(operand, other):
         call.freeze(call.axes(operand)[dim], f"a product over the axis {STORE}")
         return

@@ -15,15 +15,11 @@ _SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 def pointwise(call: Call) -> Axes:
     axes = call.trace.axes(call.tensors[0])
     for tensor in call.tensors[1:]:
-        axes = _broadcast(call, axes, call.trace.axes(tensor))
+        other = call.trace.axes(tensor)
+        if axes != other:
+            pairs = zip_longest(reversed(axes), reversed(other))
+            axes = [_align(call, a, b) for a, b in pairs][::-1]
     return axes
-
-
-def _broadcast(call: Call, left: Axes, right: Axes) -> Axes:
-    if left == right:
-        return left
-    pairs = zip_longest(reversed(left), reversed(right))
-    return [_align(call, a, b) for a, b in pairs][::-1]
 
 
 def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
@@ -45,14 +41,14 @@ def _broadcasts(axis: Axis) -> bool:
 
 
 def _made_apart(a: Axis, b: Axis) -> bool:
-    """True if two weights wrote these axes and nothing has equated them yet."""
+    """Whether two weights made these axes and no operator has equated them yet."""
     left = {leaf for s in a for leaf in leaves(s)}
     right = {leaf for s in b for leaf in leaves(s)}
     return all(any(s.made for s in side) for side in (left - right, right - left))
 
 
 def _one_layer(call: Call, a: Axis, b: Axis) -> bool:
-    """True if one side is what a single layer made of the other: ``conv(u) + u``.
+    """Whether a single layer made one side from the other, as in ``conv(u) + u``.
 
     Such a sum is one layer still (its weight plus an identity), not the shortcut of a block.
     """

@@ -1,4 +1,4 @@
-"""The table of rules, and what a rule may know about one operator call."""
+"""The table of rules, and the operator call that a rule is given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Unlisted(Exception):
 
 
 class Tracker(Protocol):
-    """What rules ask of the trace."""
+    """The part of the trace that rules use."""
 
     def axes(self, tensor: torch.Tensor) -> Axes: ...
 
@@ -80,7 +80,7 @@ class Call:
         self.trace.read(position, dim, self.axes(argument), live=live)
 
     def weights_alone(self, *arguments: str) -> bool:
-        """True if no activation enters, so that there is nothing for a reader to ignore.
+        """Whether the arguments are computed from weights alone, without activations.
 
         Zeros do no harm: their sum is zero, whatever is removed.
         """
@@ -91,7 +91,7 @@ class Call:
         return Freeze(operator=self.name, module=self.module, reason=reason)
 
     def freeze(self, axis: Axis, reason: str) -> None:
-        """Nothing may be removed along the axis, nor chosen differently behind it."""
+        """Forbid removal along an axis, and different choices of channels along its values."""
         freeze(axis, self.why(reason))
         for symbol in axis:
             pin(symbol)
@@ -119,7 +119,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def find_rule(op: torch._ops.OpOverload) -> Rule | None:
-    """The rule of an operator; point-wise ones are known by their tag."""
+    """The rule of an operator; element-wise operators are found by their tag."""
     name = op._schema.name
     found = _RULES.get(name) or _RULES.get(name.rstrip("_"))
     if found is None and torch.Tag.pointwise in op.tags:

@@ -69,7 +69,8 @@ def repeat(call: Call) -> Axes:
             out.append(axis)
         else:
             front = call.frozen(count, "a repetition count")
-            _pin(front)
+            for symbol in flatten(front):
+                pin(symbol)
             out.append(front if size_of(axis) == 1 else (*front, *axis))
     return out
 
@@ -187,17 +188,14 @@ def slice_(call: Call) -> Axes:
     start = min(max(call.get("start", 0) + (size if call.get("start", 0) < 0 else 0), 0), size)
     edges = [e for e in (start, start + kept) if 0 < e < size]
     parts = _cut(axes[dim], edges)
-    axes[dim] = _between(parts, start, start + kept)
-    return axes
-
-
-def _between(parts: Sequence[Axis], start: int, stop: int) -> Axis:
+    stop = start + kept
     chosen, before = [], 0
     for part in parts:
         if start <= before < stop:
             chosen.append(part)
         before += size_of(part)
-    return chosen[0] if len(chosen) == 1 else _concatenate(chosen)
+    axes[dim] = chosen[0] if len(chosen) == 1 else _concatenate(chosen)
+    return axes
 
 
 @rule("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
@@ -213,7 +211,7 @@ def pad(call: Call) -> Axes:
 
 @rule("flip", "roll", "rot90", "index_select", "gather", "sort", "topk", "cumsum", "cumprod")
 def along(call: Call) -> Axes | list[Axes]:
-    """Position matters along these dims; the other axes pass."""
+    """Operators in which the order along some axes matters; the other axes pass."""
     if call.name in {"aten::gather", "aten::rot90"} or len(call.outputs) > 1:
         raise Unlisted
     axes = call.axes("self")
@@ -221,11 +219,6 @@ def along(call: Call) -> Axes | list[Axes]:
         call.freeze(axes[d], "the order along the axis matters")
         axes[d] = call.frozen(call.outputs[0].shape[d], "the order along the axis matters")
     return axes
-
-
-def _pin(axis: Axis) -> None:
-    for symbol in flatten(axis):
-        pin(symbol)
 
 
 def _take_apart(axis: Axis) -> None:

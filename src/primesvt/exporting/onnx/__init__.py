@@ -1,4 +1,4 @@
-"""An ONNX file with all that is done to it: float32 or 8-bit weights, padded channels."""
+"""Export as ONNX: float32 or 8-bit weights, channels padded to multiples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOAT, ROUNDED = "Exported", "Exported, 8-bit weights"
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What is written to disk.
+    """The bytes of an exported file, with runners to compare it and its size.
 
     Attributes:
         content: the file.
@@ -53,7 +53,7 @@ class Payload:
 
 
 def program_payload(made: DeployedNetwork, example: Tensor, *, axis: int = 0) -> Payload:
-    """A program of PyTorch's exporter, which ``torch.export.load`` reads."""
+    """Export a network as a file that ``torch.export.load`` reads."""
     content = program_bytes(export_program(made, example, axis=axis))
     watched = export_program(made, example, axis=axis, watch=True)
     weights = sum(t.numel() * t.element_size() for t in made.network.state_dict().values())
@@ -75,7 +75,7 @@ def onnx_payload(
     about: Mapping[str, str] | None = None,
     holds: Callable[[Runner], bool] | None = None,
 ) -> Payload:
-    """An ONNX file.
+    """Export a network as an ONNX file.
 
     Args:
         made: the network.
@@ -108,7 +108,7 @@ def onnx_payload(
 
 
 def _front(model: ModelProto, holds: Callable[[Runner], bool]) -> int:
-    """How many weights at the input must stay in float32."""
+    """How many weights, counted from the input, must stay in float32."""
 
     def passes(front: int) -> bool:
         rounded = with_8bit_weights(model, front=front)

@@ -1,4 +1,4 @@
-"""Convolutions of an ONNX file over a few channels of zeros more, where kernels want multiples."""
+"""Pad channels of an ONNX file with zeros to the multiples that fast kernels need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST = 16  # input channels from which on a convolution gains by it; depthwise
 
 
 def aligned(model: ModelProto, multiple: int = MULTIPLE) -> ModelProto:
-    """A copy in which convolutions read a multiple of channels: the others are zeros.
+    """A copy whose convolutions read a multiple of channels, padded with zeros.
 
     Depthwise convolutions of any width, and others of a kernel larger than 1x1, are many times
     slower in onnxruntime otherwise. What is computed is the same, sums of zeros apart.
@@ -44,7 +44,7 @@ def aligned(model: ModelProto, multiple: int = MULTIPLE) -> ModelProto:
 
 @dataclass
 class _Widened:
-    """One convolution: channels of zeros beside its own, and who adds or drops them."""
+    """The channels of zeros that one convolution gets, and what adds or drops them."""
 
     inputs: int = 0
     outputs: int = 0
@@ -55,7 +55,7 @@ class _Widened:
 
 @dataclass
 class _Plans:
-    """What becomes of every convolution, found first and written then."""
+    """How every convolution is padded; all are found first, and then written."""
 
     model: ModelProto
     multiple: int
@@ -107,7 +107,7 @@ class _Plans:
         return shape is not None and len(shape) == 4 and _groups(self._node(place)) == 1
 
     def _weights(self, place: int) -> tuple[int, ...] | None:
-        """The shape of stored weights that nothing else reads."""
+        """The shape of a convolution's weights, if they are stored and nothing else reads them."""
         node = self._node(place)
         if node.op_type != "Conv" or any(
             name not in self.stored or self.readers[name] != [place] for name in node.input[1:]
@@ -123,7 +123,7 @@ class _Plans:
         return self.found.setdefault(place, _Widened())
 
     def write(self) -> None:
-        """Widen weights, and put the nodes that pad and drop around each convolution."""
+        """Widen weights, and insert the nodes that pad and drop channels."""
         graph, amounts = self.model.graph, _Amounts()
         nodes: list[NodeProto] = []
         for place, node in enumerate(graph.node):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
 __all__ = ["fewest", "quantized", "rounded_count", "weight_count", "with_8bit_weights"]
 
@@ -77,14 +77,14 @@ def with_8bit_weights(model: ModelProto, *, front: int = 0) -> ModelProto:
 
 
 def rounded_count(model: ModelProto) -> int:
-    """How many of its weights are in eight bits."""
+    """Number of weights that are in eight bits."""
     from onnx import TensorProto
 
     return sum(tensor.data_type == TensorProto.INT8 for tensor in model.graph.initializer)
 
 
 def weight_count(model: ModelProto) -> int:
-    """How many weights convolutions and products read."""
+    """Number of weights that convolutions and matrix products read."""
     return len(dict(_weights(model)))
 
 
@@ -109,15 +109,10 @@ def fewest(passes: Callable[[int], bool], most: int) -> int | None:
 
 
 def _weights(model: ModelProto) -> Iterator[tuple[str, int]]:
-    """Stored tensors that a convolution or a product reads, and the axis of the outputs."""
+    """Names of the weights of convolutions and products, and their axis of output channels."""
     stored = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul") and stored.get(node.input[1], 0) > 1:
-            yield node.input[1], _axis(node, stored[node.input[1]])
-
-
-def _axis(node: NodeProto, ndim: int) -> int:
-    if node.op_type == "Conv":
-        return 0
-    turned = any(a.name == "transB" and a.i for a in node.attribute)
-    return 0 if turned else ndim - 1
+            turned = any(a.name == "transB" and a.i for a in node.attribute)
+            rows = turned or node.op_type == "Conv"
+            yield node.input[1], 0 if rows else stored[node.input[1]] - 1

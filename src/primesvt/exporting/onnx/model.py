@@ -1,8 +1,8 @@
-"""An ONNX file from a graph: small, with named axes, without the exporter's notes."""
+"""Convert an exported graph to a small ONNX file with named axes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def check_onnx() -> None:
 
 
 def onnx_model(graph: ExportedGraph, *, input_name: str, about: Mapping[str, str]) -> ModelProto:
-    """The graph in ONNX's operators, opset 18, all weights inside.
+    """Convert a graph to ONNX operators, opset 18, with all weights inside.
 
     Args:
         graph: with as many outputs as it has.
@@ -53,7 +53,7 @@ def onnx_model(graph: ExportedGraph, *, input_name: str, about: Mapping[str, str
             dynamo=True,
             opset_version=OPSET,
             input_names=[input_name],
-            output_names=[_output(name) for name in graph.outputs],
+            output_names=[n if n == "logits" else f"{n}:spikes" for n in graph.outputs],
             verbose=False,
             external_data=False,
         )
@@ -70,7 +70,7 @@ def onnx_model(graph: ExportedGraph, *, input_name: str, about: Mapping[str, str
 
 
 def only_logits(model: ModelProto) -> ModelProto:
-    """The same graph without the spikes among its outputs, and without what only they needed."""
+    """A copy of a graph with the logits as only output, without nodes that only spikes needed."""
     from onnx import ModelProto
 
     made = ModelProto()
@@ -94,12 +94,8 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
 
 
-def _output(name: str) -> str:
-    return name if name == "logits" else f"{name}:spikes"
-
-
 def _tidy(model: ModelProto, graph: ExportedGraph) -> None:
-    """Leave out traces of the exporter, which can be larger than the weights, and name the axis."""
+    """Name the batch axis, and remove the exporter's notes, which can outweigh the weights."""
     content = model.graph
     symbol = content.input[0].type.tensor_type.shape.dim[graph.axis].dim_param
     for value in (*content.input, *content.output):
@@ -118,23 +114,19 @@ def _tidy(model: ModelProto, graph: ExportedGraph) -> None:
 
 
 def _rename(model: ModelProto) -> None:
-    """Weights under the names that they have in the network, everything else in short."""
+    """Name weights as in the network, and all other values by short numbers."""
     content = model.graph
     fixed = {value.name for value in (*content.input, *content.output)}
     names = {t.name: t.name.removeprefix("model.") for t in content.initializer}
     for tensor in content.initializer:
         tensor.name = names[tensor.name]
-    for number, name in enumerate(_values(model)):
+    values = (name for node in content.node for name in node.output if name)
+    for number, name in enumerate(values):
         if name not in fixed:
             names[name] = f"#{number}"
     for node in content.node:
         for ends in (node.input, node.output):
             ends[:] = [names.get(name, name) for name in ends]
-
-
-def _values(model: ModelProto) -> Iterator[str]:
-    for node in model.graph.node:
-        yield from (name for name in node.output if name)
 
 
 def _refill(field: Any, entries: list[Any]) -> None:

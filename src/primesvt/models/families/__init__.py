@@ -1,4 +1,4 @@
-"""The families by name: how a config becomes a model, and how official names map onto ours."""
+"""The families of models by name; each builds its models and maps official names onto ours."""
 
 from __future__ import annotations
 

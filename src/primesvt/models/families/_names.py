@@ -1,10 +1,29 @@
-"""Small helpers for tables of official names."""
+"""Parts of the tables of official names that several families share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["count", "transformer_block", "under"]
+__all__ = ["NUMBERED_STEM", "QKV_PROJ", "count", "layers", "transformer_block", "under"]
+
+QKV_PROJ = ("q", "k", "v", "proj")
+
+
+# Four convolutions with their neurons, and the position embedding behind them.
+NUMBERED_STEM = {
+    "": "",
+    **{
+        f"{ours}{number}{inside}": f"proj_{official}{number or ''}"
+        for number in range(4)
+        for ours, inside, official in (
+            ("conv", ".conv", "conv"),
+            ("conv", ".bn", "bn"),
+            ("lif", "", "lif"),
+        )
+    },
+    "rpe.conv": "rpe_conv",
+    "rpe.bn": "rpe_bn",
+}
 
 
 def under(ours: str, official: str, inside: Mapping[str, str]) -> dict[str, str]:
@@ -20,8 +39,23 @@ def under(ours: str, official: str, inside: Mapping[str, str]) -> dict[str, str]
     }
 
 
+def layers(
+    ours: str, official: str, names: Iterable[str], parts: Iterable[str] = ("conv", "bn")
+) -> dict[str, str]:
+    """The parts of layers, which the official code keeps beside each other.
+
+    Example:
+        >>> layers("attn", "attn", ["q"])
+        {'attn.q.conv': 'attn.q_conv', 'attn.q.bn': 'attn.q_bn'}
+    """
+    kinds = tuple(parts)
+    return {
+        f"{ours}.{name}.{part}": f"{official}.{name}_{part}" for name in names for part in kinds
+    }
+
+
 def count(keys: Iterable[str], pattern: str, start: int = 0) -> int:
-    """How many numbers in a row, from ``start``, begin some key.
+    """Number of consecutive indices, from ``start``, with which some key begins.
 
     Example:
         >>> count(["block.0.attn.q", "block.1.attn.q", "head"], "block.{}.")
@@ -48,13 +82,6 @@ def transformer_block(spike: str) -> dict[str, str]:
         "attn.lif": f"attn.head_{spike}",
         **{f"attn.{part}_lif": f"attn.{part}_{spike}" for part in ("q", "k", "v", "attn")},
         "mlp": "mlp",
-        **{
-            name: official
-            for i in (1, 2)
-            for name, official in (
-                (f"mlp.lif{i}", f"mlp.fc{i}_{spike}"),
-                (f"mlp.fc{i}.conv", f"mlp.fc{i}_conv"),
-                (f"mlp.fc{i}.bn", f"mlp.fc{i}_bn"),
-            )
-        },
+        **{f"mlp.lif{i}": f"mlp.fc{i}_{spike}" for i in (1, 2)},
+        **layers("mlp", "mlp", ("fc1", "fc2")),
     }

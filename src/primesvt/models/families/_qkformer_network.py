@@ -203,9 +203,6 @@ class QKFormerConfig(ModelConfig):
             raise ValueError(
                 f"embed_dims {self.embed_dims} and depths {self.depths} need one entry per stage"
             )
-        self._check_widths()
-
-    def _check_widths(self) -> None:
         least = STEMS[self.layout][0].divisors[0]
         if self.embed_dims[0] < least:
             raise ValueError(

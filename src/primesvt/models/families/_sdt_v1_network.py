@@ -30,7 +30,7 @@ __all__ = [
 
 
 def unread(spike: Spike, name: str) -> dict[str, nn.Parameter]:
-    """Parameters of a neuron that the official code makes and never runs, under its name.
+    """The parameters of a neuron that official files contain and that no forward uses.
 
     Example:
         >>> from primesvt.models import plif
@@ -284,7 +284,7 @@ def _blocks(config: SDTv1Config, spike: Spike) -> Iterator[tuple[str, nn.Module]
 
 
 def oddities(config: SDTv1Config) -> tuple[str, ...]:
-    """What the official code does that one would not expect, for a config.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> len(oddities(SDTv1Config())), len(oddities(SDTv1Config(dvs_mode=True, mlp_ratio=1)))

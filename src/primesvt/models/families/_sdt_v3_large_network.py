@@ -51,7 +51,7 @@ class RepConv(nn.Module):
 
 
 class NormedRepConv(RepConv):
-    """A ``RepConv`` and one more norm: what makes q, k and v, and stands behind the attention.
+    """A ``RepConv`` and one more norm, as used for q, k, v and the projection of the attention.
 
     ``[T, B, C, H, W]`` to ``[T, B, C', H, W]``.
 
@@ -254,35 +254,30 @@ def build(config: SDTv3LargeConfig) -> SpikingViT:
     def block(stage: int, width: int) -> nn.Module:
         if stage < 3:
             return ConvBlock(width, scaled(width, config.conv_ratio), spike=spike, bias=True)
-        return _transformer_block(config, width, spike, next(rates))
+
+        def projection(inputs: int, outputs: int) -> nn.Module:
+            return NormedRepConv(inputs, outputs, hidden=scaled(inputs, config.inner_ratio))
+
+        attention = SpikingSelfAttention(
+            width,
+            heads=config.num_heads,
+            scale=config.attn_scale,
+            threshold=1.0,
+            projection=projection,
+            spike=spike,
+            v_dim=scaled(width, config.v_ratio),
+        )
+        return ScaledBlock(
+            width,
+            attention,
+            MLP(width, scaled(width, config.mlp_ratio), spike=spike),
+            spike=spike,
+            drop_path=next(rates),
+            rep=_rep(config, width) if config.rep_runs else None,
+            unused=None if config.rep_runs else _rep(config, width),
+        )
 
     return SpikingViT(config, stages(config, spike, block), head)
-
-
-def _transformer_block(
-    config: SDTv3LargeConfig, width: int, spike: Spike, drop_path: float
-) -> nn.Module:
-    def projection(inputs: int, outputs: int) -> nn.Module:
-        return NormedRepConv(inputs, outputs, hidden=scaled(inputs, config.inner_ratio))
-
-    attention = SpikingSelfAttention(
-        width,
-        heads=config.num_heads,
-        scale=config.attn_scale,
-        threshold=1.0,
-        projection=projection,
-        spike=spike,
-        v_dim=scaled(width, config.v_ratio),
-    )
-    return ScaledBlock(
-        width,
-        attention,
-        MLP(width, scaled(width, config.mlp_ratio), spike=spike),
-        spike=spike,
-        drop_path=drop_path,
-        rep=_rep(config, width) if config.rep_runs else None,
-        unused=None if config.rep_runs else _rep(config, width),
-    )
 
 
 def _rep(config: SDTv3LargeConfig, width: int) -> RepConv | None:

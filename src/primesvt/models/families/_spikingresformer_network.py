@@ -96,7 +96,8 @@ class DualSpikeAttention(nn.Module):
         attention = self.attn_lif(scores)
         self._measure(self.firing_rate_attn, attention)
         out = y2 @ attention * _scale(self.firing_rate_attn, self.tokens)
-        branch: Tensor = self.proj(self.out_lif(_image(out, x)))
+        merged = torch.unflatten(out.flatten(2, 3), -1, x.shape[-2:])
+        branch: Tensor = self.proj(self.out_lif(merged))
         return x + branch
 
     def _split(self, x: Tensor) -> Tensor:
@@ -107,17 +108,12 @@ class DualSpikeAttention(nn.Module):
         if not self.training:
             return
         with torch.no_grad():
-            seen = spikes.mean((0, 1, 3, 4), keepdim=True).to(rate.dtype)
-            rate.copy_(torch.where((rate == 0).all(), seen, rate.lerp(seen, 1 - _MOMENTUM)))
+            now = spikes.mean((0, 1, 3, 4), keepdim=True).to(rate.dtype)
+            rate.copy_(torch.where((rate == 0).all(), now, rate.lerp(now, 1 - _MOMENTUM)))
 
 
 def _scale(rate: Tensor, length: int) -> Tensor:
     return torch.where(rate > 0, (rate * length).rsqrt(), torch.zeros_like(rate))
-
-
-def _image(x: Tensor, like: Tensor) -> Tensor:
-    """``[T, B, heads, C / heads, tokens]`` to ``[T, B, C, H, W]``."""
-    return torch.unflatten(x.flatten(2, 3), -1, like.shape[-2:])
 
 
 class Stem(ConvBN):
@@ -254,11 +250,6 @@ class SpikingResformerConfig(ModelConfig):
         check_tau(self.tau)
         for layer in (layer for stage in self.layers for layer in stage):
             check_choice("layers", layer, _LAYERS)
-        self._check_widths()
-        if self.img_size is not None:
-            self._check_image()
-
-    def _check_widths(self) -> None:
         for width, heads in zip(self.embed_dims, self.num_heads, strict=True):
             if width % heads:
                 raise ValueError(
@@ -271,6 +262,8 @@ class SpikingResformerConfig(ModelConfig):
                     f" group_size {self.group_size} makes {self.groups(width)} groups of them;"
                     " change one of them so that they divide"
                 )
+        if self.img_size is not None:
+            self._check_image()
 
     def _check_image(self) -> None:
         check_positive(self, "img_size")

@@ -1,4 +1,4 @@
-"""What SDT-V2 and both SDT-V3 networks share: convolutional, then transformer stages."""
+"""Networks of convolutional, then transformer stages: the parts that SDT-V2 and SDT-V3 share."""
 
 from __future__ import annotations
 
@@ -97,19 +97,6 @@ class StagedConfig(ModelConfig):
         check_positive(self, "conv_depths", minimum=0)
         check_depths(self.conv_depths)
         self.check_ratios("mlp_ratio", "conv_ratio", "v_ratio")
-        self._check_widths()
-
-    def check_ratios(self, *names: str) -> None:
-        """Raise ``ValueError`` unless the named ratios leave a channel of the narrowest stage."""
-        narrowest = min(self.embed_dims[0] // 2, *self.embed_dims)
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not scaled(max(narrowest, 1), value) >= 1:
-                raise ValueError(
-                    f"{name} is {value!r}, but must leave a channel of {narrowest}: raise it"
-                )
-
-    def _check_widths(self) -> None:
         if self.embed_dims[0] % 2:
             raise ValueError(
                 f"embed_dims[0] is {self.embed_dims[0]}, but must be even: the first stage has half"
@@ -123,11 +110,21 @@ class StagedConfig(ModelConfig):
                         " divide; change num_heads or the width"
                     )
 
+    def check_ratios(self, *names: str) -> None:
+        """Raise ``ValueError`` unless the named ratios leave a channel of the narrowest stage."""
+        narrowest = min(self.embed_dims[0] // 2, *self.embed_dims)
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not scaled(max(narrowest, 1), value) >= 1:
+                raise ValueError(
+                    f"{name} is {value!r}, but must leave a channel of {narrowest}: raise it"
+                )
+
 
 def stages(
     config: StagedSizes, spike: Spike, block: Callable[[int, int], nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Named downsamplings and, between them, ``block(stage, width)`` as often as the config says.
+    """The named downsamplings and blocks of all stages; ``block(stage, width)`` makes a block.
 
     Example:
         >>> from primesvt.models.neurons import integer
@@ -173,7 +170,7 @@ def stage_names(config: StagedSizes) -> tuple[dict[str, str], ...]:
 
 
 def scaled(width: int, ratio: float) -> int:
-    """A multiple of a width, cut off.
+    """A width times a ratio, rounded down.
 
     Example:
         >>> scaled(9, 1.5), scaled(49, 29 / 49)
@@ -184,9 +181,9 @@ def scaled(width: int, ratio: float) -> int:
 
 
 def ratio_of(state: Mapping[str, Tensor], layer: str, *, usual: float) -> float | None:
-    """Output by input channels of the layers whose names end like this; ``None`` without any.
+    """The ratio of output to input channels of all layers with an ending; ``None`` without any.
 
-    ``usual`` where it gives the same widths, else the first that does.
+    ``usual`` where it gives the same widths, else the first ratio that does.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What a family of models provides."""
+"""``Family``: the functions that every family of models provides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _nothing(_config: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a family module provides.
+    """The functions by which a family's models are built, recognised and listed.
 
     Attributes:
         title: the name people use.

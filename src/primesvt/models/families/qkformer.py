@@ -9,7 +9,7 @@ from torch import Tensor
 
 from primesvt.data.config import CIFAR, DIGITS, IMAGENET, events
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._names import count, under
+from primesvt.models.families._names import QKV_PROJ, count, layers, under
 from primesvt.models.families._qkformer_network import STEMS, QKFormerConfig, build
 from primesvt.models.families.family import Family
 
@@ -58,13 +58,11 @@ def _block(config: QKFormerConfig, *, full: bool) -> dict[str, str]:
     imagenet = config.layout == "imagenet"
     attention = ("attn" if imagenet else "ssa") if full else "tssa"
     names = {"": "", "attn": attention, "attn.attn_lif": f"{attention}.attn_lif", "mlp": "mlp"}
-    for part in ("q", "k", "v", "proj") if full else ("q", "k", "proj"):
+    parts = QKV_PROJ if full else ("q", "k", "proj")
+    names |= layers("attn", attention, parts)
+    for part in parts:
         mixed = full and part == "proj" and config.proj_neuron == "mixed"
-        names |= {
-            f"attn.{part}.conv": f"{attention}.{part}_conv",
-            f"attn.{part}.bn": f"{attention}.{part}_bn",
-            f"attn.{part}_lif{'.lif' if mixed else ''}": f"{attention}.{part}_lif",
-        }
+        names[f"attn.{part}_lif{'.lif' if mixed else ''}"] = f"{attention}.{part}_lif"
     for number in (1, 2):
         layer = f"mlp.{'fc' if imagenet else 'mlp'}{number}"
         names |= {
@@ -109,14 +107,14 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _layout(state: Mapping[str, Tensor]) -> str:
-    """Only the number of convolutions in the first patch embedding tells the classes apart."""
+    """The official class, told by the number of convolutions in the first patch embedding."""
     if "patch_embed1.proj3_conv.weight" in state:
         return "dvs"
     return "imagenet" if "patch_embed1.proj2_conv.weight" in state else "cifar"
 
 
 def oddities(config: QKFormerConfig) -> tuple[str, ...]:
-    """What the official code does that one would not expect, and this config reproduces.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> [line.split(":")[0] for line in oddities(QKFormerConfig())]

@@ -9,39 +9,26 @@ from torch import Tensor
 
 from primesvt.data.config import CIFAR, DIGITS, IMAGENET, events
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._names import count, under
+from primesvt.models.families._names import NUMBERED_STEM, QKV_PROJ, count, layers, under
 from primesvt.models.families._sdt_v1_network import SDTv1Config, build, oddities
 from primesvt.models.families.family import Family
 
 __all__ = ["FAMILY", "SDTv1Config", "entries", "infer", "official_names"]
 
 
-_STEM = {
-    "": "",
-    "lif0": "proj_lif",
-    "conv0.conv": "proj_conv",
-    "conv0.bn": "proj_bn",
-    **{f"lif{i}": f"proj_lif{i}" for i in (1, 2, 3)},
-    **{f"conv{i}.conv": f"proj_conv{i}" for i in (1, 2, 3)},
-    **{f"conv{i}.bn": f"proj_bn{i}" for i in (1, 2, 3)},
-    "rpe.conv": "rpe_conv",
-    "rpe.bn": "rpe_bn",
-    "unused.rpe_lif": "rpe_lif.w",
-}
+_STEM = {**NUMBERED_STEM, "unused.rpe_lif": "rpe_lif.w"}
 _BLOCK = {
     "": "",
     "attn": "attn",
     "attn.lif": "attn.shortcut_lif",
     **{f"attn.{part}_lif": f"attn.{part}_lif" for part in ("q", "k", "v")},
-    **{f"attn.{part}.conv": f"attn.{part}_conv" for part in ("q", "k", "v", "proj")},
-    **{f"attn.{part}.bn": f"attn.{part}_bn" for part in ("q", "k", "v", "proj")},
+    **layers("attn", "attn", QKV_PROJ),
     "attn.gate_lif": "attn.talking_heads_lif",
     "attn.unused.talking_heads": "attn.talking_heads.weight",
     "attn.unused.attn_lif": "attn.attn_lif.w",
     "mlp": "mlp",
     **{f"mlp.lif{i}": f"mlp.fc{i}_lif" for i in (1, 2)},
-    **{f"mlp.fc{i}.conv": f"mlp.fc{i}_conv" for i in (1, 2)},
-    **{f"mlp.fc{i}.bn": f"mlp.fc{i}_bn" for i in (1, 2)},
+    **layers("mlp", "mlp", ("fc1", "fc2")),
 }
 
 

@@ -73,9 +73,6 @@ class SDTv2Config(ModelConfig):
         check_positive(self, "embed_dims", "num_heads", "stem_kernel", "strides")
         check_positive(self, "conv_depths", "depths", minimum=0)
         check_tau(self.tau)
-        self._check_widths()
-
-    def _check_widths(self) -> None:
         if self.embed_dims[0] % 2:
             raise ValueError(
                 f"embed_dims[0] is {self.embed_dims[0]}, but must be even: the first stage has half"
@@ -86,9 +83,9 @@ class SDTv2Config(ModelConfig):
                     f"embed_dims {self.embed_dims} have {width} channels in a transformer stage,"
                     f" which {self.num_heads} heads do not divide; change num_heads or the width"
                 )
-        for name in ("mlp_ratio", "conv_ratio", "sep_ratio"):
-            if not getattr(self, name) * self.embed_dims[0] >= 2:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must leave a channel")
+        for ratio in ("mlp_ratio", "conv_ratio", "sep_ratio"):
+            if not getattr(self, ratio) * self.embed_dims[0] >= 2:
+                raise ValueError(f"{ratio} is {getattr(self, ratio)!r}, but must leave a channel")
         check_depths(self.conv_depths)
 
 
@@ -226,7 +223,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def oddities(config: SDTv2Config) -> tuple[str, ...]:
-    """What the official code does that one would not expect, one sentence each.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> len(oddities(SDTv2Config()))

@@ -275,7 +275,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def oddities(config: SDTv3Config) -> tuple[str, ...]:
-    """What the official code does that one would not expect, one sentence each.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> len(oddities(SDTv3Config()))

@@ -94,13 +94,19 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "conv_ratio": ratio_of(state, ".conv1.0.0.weight", usual=4),
         "inner_ratio": ratio_of(state, "_conv.0.conv1.0.weight", usual=1.5),
     }
+    classes = len(state["head.weight"])
+    if "head_kd.weight" in state and len(state["head_kd.weight"]) != classes:
+        raise ValueError(
+            f"head has {classes} classes and head_kd {len(state['head_kd.weight'])}, but evaluation"
+            " averages the two; drop head_kd.weight and head_kd.bias from the state dict"
+        )
     return {
         "in_channels": stem[1],
         "stem_kernel": stem[-1],
         "embed_dims": tuple(
             state[f"downsample{stage}.encode_conv.weight"].shape[0] for stage in ("1_2", "2", "3")
         ),
-        "num_classes": _classes(state),
+        "num_classes": classes,
         "distillation": "head_kd.weight" in state,
         "conv_depths": (
             count(state, "ConvBlock1_1.{}."),
@@ -123,18 +129,8 @@ def _rep_ratios(state: Mapping[str, Tensor], width: int) -> dict[str, float | No
     return {"rep_ratio": channels / width, "rep_norm_ratio": norm}
 
 
-def _classes(state: Mapping[str, Tensor]) -> int:
-    classes = len(state["head.weight"])
-    if "head_kd.weight" in state and len(state["head_kd.weight"]) != classes:
-        raise ValueError(
-            f"head has {classes} classes and head_kd {len(state['head_kd.weight'])}, but evaluation"
-            " averages the two; drop head_kd.weight and head_kd.bias from the state dict"
-        )
-    return classes
-
-
 def oddities(config: SDTv3LargeConfig) -> tuple[str, ...]:
-    """What the official code does that one would not expect, one sentence each.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> len(oddities(SDTv3LargeConfig()))

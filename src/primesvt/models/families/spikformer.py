@@ -16,8 +16,14 @@ from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import ConvBN, MaxPool, SpikeMLP, TransformerBlock
 from primesvt.models.config import check_choice, check_positive
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._isotropic import IsotropicConfig
-from primesvt.models.families._names import count, under
+from primesvt.models.families._isotropic import (
+    DIGITS_SIZES,
+    IsotropicConfig,
+    check_attn_scale,
+    cifar_sizes,
+    equal_blocks,
+)
+from primesvt.models.families._names import NUMBERED_STEM, QKV_PROJ, count, layers, under
 from primesvt.models.families.family import Family
 from primesvt.models.heads import Head
 from primesvt.models.neurons import Spike, lif
@@ -108,10 +114,7 @@ class SpikformerConfig(IsotropicConfig):
         super().__post_init__()
         check_choice("layout", self.layout, ("imagenet", "cifar", "dvs"))
         check_positive(self, "pos_tokens")
-        if not isinstance(self.attn_scale, int | float) or not self.attn_scale > 0:
-            raise ValueError(
-                f"attn_scale is {self.attn_scale!r}, but must be above 0, such as 0.125"
-            )
+        check_attn_scale(self.attn_scale)
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
@@ -133,13 +136,7 @@ def build(config: SpikformerConfig) -> SpikingViT:
         head.unused = nn.ModuleDict({"norm": nn.LayerNorm(config.embed_dim)})
         tokens = torch.zeros(1, config.pos_tokens, config.embed_dim)
         head.unused.register_parameter("pos_embed", nn.Parameter(tokens))
-    return SpikingViT(config, _blocks(config), head)
-
-
-def _blocks(config: SpikformerConfig) -> Iterator[tuple[str, nn.Module]]:
-    yield "stem", _stem(config)
-    for index in range(config.depth):
-        yield f"block{index}", _block(config)
+    return SpikingViT(config, equal_blocks(config, _stem, _block), head)
 
 
 def _stem(config: SpikformerConfig) -> nn.Module:
@@ -179,7 +176,7 @@ Layer = Callable[[int, int], nn.Module]
 
 
 def _layers(layout: str) -> tuple[Layer, Layer, Layer]:
-    """What makes q, k and v, the projection behind the attention, and the MLP's layers."""
+    """The layers of q, k and v, of the projection behind the attention, and of the MLP."""
     if layout == "cifar":
         return LinearBN, LinearBN, LinearBN
     tokens = partial(ConvBN, dims=1)
@@ -190,27 +187,14 @@ def _layers(layout: str) -> tuple[Layer, Layer, Layer]:
 _BLOCK = {
     "": "",
     "attn": "attn",
-    "attn.q_lif": "attn.q_lif",
-    "attn.k_lif": "attn.k_lif",
-    "attn.v_lif": "attn.v_lif",
-    "attn.attn_lif": "attn.attn_lif",
-    "attn.proj_lif": "attn.proj_lif",
+    **{f"attn.{part}_lif": f"attn.{part}_lif" for part in (*QKV_PROJ, "attn")},
     "mlp": "mlp",
     "mlp.lif1": "mlp.fc1_lif",
     "mlp.lif2": "mlp.fc2_lif",
     "unused.norm1": "norm1",
     "unused.norm2": "norm2",
 }
-_LAYERS = ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
-_REST = {
-    "blocks.stem": "patch_embed",
-    "blocks.stem.rpe.conv": "patch_embed.rpe_conv",
-    "blocks.stem.rpe.bn": "patch_embed.rpe_bn",
-    "blocks.stem.rpe.lif": "patch_embed.rpe_lif",
-    "head.fc": "head",
-    "head.unused.norm": "norm",
-    "head.unused.pos_embed": "pos_embed",
-}
+_HEAD = {"head.fc": "head", "head.unused.norm": "norm", "head.unused.pos_embed": "pos_embed"}
 
 
 def official_names(config: SpikformerConfig) -> dict[str, str]:
@@ -223,14 +207,13 @@ def official_names(config: SpikformerConfig) -> dict[str, str]:
 
     Source: github.com/ZK-Zhou/spikformer, model.py of imagenet, cifar10 and cifar10dvs.
     """
-    names = dict(_REST)
-    for stage in range(4):
-        for ours, official in (("conv{}.conv", "conv"), ("conv{}.bn", "bn"), ("lif{}", "lif")):
-            names[f"blocks.stem.{ours.format(stage)}"] = f"patch_embed.proj_{official}{stage or ''}"
-    kind = _weights(config.layout)
-    inside = dict(_BLOCK)
-    for layer in _LAYERS:
-        inside |= {f"{layer}.{kind}": f"{layer}_{kind}", f"{layer}.bn": f"{layer}_bn"}
+    names = _HEAD | under("blocks.stem", "patch_embed", {**NUMBERED_STEM, "rpe.lif": "rpe_lif"})
+    parts = (_weights(config.layout), "bn")
+    inside = {
+        **_BLOCK,
+        **layers("attn", "attn", QKV_PROJ, parts),
+        **layers("mlp", "mlp", ("fc1", "fc2"), parts),
+    }
     for block in range(config.depth):
         names |= under(f"blocks.block{block}", f"block.{block}", inside)
     return names
@@ -266,7 +249,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def oddities(config: SpikformerConfig) -> tuple[str, ...]:
-    """What of the official code one would not expect, and this config reproduces.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> oddities(SpikformerConfig())
@@ -325,53 +308,27 @@ def entries() -> Iterator[ModelEntry]:
         for depth, width, heads in _CIFAR:
             yield ModelEntry(
                 name=f"spikformer_cifar{classes}_{depth}_{width}",
-                config=_cifar(classes, depth, width, heads),
+                config=SpikformerConfig(**cifar_sizes(classes, depth, width, heads)),
                 data=CIFAR,
             )
-    yield ModelEntry(name="spikformer_cifar10dvs", config=_dvs(), data=events(2, 128))
     yield ModelEntry(
-        name="spikformer_small",
-        config=_cifar(10, 2, 96, 4),
-        data=CIFAR,
+        name="spikformer_cifar10dvs",
+        config=SpikformerConfig(
+            layout="dvs",
+            in_channels=2,
+            num_classes=10,
+            time_steps=16,
+            embed_dim=256,
+            depth=2,
+            num_heads=16,
+            attn_scale=0.25,
+        ),
+        data=events(2, 128),
     )
-    yield ModelEntry(name="spikformer_digits", config=_digits(), data=DIGITS)
-
-
-def _cifar(classes: int, depth: int, width: int, heads: int) -> SpikformerConfig:
-    return SpikformerConfig(
-        layout="cifar",
-        num_classes=classes,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        pooling_stat="0011",
-    )
-
-
-def _dvs() -> SpikformerConfig:
-    return SpikformerConfig(
-        layout="dvs",
-        in_channels=2,
-        num_classes=10,
-        time_steps=16,
-        embed_dim=256,
-        depth=2,
-        num_heads=16,
-        attn_scale=0.25,
-    )
-
-
-def _digits() -> SpikformerConfig:
-    return SpikformerConfig(
-        layout="cifar",
-        in_channels=1,
-        num_classes=10,
-        time_steps=2,
-        embed_dim=48,
-        depth=2,
-        num_heads=4,
-        pooling_stat="0001",
-    )
+    small = SpikformerConfig(**cifar_sizes(10, 2, 96, 4))
+    yield ModelEntry(name="spikformer_small", config=small, data=CIFAR)
+    digits = SpikformerConfig(**DIGITS_SIZES)
+    yield ModelEntry(name="spikformer_digits", config=digits, data=DIGITS)
 
 
 FAMILY = Family(

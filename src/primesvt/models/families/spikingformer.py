@@ -15,8 +15,14 @@ from primesvt.models.attention import SpikingSelfAttention
 from primesvt.models.blocks import MLP, ConvBN, MaxPool, TransformerBlock
 from primesvt.models.config import check_choice
 from primesvt.models.entry import ModelEntry, Published
-from primesvt.models.families._isotropic import IsotropicConfig
-from primesvt.models.families._names import count, under
+from primesvt.models.families._isotropic import (
+    DIGITS_SIZES,
+    IsotropicConfig,
+    check_attn_scale,
+    cifar_sizes,
+    equal_blocks,
+)
+from primesvt.models.families._names import QKV_PROJ, count, layers, under
 from primesvt.models.families.family import Family
 from primesvt.models.heads import Head
 from primesvt.models.neurons import lif
@@ -58,10 +64,7 @@ class SpikingformerConfig(IsotropicConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("layout", self.layout, ("imagenet", "cifar"))
-        if not isinstance(self.attn_scale, int | float) or not self.attn_scale > 0:
-            raise ValueError(
-                f"attn_scale is {self.attn_scale!r}, but must be above 0, such as 0.125"
-            )
+        check_attn_scale(self.attn_scale)
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
@@ -78,13 +81,8 @@ def build(config: SpikingformerConfig) -> SpikingViT:
         >>> [name for name, _ in model.blocks.named_children()]
         ['stem', 'block0', 'block1']
     """
-    return SpikingViT(config, _blocks(config), Head(config.embed_dim, config.num_classes))
-
-
-def _blocks(config: SpikingformerConfig) -> Iterator[tuple[str, nn.Module]]:
-    yield "stem", _stem(config)
-    for index in range(config.depth):
-        yield f"block{index}", _block(config)
+    head = Head(config.embed_dim, config.num_classes)
+    return SpikingViT(config, equal_blocks(config, _stem, _block), head)
 
 
 def _stem(config: SpikingformerConfig) -> nn.Module:
@@ -121,10 +119,8 @@ _BLOCK = {
     "": "",
     "attn": "attn",
     "attn.lif": "attn.proj_lif",
-    "attn.q_lif": "attn.q_lif",
-    "attn.k_lif": "attn.k_lif",
-    "attn.v_lif": "attn.v_lif",
-    "attn.attn_lif": "attn.attn_lif",
+    **{f"attn.{part}_lif": f"attn.{part}_lif" for part in ("q", "k", "v", "attn")},
+    **layers("attn", "attn", QKV_PROJ),
     "mlp": "mlp",
     "mlp.lif1": "mlp.mlp1_lif",
     "mlp.fc1.conv": "mlp.mlp1_conv",
@@ -165,11 +161,8 @@ def official_names(config: SpikingformerConfig) -> dict[str, str]:
     for stage, official in enumerate(_STAGES[config.layout]):
         for ours, part in (("conv{}.conv", "conv"), ("conv{}.bn", "bn"), ("lif{}", "lif")):
             names[f"blocks.stem.{ours.format(stage)}"] = f"patch_embed.{official}_{part}"
-    inside = dict(_BLOCK)
-    for layer in ("attn.q", "attn.k", "attn.v", "attn.proj"):
-        inside |= {f"{layer}.conv": f"{layer}_conv", f"{layer}.bn": f"{layer}_bn"}
     for block in range(config.depth):
-        names |= under(f"blocks.block{block}", f"block.{block}", inside)
+        names |= under(f"blocks.block{block}", f"block.{block}", _BLOCK)
     return names
 
 
@@ -200,7 +193,9 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def modernise(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Spell the last convolution of the stem and the MLPs as the present official code does.
+    """Rename tensors of older official code to the names of the present one.
+
+    These are the last convolution of the stem and the MLPs.
 
     The authors' log of 8-512 shows ``rpe_conv`` and ``fc1_conv``; that spelling is known from the
     log only, no file was seen. Nothing changes unless all its keys are there. A file whose whole
@@ -223,7 +218,7 @@ def _present(key: str, last: str) -> str:
 
 
 def oddities(config: SpikingformerConfig) -> tuple[str, ...]:
-    """What of the official code one would not expect, and this config reproduces.
+    """Sentences on unexpected behaviour of the official code that this config reproduces.
 
     Example:
         >>> oddities(SpikingformerConfig())
@@ -274,49 +269,27 @@ def entries() -> Iterator[ModelEntry]:
     for classes, depth, width, heads in _CIFAR:
         yield ModelEntry(
             name=f"spikingformer_cifar{classes}_{depth}_{width}",
-            config=_cifar(classes, depth, width, heads),
+            config=SpikingformerConfig(**cifar_sizes(classes, depth, width, heads)),
             data=CIFAR,
         )
     for dataset, classes in _EVENTS:
-        yield ModelEntry(name=f"spikingformer_{dataset}", config=_dvs(classes), data=events(2, 128))
-    yield ModelEntry(name="spikingformer_small", config=_cifar(10, 2, 96, 4), data=CIFAR)
-    yield ModelEntry(name="spikingformer_digits", config=_digits(), data=DIGITS)
-
-
-def _cifar(classes: int, depth: int, width: int, heads: int) -> SpikingformerConfig:
-    return SpikingformerConfig(
-        layout="cifar",
-        num_classes=classes,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        pooling_stat="0011",
-    )
-
-
-def _dvs(classes: int) -> SpikingformerConfig:
-    return SpikingformerConfig(
-        in_channels=2,
-        num_classes=classes,
-        time_steps=16,
-        embed_dim=256,
-        depth=2,
-        num_heads=16,
-        tau=1.5,
-    )
-
-
-def _digits() -> SpikingformerConfig:
-    return SpikingformerConfig(
-        layout="cifar",
-        in_channels=1,
-        num_classes=10,
-        time_steps=2,
-        embed_dim=48,
-        depth=2,
-        num_heads=4,
-        pooling_stat="0001",
-    )
+        yield ModelEntry(
+            name=f"spikingformer_{dataset}",
+            config=SpikingformerConfig(
+                in_channels=2,
+                num_classes=classes,
+                time_steps=16,
+                embed_dim=256,
+                depth=2,
+                num_heads=16,
+                tau=1.5,
+            ),
+            data=events(2, 128),
+        )
+    small = SpikingformerConfig(**cifar_sizes(10, 2, 96, 4))
+    yield ModelEntry(name="spikingformer_small", config=small, data=CIFAR)
+    digits = SpikingformerConfig(**DIGITS_SIZES)
+    yield ModelEntry(name="spikingformer_digits", config=digits, data=DIGITS)
 
 
 FAMILY = Family(

@@ -135,7 +135,7 @@ def _first(state: Mapping[str, Tensor], stage: int, *ends: str) -> list[Tensor]:
 
 
 def oddities(config: SpikingResformerConfig) -> tuple[str, ...]:
-    """What the official code does that one would not expect, and this model reproduces.
+    """Sentences on unexpected behaviour of the official code that this model reproduces.
 
     Example:
         >>> len(oddities(SpikingResformerConfig()))

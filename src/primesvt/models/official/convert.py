@@ -1,4 +1,4 @@
-"""Checkpoints of the authors: from their names to our model and back, exactly."""
+"""Convert official state dicts to our models, and back."""
 
 from __future__ import annotations
 

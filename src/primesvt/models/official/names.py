@@ -1,4 +1,4 @@
-"""Our names of modules and tensors, and the authors' names of them."""
+"""Map our names of modules and tensors to those of the official code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def official_modules(model: SpikingViT) -> dict[str, str]:
 
 
 def official_shapes(config: ModelConfig) -> dict[str, Tensor]:
-    """Tensors on the meta device under the official names: those of a model of this config.
+    """The official state dict of a model of this config, as tensors on the meta device.
 
     Example:
         >>> from primesvt.models import model_entry

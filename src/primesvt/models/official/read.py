@@ -47,7 +47,7 @@ SAFE_GLOBALS: list[Any] = [
 
 @dataclass(frozen=True, kw_only=True)
 class StateFile:
-    """The weights of a checkpoint file, and what a person should know of how they were found."""
+    """The weights of a checkpoint file, and notes on which of its contents they are."""
 
     state: dict[str, Tensor]
     notes: tuple[str, ...] = ()
@@ -88,26 +88,27 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings(record=True) as heard:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with torch.serialization.safe_globals(SAFE_GLOBALS):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"there is no checkpoint file {str(path)!r}") from error
     except pickle.UnpicklingError as error:
-        raise _not_unpickled(path, str(error), [str(each.message) for each in heard]) from error
+        raise _not_unpickled(path, str(error), [str(each.message) for each in caught]) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _unreadable(path) from error
 
 
-def _not_unpickled(path: Path, error: str, heard: list[str]) -> ValueError:
+def _not_unpickled(path: Path, error: str, caught: list[str]) -> ValueError:
+    """The error of a file that PyTorch refuses to unpickle, from its error and warnings."""
     if refused := re.search(r"GLOBAL (\S+)", error):
         return ValueError(
             f"{path} holds {refused[1]}, which is not unpickled: only tensors, plain values, "
             "argparse.Namespace and pathlib paths are; save its state dict alone, best as "
             ".safetensors"
         )
-    protocol = re.search(r"Detected pickle protocol (\d+)", " ".join(heard))
+    protocol = re.search(r"Detected pickle protocol (\d+)", " ".join(caught))
     if protocol is None:
         return _unreadable(path)
     return ValueError(
@@ -125,10 +126,11 @@ def _unreadable(path: Path) -> ValueError:
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
-    """The innermost container of weights."""
+    """The innermost container of weights in a checkpoint, and notes on it."""
     notes: tuple[str, ...] = ()
     for _ in range(2):
-        found = [key for key in CONTAINERS if _holds(content, key)]
+        outer = content if isinstance(content, Mapping) else {}
+        found = [key for key in CONTAINERS if isinstance(outer.get(key), Mapping)]
         if found and found[0] in AVERAGED:
             passed_over = f", not {found[-1]!r}" if found[-1] not in AVERAGED else ""
             notes = (*notes, f"the averaged weights {found[0]!r} are taken{passed_over}")
@@ -136,10 +138,6 @@ def _unwrapped(content: Any, path: Path) -> tuple[Mapping[Any, Any], tuple[str, 
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content, notes
-
-
-def _holds(content: Any, key: str) -> bool:
-    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

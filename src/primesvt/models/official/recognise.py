@@ -1,4 +1,4 @@
-"""Which family an official state dict belongs to, and the settings that its tensors tell."""
+"""Recognise the family of an official state dict, and infer its settings from the tensors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def checked(
     for name, value in overrides.items():
         if name not in own:
             raise ValueError(f"{family.title} has no setting {name!r}; it has: {', '.join(own)}")
-        given = _like(value, defaults.get(name))
+        given = tuple(value) if isinstance(value, list) else value
+        # Digits without quotes are a number in YAML.
+        if isinstance(defaults.get(name), str) and type(value) is int:
+            given = str(value)
         if name in inferred and not agrees(given, inferred[name]):
             raise ValueError(
                 f"{name}={given!r} was given, but the tensors of the checkpoint say "
@@ -87,12 +90,6 @@ def checked(
 
 def _fields(family: Family) -> list[str]:
     return [field.name for field in fields(family.config)]
-
-
-def _like(value: Any, model: Any) -> Any:
-    if isinstance(model, str) and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 # Of another family, or no tensors at all.
@@ -138,7 +135,7 @@ def _accepts(family: Family, state: State) -> bool:
 
 
 def _no_family(state: State, candidates: list[Family]) -> ValueError:
-    """What to tell: the nearest family, and in what the tensors differ from it."""
+    """The error for tensors of no family: names the nearest one, and the tensors that differ."""
     misfits = [(each, _misfit(each, state)) for each in candidates]
     family, found = min(misfits, key=lambda pair: pair[1].share)
     name, known = family.config.family, f"the {len(state)} tensors of the checkpoint"
@@ -152,7 +149,10 @@ def _no_family(state: State, candidates: list[Family]) -> ValueError:
 
 
 def _misfit(family: Family, state: State) -> Differences:
-    """How far a family is from a state dict; tensors that it needs to infer anything are lent."""
+    """The tensors in which a state dict differs from a family's, at the nearest sizes.
+
+    Tensors without which nothing can be inferred are taken from the family's own entries.
+    """
     present = family.modernise(state)
     shapes = [official_shapes(entry.config) for entry in _samples(family)]
     found = [differences(each, present) for each in shapes]
@@ -181,7 +181,7 @@ def _plausible(value: object, key: str, shapes: Iterable[State]) -> bool:
 
 
 def _samples(family: Family) -> Iterable[ModelEntry]:
-    """One entry for every form of the family, as forms differ in the names of tensors."""
+    """One entry for every layout of the family, as layouts differ in the names of tensors."""
     forms: dict[Any, ModelEntry] = {}
     for entry in family.entries():
         own = entry.config.to_dict()
@@ -201,12 +201,12 @@ class Interpretation:
 
     @cached_property
     def misfit(self) -> Differences:
-        """In what the tensors differ from those of a model of this config."""
+        """The tensors that differ from those of a model of this config."""
         return differences(official_shapes(self.config), self.state)
 
 
 def interpret(family: Family, state: State, overrides: Mapping[str, Any]) -> Interpretation:
-    """Settle a config: from the tensors, then the person, then the nearest registered variant.
+    """Find a config: from the tensors, then the user's settings, then the nearest variant.
 
     Raises ``KeyError`` with the name of a tensor without which the family can infer nothing, and
     ``ValueError`` for an override that the tensors contradict or a config that cannot be.
@@ -252,12 +252,12 @@ def _twins(family: Family, entry: ModelEntry, inferred: Mapping[str, Any]) -> It
             continue
         if _is_exact(other, inferred):
             apart = {k: v for k, v in other.config.to_dict().items() if v != own[k]}
-            told = ", ".join(f"{name}={value}" for name, value in apart.items())
-            yield f"{other.name} has the same tensors; for it give {told}"
+            settings = ", ".join(f"{name}={value}" for name, value in apart.items())
+            yield f"{other.name} has the same tensors; for it give {settings}"
 
 
 def _defaults(entry: ModelEntry, *, exact: bool) -> dict[str, Any]:
-    """The variant's settings, but for those that do not carry over to another network."""
+    """The settings of a registered variant, without those that only hold for its own weights."""
     values = {f.name: getattr(entry.config, f.name) for f in fields(entry.config)}
     if "img_size" in values:
         values["img_size"] = None
@@ -270,11 +270,12 @@ def _defaults(entry: ModelEntry, *, exact: bool) -> dict[str, Any]:
 def _config(
     family: Family, fixed: Mapping[str, Any], assumed: Mapping[str, Any], entry: ModelEntry
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config; with fewer heads where those of the variant do not divide the widths."""
+    """Build the config, with fewer heads where the variant's do not divide the widths."""
     try:
         return family.config.from_dict({**assumed, **fixed}), ()
     except ValueError as error:
-        for heads in _fewer(assumed.get("num_heads")):
+        most = assumed.get("num_heads")
+        for heads in range(most - 1, 0, -1) if isinstance(most, int) else ():
             try:
                 config = family.config.from_dict({**assumed, **fixed, "num_heads": heads})
             except ValueError:
@@ -284,7 +285,3 @@ def _config(
                 f" num_heads={heads} is assumed; give num_heads if it is another",
             )
         raise ValueError(f"{family.title}: {error}") from error
-
-
-def _fewer(heads: object) -> Iterator[int]:
-    return iter(range(heads - 1, 0, -1)) if isinstance(heads, int) else iter(())
