@@ -1,4 +1,4 @@
-"""Policies, criteria and recoveries from outside of the package, in Python and on the command line."""
+"""Policies, criteria and recoveries from outside, in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -197,5 +197,5 @@ def test_a_registry_lists_its_own_names_first() -> None:
     registry = Registry("thing", group="tests.things", builtin={"a": "math:pi", "b": "math:e"})
     registry("c")(object)
     assert registry.names() == ("a", "b", "c")
-    with pytest.raises(ValueError, match="unknown thing 'aa'; did you mean a"):
-        registry.get("aa")
+    with pytest.raises(ValueError, match="unknown thing 'aa'; known: a, b, c; did you mean a"):
+        registry.find("aa")

@@ -11,7 +11,7 @@ Example:
     ...         probe = prober.probe({grid.group: min(grid.widths) for grid in grids})
     ...         return PolicyResult.of(grids, probe, self.gate.judge(probe))
     >>> from primesvt.registry import POLICIES
-    >>> POLICIES.get("narrowest") is Narrowest
+    >>> POLICIES.find("narrowest") is Narrowest
     True
 """
 

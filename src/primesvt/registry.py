@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, TypeVar
 
 __all__ = [
     "CRITERIA",
+    "FAMILIES",
     "POLICIES",
     "RECOVERIES",
     "Registry",
@@ -37,8 +38,8 @@ def where(thing: Any) -> str:
     return f"{module}:{getattr(thing, '__qualname__', kind.__qualname__)}"
 
 
-class Registry:
-    """The names of one kind of thing, and what each of them stands for.
+class Registry(Mapping[str, Any]):
+    """The names of one kind of thing, and what each of them stands for; loaded when asked for.
 
     Args:
         kind: what a name stands for, in words, for messages.
@@ -49,9 +50,9 @@ class Registry:
         >>> colours = Registry("colour", group="tests.colours", builtin={"pi": "math:pi"})
         >>> @colours("mine")
         ... def mine(): ...
-        >>> colours.names(), colours.get("pi")
+        >>> colours.names(), colours.find("pi")
         (('pi', 'mine'), 3.141592653589793)
-        >>> colours.get("red")
+        >>> colours.find("red")
         Traceback (most recent call last):
             ...
         ValueError: unknown colour 'red'; known: pi, mine
@@ -70,7 +71,8 @@ class Registry:
         def register(thing: Object) -> Object:
             other = self._registered.get(name)
             here = self.builtin.get(name) or (where(other) if other is not None else None)
-            if here not in (None, where(thing)):
+            named = hasattr(thing, "__qualname__")  # imported again it is another object
+            if here not in (None, where(thing)) or (other not in (None, thing) and not named):
                 raise ValueError(
                     f"{self.kind} {name!r} is already {here}; give {where(thing)} another name"
                 )
@@ -78,6 +80,21 @@ class Registry:
             return thing
 
         return register
+
+    def __getitem__(self, name: str) -> Any:
+        """What a name stands for; ``KeyError`` where it stands for nothing."""
+        if name not in self:
+            raise KeyError(name)
+        return self.find(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
 
     def names(self) -> tuple[str, ...]:
         """All names: those of the package in its order, then those of others."""
@@ -87,11 +104,11 @@ class Registry:
         """Raise ``ValueError`` for a name that stands for nothing, and import nothing."""
         if name not in self.names():
             near = get_close_matches(name, self.names(), n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             known = ", ".join(self.names())
-            raise ValueError(f"unknown {self.kind} {name!r}; {hint}known: {known}")
+            raise ValueError(f"unknown {self.kind} {name!r}; known: {known}{hint}")
 
-    def get(self, name: str) -> Any:
+    def find(self, name: str) -> Any:
         """What a name stands for; ``ValueError`` where it stands for nothing."""
         self.check(name)
         if name not in self._registered:
@@ -145,5 +162,23 @@ RECOVERIES = Registry(
         "refit": "primesvt.recovery.recovery:Refit",
         "bn": "primesvt.recovery.recovery:BatchNorm",
         "none": "primesvt.recovery.recovery:Recovery",
+    },
+)
+_FAMILIES = "primesvt.models.families"
+FAMILIES = Registry(
+    "family",
+    group="primesvt.families",
+    builtin={
+        name: f"{_FAMILIES}.{name}:FAMILY"
+        for name in (
+            "qkformer",
+            "sdt_v1",
+            "sdt_v2",
+            "sdt_v3",
+            "sdt_v3_large",
+            "spikformer",
+            "spikingformer",
+            "spikingresformer",
+        )
     },
 )

@@ -38,7 +38,7 @@ def test_psvit_is_asked_for_like_the_paper():
     """The same choices as in the preset, but for the policy and what belongs to prime alone."""
     line = next(command for command in commands() if "--policy psvit" in command)
     method = parse(shlex.split(line)[1:]).recipe.method
-    own = {"policy", "reading", "target_threshold", "order"}
+    own = {"policy", "policy_options", "order"}
     for name, value in PRESETS["paper"].items():
         assert name in own or getattr(method, name) == value
 

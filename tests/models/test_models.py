@@ -1,9 +1,11 @@
 """The contract of SpikingViT and of the registry."""
 
 import copy
+import dataclasses
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,11 +19,13 @@ from primesvt.models import (
     build_model,
     create_model,
     list_models,
+    listing,
     load_state,
     model_entry,
     registry,
     reset,
 )
+from primesvt.registry import FAMILIES
 
 SMALL: dict[str, Any] = {
     "embed_dims": (8, 16, 24, 32),
@@ -331,3 +335,30 @@ def test_a_state_dict_that_does_not_fit_changes_nothing() -> None:
     with pytest.raises(ValueError, match=r"the file does not fit: 1 of another shape \(head.fc"):
         load_state(model, state, source="the file")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_listing_in_the_package_is_that_of_the_models() -> None:
+    """Renew it with PRIMESVT_UPDATE_GOLDEN=1."""
+    file = Path(__file__).resolve().parents[2] / "src/primesvt/models/listing.json"
+    if os.environ.get("PRIMESVT_UPDATE_GOLDEN"):
+        rows = ",\n".join(f" {json.dumps(row)}" for row in listing())
+        file.write_text(f"[\n{rows}\n]\n")
+    assert json.loads(file.read_text()) == listing()
+
+
+def test_a_family_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAMILIES, "_registered", dict(FAMILIES._registered))
+    known = FAMILIES["sdt_v2"]
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class OwnConfig(known.config):  # type: ignore[name-defined, misc]
+        family: ClassVar[str] = "own"
+
+    entry = next(each for each in known.entries() if each.name == "sdt_v2_digits")
+    values = {f.name: getattr(entry.config, f.name) for f in dataclasses.fields(OwnConfig)}
+    config = OwnConfig(**values)
+    own = dataclasses.replace(entry, name="own_digits", config=config, weights=None)
+    FAMILIES("own")(dataclasses.replace(known, config=OwnConfig, entries=lambda: [own]))
+    assert "own_digits" in list_models() and model_entry("own_digits").family == "own"
+    assert create_model("own_digits").config.family == "own"
+    assert listing()[-1]["parameters"] == 116122

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import cache
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.resources import files
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +14,10 @@ import tyro
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import table, whole
+from primesvt.registry import FAMILIES
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from primesvt.models import ModelEntry
 
 __all__ = ["Models"]
 
@@ -37,9 +38,7 @@ class Models:
 
     def run(self, console: Console) -> int:
         """Print one row per model."""
-        from primesvt.models import list_models, model_entry
-
-        rows = [_row(model_entry(name)) for name in list_models(self.pattern)]
+        rows = _rows(self.pattern)
         if not rows:
             raise ValueError(f"no model matches {self.pattern!r}; `primesvt models` lists them all")
         console.result({"models": rows})
@@ -53,18 +52,15 @@ class Models:
         return 0
 
 
-def _row(entry: ModelEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "aliases": list(entry.aliases),
-        "family": entry.family,
-        "parameters": _parameters(entry),
-        "input_size": list(entry.data.input_size),
-        "num_classes": entry.config.num_classes,
-        "time_steps": entry.config.time_steps,
-        "published": entry.published and asdict(entry.published),
-        "bundled": entry.weights is not None,
-    }
+def _rows(pattern: str) -> list[dict[str, Any]]:
+    """What is listed of the models that match; those of other packages are built to be counted."""
+    text = files("primesvt").joinpath("models", "listing.json").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(text)
+    if len(FAMILIES) > len(FAMILIES.builtin):
+        from primesvt.models import listing
+
+        rows += [row for row in listing() if row["family"] not in FAMILIES.builtin]
+    return [row for row in rows if fnmatchcase(row["name"], pattern)]
 
 
 def _sources(models: list[dict[str, Any]]) -> dict[str, str]:
@@ -103,13 +99,3 @@ def _table(models: list[dict[str, Any]], sources: dict[str, str]) -> Table:
 
 def _top1(published: dict[str, Any] | None, sources: dict[str, str]) -> str:
     return f"{published['top1']} {sources[published['source']]}" if published else ""
-
-
-@cache
-def _parameters(entry: ModelEntry) -> int:
-    import torch
-
-    from primesvt.models import build_model
-
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(entry.config).parameters())

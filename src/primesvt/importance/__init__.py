@@ -38,7 +38,7 @@ def find_importance(name: str) -> Criterion:
         >>> find_importance("l2").__name__
         'l2'
     """
-    found: Criterion = CRITERIA.get(name)
+    found: Criterion = CRITERIA.find(name)
     return found
 
 

@@ -69,7 +69,7 @@ def criterion(
         >>> @criterion("first_channels", needs_inputs=False)
         ... def first_channels(context, group):
         ...     return np.tile(-np.arange(group.size, dtype=float), (group.positions, 1))
-        >>> CRITERIA.get("first_channels") is first_channels
+        >>> CRITERIA.find("first_channels") is first_channels
         True
     """
 

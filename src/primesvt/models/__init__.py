@@ -15,7 +15,7 @@ from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
 from primesvt.models.official.convert import from_official, to_official
 from primesvt.models.official.names import official_keys, official_modules
 from primesvt.models.provenance import CheckpointReport, Provenance
-from primesvt.models.registry import create_model, list_models, model_entry
+from primesvt.models.registry import create_model, list_models, listing, model_entry
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state_dict import load_state
 
@@ -34,6 +34,7 @@ __all__ = [
     "from_official",
     "lif",
     "list_models",
+    "listing",
     "load_state",
     "model_entry",
     "official_keys",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 
@@ -24,14 +27,21 @@ __all__ = [
     "create_model",
     "data_config",
     "list_models",
+    "listing",
     "model_entry",
     "nearest_data",
     "provenance_of",
 ]
 
 
-_ENTRIES = {entry.name: entry for family in FAMILIES.values() for entry in family.entries()}
-_ALIASES = {alias: entry.name for entry in _ENTRIES.values() for alias in entry.aliases}
+def _entries() -> Mapping[str, ModelEntry]:
+    """All registered models by name; a family that was registered later has its own among them."""
+    return _entries_of(FAMILIES.names())
+
+
+@cache
+def _entries_of(families: tuple[str, ...]) -> Mapping[str, ModelEntry]:
+    return {entry.name: entry for name in families for entry in FAMILIES[name].entries()}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -41,7 +51,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> list_models("*_55m*")
         ['sdt_v2_55m', 'sdt_v2_55m_kd']
     """
-    return [name for name in _ENTRIES if fnmatchcase(name, pattern)]
+    return [name for name in _entries() if fnmatchcase(name, pattern)]
 
 
 def model_entry(name: str) -> ModelEntry:
@@ -51,12 +61,44 @@ def model_entry(name: str) -> ModelEntry:
         >>> model_entry("sdt_v2_31m").published.top1
         77.2
     """
-    canonical = _ALIASES.get(name, name)
-    if canonical in _ENTRIES:
-        return _ENTRIES[canonical]
-    near = get_close_matches(str(name), [*_ENTRIES, *_ALIASES], n=3, cutoff=0.4)
+    entries = _entries()
+    aliases = {alias: entry.name for entry in entries.values() for alias in entry.aliases}
+    canonical = aliases.get(name, name)
+    if canonical in entries:
+        return entries[canonical]
+    near = get_close_matches(str(name), [*entries, *aliases], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "see `primesvt models`"
     raise ValueError(f"unknown model {name!r}; {hint}")
+
+
+def listing() -> list[dict[str, Any]]:
+    """What is listed of every registered model: sizes, published accuracy, bundled weights.
+
+    ``listing.json`` beside this file holds it of the models of the package, so that
+    `primesvt models` need not build them.
+
+    Example:
+        >>> next(row for row in listing() if row["name"] == "sdt_v2_digits")["parameters"]
+        116122
+    """
+    rows = []
+    for entry in _entries().values():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in build_model(entry.config).parameters())
+        rows.append(
+            {
+                "name": entry.name,
+                "aliases": list(entry.aliases),
+                "family": entry.family,
+                "parameters": parameters,
+                "input_size": list(entry.data.input_size),
+                "num_classes": entry.config.num_classes,
+                "time_steps": entry.config.time_steps,
+                "published": entry.published and asdict(entry.published),
+                "bundled": entry.weights is not None,
+            }
+        )
+    return rows
 
 
 def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> SpikingViT:
@@ -77,7 +119,7 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Sp
     if not pretrained:
         return model
     if entry.weights is None:
-        bundled = [each.name for each in _ENTRIES.values() if each.weights]
+        bundled = [each.name for each in _entries().values() if each.weights]
         raise ValueError(
             f"{entry.name} has no weights in the package (only {', '.join(bundled)} has);"
             " give a downloaded checkpoint file instead (in Python: primesvt.models.from_official)"

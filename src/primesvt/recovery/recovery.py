@@ -146,5 +146,5 @@ def find_recovery(name: str) -> type[Recovery]:
         >>> find_recovery("bn").__name__
         'BatchNorm'
     """
-    found: type[Recovery] = RECOVERIES.get(name)
+    found: type[Recovery] = RECOVERIES.find(name)
     return found

@@ -6,34 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from primesvt.models.config import ModelConfig
-from primesvt.models.families import (
-    qkformer,
-    sdt_v1,
-    sdt_v2,
-    sdt_v3,
-    sdt_v3_large,
-    spikformer,
-    spikingformer,
-    spikingresformer,
-)
 from primesvt.models.families.family import Family
 from primesvt.models.spiking_vit import SpikingViT
+from primesvt.registry import FAMILIES
 
 __all__ = ["FAMILIES", "Family", "build_model", "family_of"]
-
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.config.family: module.FAMILY
-    for module in (
-        qkformer,
-        sdt_v1,
-        sdt_v2,
-        sdt_v3,
-        sdt_v3_large,
-        spikformer,
-        spikingformer,
-        spikingresformer,
-    )
-}
 
 
 def family_of(name: str) -> Family:
@@ -43,9 +20,8 @@ def family_of(name: str) -> Family:
         >>> family_of("sdt_v2").build.__name__
         'build'
     """
-    if name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name]
+    found: Family = FAMILIES.find(name)
+    return found
 
 
 def build_model(config: ModelConfig | Mapping[str, Any]) -> SpikingViT:

@@ -264,7 +264,7 @@ def find_policy(name: str) -> type[Policy]:
         >>> find_policy("prime").rates[-1]
         0.9
     """
-    found: type[Policy] = POLICIES.get(name)
+    found: type[Policy] = POLICIES.find(name)
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise ValueError(f"policy {name!r} is {found!r}; it must extend primesvt.plugins.Policy")
     return found
