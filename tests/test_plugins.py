@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from primesvt import Limits, load, plugins, prune
+from primesvt import Limits, export, load, plugins, prune
 from primesvt.plugins import CriterionContext, Policy, PolicyResult, Recovery
-from primesvt.registry import CRITERIA, POLICIES, RECOVERIES, Registry
+from primesvt.registry import CRITERIA, EXPORT_FORMATS, POLICIES, RECOVERIES, Registry
 
 ASKED = {
     "limits": Limits(max_accuracy_drop=90),
@@ -199,3 +200,38 @@ def test_a_registry_lists_its_own_names_first() -> None:
     assert registry.names() == ("a", "b", "c")
     with pytest.raises(ValueError, match="unknown thing 'aa'; known: a, b, c; did you mean a"):
         registry.find("aa")
+
+
+def test_an_export_format_of_another_package(monkeypatch, model, tmp_path) -> None:
+    monkeypatch.setattr(EXPORT_FORMATS, "_registered", dict(EXPORT_FORMATS._registered))
+
+    @plugins.export_format("state")
+    class StateFormat(plugins.ExportFormat):
+        """The weights of the deployed network, saved by PyTorch."""
+
+        file_name = "model.state"
+
+        def payload(self, made, example, job) -> plugins.Payload:
+            buffer = io.BytesIO()
+            torch.save(made.network.state_dict(), buffer)
+
+            def run(content: bytes):
+                made.network.load_state_dict(torch.load(io.BytesIO(content)))
+                return lambda batch: [made.network(batch)]
+
+            return plugins.Payload(
+                content=buffer.getvalue(),
+                run=run,
+                watched=run(buffer.getvalue()),
+                neurons=(),
+                sizes=(),
+            )
+
+    shown = torch.rand(4, 1, 8, 8)
+    made = export(model, tmp_path / "net", format="state", example_input=shown)
+    assert made.format == "state" and made.agreement.predictions == 1.0
+    assert (tmp_path / "net").is_file()
+    with pytest.raises(ValueError, match="weights are not written as state; use the format onnx"):
+        export(model, tmp_path / "two", format="state", example_input=shown, weight_bits=8)
+    with pytest.raises(ValueError, match="unknown export format 'stat'; known: onnx"):
+        export(model, tmp_path / "two", format="stat", example_input=shown)

@@ -1,8 +1,9 @@
-"""What other packages extend: policies, importance criteria and recoveries, with their decorators.
+"""What other packages extend: policies, criteria, recoveries, families, export formats.
 
 A decorator gives a class or function a name in this process. A package of its own names it in an
 entry-point group instead, so that the command line finds it too: ``primesvt.policies``,
-``primesvt.importances``, ``primesvt.recoveries`` (CONTRIBUTING.md has an example of each).
+``primesvt.importances``, ``primesvt.recoveries``, ``primesvt.families`` or
+``primesvt.export_formats`` (CONTRIBUTING.md has an example of each).
 
 Example:
     >>> @policy("narrowest")
@@ -19,7 +20,9 @@ from primesvt.calibration import ActivationStatistics
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.widths import WidthGrid
 from primesvt.config import OptionGroup
+from primesvt.exporting.formats import ExportFormat, ExportJob, Payload
 from primesvt.importance import CriterionContext, Scores, criterion
+from primesvt.models.families import Family
 from primesvt.pruning.policies import (
     AccuracyGate,
     GateDecision,
@@ -30,7 +33,7 @@ from primesvt.pruning.policies import (
 )
 from primesvt.pruning.probe_table import Probe
 from primesvt.recovery import Recovery
-from primesvt.registry import POLICIES, RECOVERIES
+from primesvt.registry import EXPORT_FORMATS, FAMILIES, POLICIES, RECOVERIES
 
 __all__ = [
     "AccuracyGate",
@@ -38,10 +41,14 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "CriterionContext",
+    "ExportFormat",
+    "ExportJob",
+    "Family",
     "GateDecision",
     "LayerCut",
     "NetworkProbe",
     "OptionGroup",
+    "Payload",
     "Policy",
     "PolicyResult",
     "Probe",
@@ -49,9 +56,13 @@ __all__ = [
     "Scores",
     "WidthGrid",
     "criterion",
+    "export_format",
+    "family",
     "policy",
     "recovery",
 ]
 
+export_format = EXPORT_FORMATS
+family = FAMILIES
 policy = POLICIES
 recovery = RECOVERIES

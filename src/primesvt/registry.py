@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "CRITERIA",
+    "EXPORT_FORMATS",
     "FAMILIES",
     "POLICIES",
     "RECOVERIES",
@@ -180,5 +181,14 @@ FAMILIES = Registry(
             "spikingformer",
             "spikingresformer",
         )
+    },
+)
+EXPORT_FORMATS = Registry(
+    "export format",
+    group="primesvt.export_formats",
+    builtin={
+        "onnx": "primesvt.exporting.onnx:OnnxFormat",
+        "torch-export": "primesvt.exporting.torch_export:TorchExportFormat",
+        "hub": "primesvt.exporting.hub:HubFormat",
     },
 )

@@ -65,7 +65,7 @@ def test_a_folder_for_the_hub(primesvt, saved):
         (["sdt_v2_digits", "--push", "me/it"], 1, "only the format hub"),
         (["sdt_v2_digits", "--weight-bits", "4"], 2, "--weight-bits"),
         (["sdt_v2_digits", "--format", "tflite"], 2, "torch-export"),
-        (["sdt_v2_digits", "--weight-bits", "8", "--format", "hub"], 1, "ONNX files alone"),
+        (["sdt_v2_digits", "--weight-bits", "8", "--format", "hub"], 1, "use the format onnx"),
     ],
 )
 def test_mistakes_are_one_line(primesvt, words, code, phrase):

@@ -190,9 +190,9 @@ def test_samples_are_spread_over_the_set():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"format": "tflite"}, "format is 'tflite'; allowed: onnx, torch-export, hub"),
+        ({"format": "tflite"}, "unknown export format .tflite.; known: onnx, torch-export, hub"),
         ({"weight_bits": 4}, "weight_bits is 4; 8 is what can be had"),
-        ({"weight_bits": 8, "format": "torch-export"}, "written in ONNX files alone"),
+        ({"weight_bits": 8, "format": "torch-export"}, "not written as .*; use the format onnx"),
         ({"agreement": 99}, "agreement is 99, but is a share"),
         ({"images": 0}, "images is 0, but must be at least 1"),
         ({"push": "me/it"}, "only the format hub can be pushed"),

@@ -13,6 +13,7 @@ from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import table
 from primesvt.config import unset
+from primesvt.registry import EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from primesvt.exporting import ExportResult, Rounded
 
 __all__ = ["Export"]
+
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal[EXPORT_FORMATS.names()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class Export:
             metavar="RUN", help="Run folder; or a saved folder, registry name or checkpoint."
         ),
     ]
-    format: Literal["onnx", "torch-export", "hub"] = "onnx"
+    format: Format = "onnx"
     """What to write."""
     weight_bits: Annotated[Literal[8] | None, unset("8")] = None
     """Round weights to 8 bits (onnx), all but those of the first layers if that flips too much."""
@@ -100,7 +106,7 @@ def _tell(console: Console, made: ExportResult) -> None:
         console.sentence(note)
     if made.rounded is not None:
         console.sentence(_rounded(made.rounded))
-    console.line(f"The {'model' if made.format == 'hub' else 'file'}: {made.path}")
+    console.line(f"The {'model' if made.path.is_dir() else 'file'}: {made.path}")
     if made.url:
         console.line(f"Pushed to: {made.url}")
 

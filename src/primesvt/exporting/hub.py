@@ -13,13 +13,15 @@ from primesvt.checkpoint.folder import load, save_model
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
 from primesvt.exporting.agreement import Agreement, Comparison
 from primesvt.exporting.deploy import spiking_modules
-from primesvt.exporting.result import Size, prepared
+from primesvt.exporting.formats import ExportFormat, ExportJob
+from primesvt.exporting.result import ExportResult, Size, prepared
 from primesvt.exporting.runtime import model_runner
 from primesvt.exporting.source import ExportSource
 from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of
 from primesvt.models.families import FAMILIES
 from primesvt.profiling.memory import parameter_bytes
+from primesvt.registry import EXPORT_FORMATS
 from primesvt.report import changes, headline
 from primesvt.report.changes import cost_notes
 from primesvt.report.run_files import RunFiles, read_run
@@ -144,6 +146,25 @@ def title_of(origin: ExportSource) -> str:
     given = Path(origin.recipe.model)
     name = given.parent.name if given.name == "model" else given.name
     return f"{name}, pruned"
+
+
+@EXPORT_FORMATS("hub")
+class HubFormat(ExportFormat):
+    """A folder in the layout of the Hugging Face Hub, with a model card."""
+
+    file_name = "hub"
+    is_folder = True
+    can_push = True
+
+    def write(self, job: ExportJob) -> ExportResult:
+        """Write a folder, load and compare it, and only then give it its name."""
+        found, size, notes = write_hub(
+            job.origin, job.place, job.staged, job.comparison, repository=job.push
+        )
+        url = None if job.push is None else upload(job.place, job.push)
+        return ExportResult(
+            **job.known(), agreement=found, sizes=(*job.before(), size), notes=notes, url=url
+        )
 
 
 FILES = ("config.json", "model.safetensors")

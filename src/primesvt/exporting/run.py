@@ -2,84 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt._files import file_lock, write_bytes, write_json
+from primesvt._files import file_lock
 from primesvt.exporting.agreement import Comparison, Progress
-from primesvt.exporting.deploy import deploy
-from primesvt.exporting.onnx import onnx_payload, program_payload
-from primesvt.exporting.onnx.model import check_onnx
-from primesvt.exporting.result import ExportResult, Size, about, input_name, input_shape
+from primesvt.exporting.formats import ExportFormat, ExportJob, find_format
+from primesvt.exporting.result import ExportResult
 from primesvt.exporting.source import ExportSource, open_origin, samples_of
-from primesvt.profiling.memory import parameter_bytes
+from primesvt.registry import EXPORT_FORMATS
 
-__all__ = ["ExportSettings", "Format", "export"]
-
-
-Format = Literal["onnx", "torch-export", "hub"]
-NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "hub": "hub"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """The checked settings of an export; ``ValueError`` for one that is not allowed.
-
-    Attributes:
-        format: ``onnx``, ``torch-export`` or ``hub``.
-        weight_bits: 8 for weights in eight bits; ONNX only.
-        agreement: share of samples whose prediction must stay the same.
-        images: samples to compare on, at most.
-        batch_size: of the comparison.
-        push: repository on the Hugging Face Hub to upload to; Hub layout only.
-
-    Example:
-        >>> ExportSettings(format="onnx", weight_bits=8).file_name
-        'model-8bit.onnx'
-    """
-
-    format: Format = "onnx"
-    weight_bits: int | None = None
-    agreement: float = 0.99
-    images: int = 256
-    batch_size: int = 16
-    push: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.format not in get_args(Format):
-            allowed = ", ".join(get_args(Format))
-            raise ValueError(f"format is {self.format!r}; allowed: {allowed}")
-        if self.weight_bits not in (None, 8):
-            raise ValueError(f"weight_bits is {self.weight_bits!r}; 8 is what can be had")
-        if self.weight_bits is not None and self.format != "onnx":
-            raise ValueError(
-                f"8-bit weights are written in ONNX files alone, not in {self.format}; use the"
-                " format onnx, or leave weight_bits out"
-            )
-        if not 0 <= self.agreement <= 1:
-            raise ValueError(
-                f"agreement is {self.agreement!r}, but is a share of predictions: 0 to 1"
-            )
-        for name in ("images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be at least 1")
-        if self.push is not None and self.format != "hub":
-            raise ValueError("only the format hub can be pushed; leave push out, or ask for hub")
-
-    @property
-    def file_name(self) -> str:
-        """The default name of the file or folder."""
-        return "model-8bit.onnx" if self.weight_bits else NAMES[self.format]
+__all__ = ["export"]
 
 
 def export(
     source: str | Path | nn.Module,
     out: str | Path | None = None,
     *,
-    format: Format = "onnx",
+    format: str = "onnx",
     weight_bits: int | None = None,
     agreement: float = 0.99,
     data: Any = None,
@@ -105,7 +47,7 @@ def export(
         source: a run folder, a saved model, anything ``primesvt prune`` takes, or a module.
         out: the file, or the folder of the Hub layout; in the folder ``export`` beside the model
             when not given. A module needs it.
-        format: ``onnx``, ``torch-export`` or ``hub``.
+        format: ``onnx``, ``torch-export``, ``hub``, or the name of one that was registered.
         weight_bits: 8 keeps weights in eight bits (``onnx`` only). So many of them, from the first
             layer on, stay in float32 that the predictions still agree.
         agreement: share of samples whose prediction must stay the same.
@@ -132,18 +74,16 @@ def export(
         >>> made.agreement.predictions, made.input
         (1.0, 'float32 [batch, 1, 8, 8]')
     """
-    settings = ExportSettings(
-        format=format,
-        weight_bits=weight_bits,
-        agreement=agreement,
-        images=images,
-        batch_size=batch_size,
-        push=push,
-    )
-    if format == "onnx":
-        check_onnx()
+    made = find_format(format)
+    _check(format, made, weight_bits=weight_bits, push=push)
+    if not 0 <= agreement <= 1:
+        raise ValueError(f"agreement is {agreement!r}, but is a share of predictions: 0 to 1")
+    for name, count in (("images", images), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name} is {count!r}, but must be at least 1")
+    made.check()
     origin = open_origin(source)
-    place = _place(origin, settings, out)
+    place = _place(origin, made, out, weight_bits)
     samples = samples_of(
         origin,
         data=data,
@@ -153,110 +93,54 @@ def export(
         axis=batch_axis,
     )
     comparison = Comparison(model=origin.model, samples=samples, level=agreement, progress=progress)
-    job = _Job(origin=origin, place=place, settings=settings, comparison=comparison)
+    job = ExportJob(
+        origin=origin,
+        place=place,
+        format=format,
+        comparison=comparison,
+        weight_bits=weight_bits,
+        push=push,
+    )
     if progress is not None:
         progress("exporting", 0, 0)
     with file_lock(place):
-        _place(origin, settings, out)  # what lies there now
-        return job.hub() if format == "hub" else job.file()
+        _place(origin, made, out, weight_bits)  # what lies there now
+        return made.write(job)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One export: the network, the place of the result, and the comparison to pass."""
-
-    origin: ExportSource
-    place: Path
-    settings: ExportSettings
-    comparison: Comparison
-
-    def file(self) -> ExportResult:
-        """Write a file, compare it as it is on disk, and only then give it its name."""
-        samples = self.comparison.samples
-        made, example = deploy(self.origin.model, samples.example()), samples.example()
-        if self.settings.format == "onnx":
-            payload = onnx_payload(
-                made,
-                example,
-                axis=samples.axis,
-                input_name=input_name(self.origin.model, example),
-                about=about(self.origin.model, example),
-                holds=self.comparison.holds if self.settings.weight_bits else None,
-            )
-        else:
-            payload = program_payload(made, example, axis=samples.axis)
-        staged = write_bytes(_staged(self.place), payload.content)
-        try:
-            run = payload.run(staged.read_bytes())
-            found = self.comparison(run, payload.watched, payload.neurons)
-            staged.replace(self.place)
-        finally:
-            staged.unlink(missing_ok=True)
-        result = ExportResult(
-            **self._known(),
-            agreement=found,
-            opset=payload.opset,
-            sizes=(*self._before(), *payload.sizes),
-            rounded=payload.rounded,
-            notes=made.notes(),
+def _check(name: str, format: ExportFormat, *, weight_bits: int | None, push: str | None) -> None:
+    """Refuse what the format cannot do."""
+    if weight_bits is not None and weight_bits not in format.weight_bits:
+        able = [each for each in EXPORT_FORMATS if weight_bits in find_format(each).weight_bits]
+        if not able:
+            raise ValueError(f"weight_bits is {weight_bits!r}; 8 is what can be had")
+        raise ValueError(
+            f"{weight_bits}-bit weights are not written as {name}; use the format"
+            f" {' or '.join(able)}, or leave weight_bits out"
         )
-        write_json(self.place.with_name(f"{self.place.name}.json"), result.to_dict())
-        return result
-
-    def hub(self) -> ExportResult:
-        """Write a folder, load and compare it, and only then give it its name."""
-        from primesvt.exporting.hub import upload, write_hub
-
-        push, staged = self.settings.push, _staged(self.place)
-        found, size, notes = write_hub(
-            self.origin, self.place, staged, self.comparison, repository=push
-        )
-        url = None if push is None else upload(self.place, push)
-        return ExportResult(
-            **self._known(),
-            agreement=found,
-            sizes=(*self._before(), size),
-            notes=notes,
-            url=url,
+    if push is not None and not format.can_push:
+        able = [each for each in EXPORT_FORMATS if find_format(each).can_push]
+        raise ValueError(
+            f"only the format {' or '.join(able)} can be pushed, not {name}; leave push out, or ask"
+            " for it"
         )
 
-    def _known(self) -> dict[str, Any]:
-        samples = self.comparison.samples
-        return {
-            "path": self.place,
-            "format": self.settings.format,
-            "input": input_shape(samples.example(), axis=samples.axis),
-            "output": "float32 [batch, classes]",
-            "level": self.settings.agreement,
-        }
 
-    def _before(self) -> list[Size]:
-        """Sizes of the unpruned and of the pruned network."""
-        now = parameter_bytes(self.origin.model)
-        if self.origin.run is None:
-            return [Size(step="The network", weights=now)]
-        metrics = self.origin.metrics()
-        before = int(metrics["before"]["parameter_bytes"])
-        return [
-            Size(step="Before pruning", weights=before),
-            Size(step="After pruning", weights=now),
-        ]
-
-
-def _place(origin: ExportSource, settings: ExportSettings, out: str | Path | None) -> Path:
+def _place(
+    origin: ExportSource, format: ExportFormat, out: str | Path | None, weight_bits: int | None
+) -> Path:
     """The path of the result, checked before anything is computed."""
+    usual = Path(format.file_name)
+    if weight_bits is not None:
+        usual = usual.with_stem(f"{usual.stem}-{weight_bits}bit")
     if out is None:
         if isinstance(origin.source, nn.Module):
             raise ValueError("give out=, the name of the file to write")
-        out = origin.home / "export" / settings.file_name
+        out = origin.home / "export" / usual
     place = Path(out)
-    if settings.format == "hub":
+    if format.is_folder:
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise ValueError(f"{place} holds something else; choose a new or empty folder")
     elif place.is_dir():
-        raise ValueError(f"{place} is a folder; name a file in it, such as {settings.file_name}")
+        raise ValueError(f"{place} is a folder; name a file in it, such as {usual}")
     return place
-
-
-def _staged(place: Path) -> Path:
-    return place.with_name(f".{place.name}.unverified")

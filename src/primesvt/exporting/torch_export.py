@@ -14,11 +14,36 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from primesvt.exporting.deploy import DeployedNetwork
+from primesvt.exporting.formats import FLOAT, ExportFormat, ExportJob, Payload
+from primesvt.exporting.result import Size
+from primesvt.exporting.runtime import module_runner, program_runner
 from primesvt.models.fast_paths import as_evaluated
+from primesvt.registry import EXPORT_FORMATS
 
-__all__ = ["ExportedGraph", "export_program", "program_bytes"]
+__all__ = ["ExportedGraph", "TorchExportFormat", "export_program", "program_bytes"]
 
 BATCH = "batch"
+
+
+@EXPORT_FORMATS("torch-export")
+class TorchExportFormat(ExportFormat):
+    """One .pt2 file for ``torch.export.load``."""
+
+    file_name = "model.pt2"
+
+    def payload(self, made: DeployedNetwork, example: Tensor, job: ExportJob) -> Payload:
+        """The exported program."""
+        axis = job.comparison.samples.axis
+        content = program_bytes(export_program(made, example, axis=axis))
+        watched = export_program(made, example, axis=axis, watch=True)
+        weights = sum(t.numel() * t.element_size() for t in made.network.state_dict().values())
+        return Payload(
+            content=content,
+            run=program_runner,
+            watched=module_runner(watched.program.module()),
+            neurons=watched.outputs[1:],
+            sizes=(Size(step=FLOAT, weights=weights, file=len(content)),),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

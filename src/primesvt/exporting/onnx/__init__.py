@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from primesvt.exporting.deploy import DeployedNetwork
+from primesvt.exporting.formats import FLOAT, ExportFormat, ExportJob, Payload
 from primesvt.exporting.onnx.channel_padding import aligned
 from primesvt.exporting.onnx.int8_weights import (
     fewest,
@@ -16,54 +17,41 @@ from primesvt.exporting.onnx.int8_weights import (
     weight_count,
     with_8bit_weights,
 )
-from primesvt.exporting.onnx.model import OPSET, only_logits, onnx_model, weight_bytes
-from primesvt.exporting.result import Rounded, Size
-from primesvt.exporting.runtime import Runner, module_runner, onnx_runner, program_runner
-from primesvt.exporting.torch_export import ExportedGraph, export_program, program_bytes
+from primesvt.exporting.onnx.model import OPSET, check_onnx, only_logits, onnx_model, weight_bytes
+from primesvt.exporting.result import Rounded, Size, about, input_name
+from primesvt.exporting.runtime import Runner, onnx_runner
+from primesvt.exporting.torch_export import ExportedGraph, export_program
+from primesvt.registry import EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["Payload", "onnx_payload", "program_payload"]
+__all__ = ["OnnxFormat", "onnx_payload"]
 
-FLOAT, ROUNDED = "Exported", "Exported, 8-bit weights"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Payload:
-    """The bytes of an exported file, with runners to compare it and its size.
-
-    Attributes:
-        content: the file.
-        run: makes a function of a batch from the file's bytes.
-        watched: computes the same graph with the spikes of every neuron layer as further outputs.
-        neurons: names of these, in that order.
-        sizes: of the float32 file, and of this one.
-        opset: of ONNX.
-        rounded: which weights are in eight bits.
-    """
-
-    content: bytes = field(repr=False)
-    run: Callable[[bytes], Runner] = field(repr=False)
-    watched: Runner = field(repr=False)
-    neurons: tuple[str, ...] = field(repr=False)
-    sizes: tuple[Size, ...]
-    opset: int | None = None
-    rounded: Rounded | None = None
+ROUNDED = "Exported, 8-bit weights"
 
 
-def program_payload(made: DeployedNetwork, example: Tensor, *, axis: int = 0) -> Payload:
-    """Export a network as a file that ``torch.export.load`` reads."""
-    content = program_bytes(export_program(made, example, axis=axis))
-    watched = export_program(made, example, axis=axis, watch=True)
-    weights = sum(t.numel() * t.element_size() for t in made.network.state_dict().values())
-    return Payload(
-        content=content,
-        run=program_runner,
-        watched=module_runner(watched.program.module()),
-        neurons=watched.outputs[1:],
-        sizes=(Size(step=FLOAT, weights=weights, file=len(content)),),
-    )
+@EXPORT_FORMATS("onnx")
+class OnnxFormat(ExportFormat):
+    """One ONNX file (opset 18) for onnxruntime and device tools."""
+
+    file_name = "model.onnx"
+    weight_bits = (8,)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where onnx or onnxruntime is missing."""
+        check_onnx()
+
+    def payload(self, made: DeployedNetwork, example: Tensor, job: ExportJob) -> Payload:
+        """The ONNX file, with weights in eight bits where they are asked for."""
+        return onnx_payload(
+            made,
+            example,
+            axis=job.comparison.samples.axis,
+            input_name=input_name(job.origin.model, example),
+            about=about(job.origin.model, example),
+            holds=job.comparison.holds if job.weight_bits else None,
+        )
 
 
 def onnx_payload(
