@@ -80,15 +80,15 @@ class Variant:
             for group in self.loop.optimizer.param_groups:
                 group["fused"], group["foreach"] = True, False
         self.loop.model.train()
-        self.loop.order.begin()
-        self.batches = iter(self.loop.loader)
+        self.loop.batches.begin()
+        self.batches = iter(self.loop.batches)
         self.rates: list[float] = []
 
     def take(self, steps: int) -> float:
         """Steps by this many batches; returns processor seconds."""
         begin = time.process_time()
-        for images, labels in itertools.islice(self.batches, steps):
-            self.loop._take(images, labels)
+        for images, targets in itertools.islice(self.batches, steps):
+            self.loop._take(images, targets)
         return time.process_time() - begin
 
     def round(self, batch: int) -> None:

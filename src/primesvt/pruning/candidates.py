@@ -11,6 +11,7 @@ from functools import partial
 from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup, Refusal, verification
+from primesvt.config import Selection
 from primesvt.evaluation.evaluator import Progress
 
 __all__ = ["Candidates", "find_candidates"]
@@ -27,14 +28,12 @@ class Candidates:
 def find_candidates(
     model: nn.Module,
     graph: ChannelGraph,
+    selection: Selection,
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    include_streams: bool = False,
-    verify: bool = True,
+    verify: bool,
     progress: Progress | None = None,
 ) -> Candidates:
-    """Free groups that the globs let through and, with ``verify``, that pass ``primesvt.verify``.
+    """Free groups that a selection lets through; with ``verify`` those that can be cut exactly.
 
     Raises:
         ValueError: a glob that matches no group (naming the nearest), or nothing left to prune.
@@ -44,12 +43,14 @@ def find_candidates(
         >>> from primesvt.channels import trace
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> graph = trace(net, torch.zeros(1, 4))
-        >>> [group.name for group in find_candidates(net, graph, include=["0"]).groups]
+        >>> first = Selection(include=["0"])
+        >>> [group.name for group in find_candidates(net, graph, first, verify=True).groups]
         ['0']
     """
-    included = _matched(graph, include) if include else {group.name for group in graph}
-    chosen = included - _matched(graph, exclude)
-    kinds = {"channel", "stream"} if include_streams else {"channel"}
+    everything = {group.name for group in graph}
+    included = _matched(graph, selection.include) if selection.include else everything
+    chosen = included - _matched(graph, selection.exclude)
+    kinds = {"channel", "stream"} if selection.include_streams else {"channel"}
     groups = [
         group
         for group in graph

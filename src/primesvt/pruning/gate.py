@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from primesvt.config import Method
 from primesvt.evaluation.confidence import mean_drop_bound, paired_drop_bound
 from primesvt.pruning.probe_table import Probe, Reference
 
@@ -42,7 +43,7 @@ class AccuracyGate:
     kind: str
     allowed: float
     reference: Reference
-    level: float = 0.95
+    level: float = Method.model_fields["level"].default
 
     def __post_init__(self) -> None:
         if self.kind not in GATES:

@@ -365,9 +365,7 @@ def _start_network(
     candidates = find_candidates(
         network,
         graph,
-        include=selection.include,
-        exclude=selection.exclude,
-        include_streams=selection.include_streams,
+        selection,
         verify=request.config.run.verify,
         progress=progress,
     )

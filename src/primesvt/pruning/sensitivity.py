@@ -10,6 +10,7 @@ from torch import nn
 
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.widths import WidthGrid, Widths, widths
+from primesvt.config import Method
 from primesvt.profiling.layers import group_parameters
 from primesvt.pruning.probe_table import Layer, Point, Probe, ProbeTable
 
@@ -32,7 +33,7 @@ def width_grids(
     groups: Sequence[ChannelGroup],
     *,
     rates: Sequence[float],
-    order: str = "producer",
+    order: str = Method.model_fields["order"].default,
     multiple: int = 1,
 ) -> tuple[WidthGrid, ...]:
     """The widths of every group at the rates, multiples of ``multiple``; nothing is measured.

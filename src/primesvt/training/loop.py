@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "BestWeights",
     "Loss",
     "ResumableBatchSampler",
+    "TrainingBatches",
     "TrainingLoop",
     "computes_in_bf16",
     "learning_rate_factor",
@@ -140,6 +141,84 @@ Loss = Callable[[Any, Tensor, Tensor], Tensor]
 Targets are labels ``[B]``, or shares of all classes ``[B, classes]`` where images are mixed."""
 
 
+class TrainingBatches:
+    """The batches of a training, changed at random, in an order that can be taken up at any step.
+
+    Args:
+        images: pairs of a tensor and a label.
+        learning: the batch size, the augmentation and the seed.
+        processes: those that share every batch.
+        fill: what moves in where an augmentation moves an image, ``[C]`` or ``[1]``.
+        classes: how many there are.
+        workers: processes that decode images, where those do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[Any],
+        learning: TrainingConfig,
+        processes: ProcessGroup,
+        *,
+        fill: Tensor,
+        classes: int,
+        workers: int = 0,
+    ) -> None:
+        self.learning, self.processes = learning, processes
+        self._images, self._fill, self._classes = images, fill, classes
+        self.generator = torch.Generator().manual_seed(learning.seed)
+        self.order = ResumableBatchSampler(
+            len(cast(Sized, images)),
+            learning.batch_size,
+            self.generator,
+            rank=processes.rank,
+            size=processes.size,
+        )
+        self._loading = torch.Generator()
+        self._loader = _loader(images, self.order, self._loading, workers)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of an epoch."""
+        return self.order.steps
+
+    def begin(self) -> None:
+        """Draw the order of an epoch."""
+        self._loading.manual_seed(self.order.begin())
+
+    def resume(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Take up an epoch after some of its steps, with the states that a snapshot kept."""
+        if step:
+            self._loading.manual_seed(self.order.again(tensors["order"]))
+            self.order.skip(step)
+        self.generator.set_state(tensors["generator"])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and targets of the steps that are left of an epoch, on the device."""
+        place = self.processes
+        for images, labels in self._loader:
+            changed = self.learning.augmentation(
+                images, self._fill, self.generator, rank=place.rank, size=place.size
+            )
+            yield self._mixed(changed, labels, self.generator)
+
+    def some(self, count: int, number: int) -> Iterator[Tensor]:
+        """About so many images, drawn and changed by the number alone; in whole batches."""
+        draw = torch.Generator().manual_seed(self.learning.seed + number)
+        size = self.order.batch_size
+        chosen = torch.randperm(self.order.images, generator=draw)[: max(count, size)]
+        subset = Subset(self._images, chosen.tolist())
+        for images, labels in DataLoader(subset, size, drop_last=True):
+            changed = self.learning.augmentation(images, self._fill, draw)
+            yield self._mixed(changed, labels, draw)[0]
+
+    def _mixed(self, images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """A batch on the device, its images mixed where the augmentation says so."""
+        images, labels = images.to(self.processes.device), labels.to(self.processes.device)
+        if not self.learning.augmentation.mixes:
+            return images, labels
+        return self.learning.augmentation.mix(images, labels, self._classes, generator)
+
+
 class TrainingLoop:
     """Weights, optimizer, schedule, order of images and random states of one training.
 
@@ -171,19 +250,12 @@ class TrainingLoop:
         stage: str = "training",
     ) -> None:
         self.model, self.learning, self.loss, self.processes = model, learning, loss, processes
-        self.fill, self.classes, self.bf16, self.stage = fill, classes, bf16, stage
-        self.generator = torch.Generator().manual_seed(learning.seed)
-        self.order = ResumableBatchSampler(
-            len(cast(Sized, images)),
-            learning.batch_size,
-            self.generator,
-            rank=processes.rank,
-            size=processes.size,
+        self.bf16, self.stage = bf16, stage
+        self.batches = TrainingBatches(
+            images, learning, processes, fill=fill, classes=classes, workers=workers
         )
         if processes.rank:  # random depths and the like are drawn by each process on its own
             torch.manual_seed(learning.seed + processes.rank)
-        self._images, self._loading = images, torch.Generator()
-        self.loader = _loader(images, self.order, self._loading, workers)
         self.optimizer = _optimizer(model, learning)
         # A copy that follows the model; the first step sets it to the model's weights.
         follow = get_ema_multi_avg_fn(learning.ema) if learning.ema else None
@@ -202,28 +274,28 @@ class TrainingLoop:
     @property
     def steps(self) -> int:
         """Number of steps of the whole training."""
-        return self.learning.epochs * self.order.steps
+        return self.learning.epochs * self.batches.steps
 
     @property
     def done(self) -> int:
         """Number of steps that are done."""
-        return len(self.losses) * self.order.steps + self.step
+        return len(self.losses) * self.batches.steps + self.step
 
     def epoch(self, progress: Progress, after_step: Callable[[], None] = lambda: None) -> None:
         """Train one pass over the images, or the rest of it when resumed; appends its mean loss."""
         self.model.train()
         if not self.step:
-            self._loading.manual_seed(self.order.begin())
-        for images, labels in self.loader:
-            self._take(images, labels)
+            self.batches.begin()
+        for images, targets in self.batches:
+            self._take(images, targets)
             progress(self.stage, self.done, self.steps)
             after_step()
-        self.order.end()
+        self.batches.order.end()
         self.processes.broadcast_state(self.model)
         if self.average is not None:
             self._estimate_statistics(self.average.module)
             self.processes.broadcast_state(self.average)
-        self.losses.append(self.total / self.order.steps)
+        self.losses.append(self.total / self.batches.steps)
         self.step, self.total = 0, 0.0
 
     def _estimate_statistics(self, network: nn.Module) -> None:
@@ -232,38 +304,19 @@ class TrainingLoop:
         Averages are shorter than the weights they average, so with the trained network's
         statistics few neurons fire. Images are drawn and changed by the epoch's number alone.
         """
-        draw = torch.Generator().manual_seed(self.learning.seed + len(self.losses))
-        chosen = torch.randperm(self.order.images, generator=draw)[
-            : max(ESTIMATED_ON, self.order.batch_size)
-        ]
-        some = DataLoader(
-            Subset(self._images, chosen.tolist()), self.order.batch_size, drop_last=True
-        )
 
-        def changed() -> Iterator[Tensor]:
-            for images, labels in some:
-                images = self.learning.augmentation(images, self.fill, draw)
-                images, labels = images.to(self.processes.device), labels.to(self.processes.device)
-                if self.learning.augmentation.mixes:
-                    images, _ = self.learning.augmentation.mix(images, labels, self.classes, draw)
+        def fresh() -> Iterator[Tensor]:
+            for images in self.batches.some(ESTIMATED_ON, len(self.losses)):
                 reset(network)
                 yield images
 
         network.eval()
-        update_bn(changed(), network)
+        update_bn(fresh(), network)
         reset(network)
 
-    def _take(self, images: Tensor, labels: Tensor) -> None:
+    def _take(self, images: Tensor, targets: Tensor) -> None:
         """Train one step on a batch."""
         place = self.processes
-        images = self.learning.augmentation(
-            images, self.fill, self.generator, rank=place.rank, size=place.size
-        )
-        images, targets = images.to(place.device), labels.to(place.device)
-        if self.learning.augmentation.mixes:
-            images, targets = self.learning.augmentation.mix(
-                images, targets, self.classes, self.generator
-            )
         reset(self.model)  # a network of the user's may not do it itself
         with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.loss(self.network(images), images, targets)
@@ -283,7 +336,7 @@ class TrainingLoop:
         reset(self.model)
         if self.learning.gradient_clip is not None:
             self.processes.clip(self.model, self.learning.gradient_clip)
-        warmup = round(self.learning.warmup_epochs * self.order.steps)
+        warmup = round(self.learning.warmup_epochs * self.batches.steps)
         factor = learning_rate_factor(self.done, warmup, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning.learning_rate * factor
@@ -294,8 +347,8 @@ class TrainingLoop:
     def snapshot(self) -> Snapshot:
         """The state of the training, with which it can be resumed exactly."""
         tensors = {
-            "order": self.order.state,
-            "generator": self.generator.get_state(),
+            "order": self.batches.order.state,
+            "generator": self.batches.generator.get_state(),
             **named("model", self.model.state_dict()),
             **named("random", random_states(self.processes)),
         }
@@ -319,10 +372,7 @@ class TrainingLoop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.average is not None:
             self.average.load_state_dict(snapshot.part("average"))
-        if self.step:
-            self._loading.manual_seed(self.order.again(snapshot.tensors["order"]))
-            self.order.skip(self.step)
-        self.generator.set_state(snapshot.tensors["generator"])
+        self.batches.resume(snapshot.tensors, self.step)
         restore_random_states(snapshot.part("random"), self.processes)
 
 

@@ -90,9 +90,9 @@ class Fit:
         """
         begin = last = time.monotonic()
         for number in range(len(self.loop.losses), self.recipe.epochs):
-            steps = self.loop.order.steps - self.loop.step
+            steps = self.loop.batches.steps - self.loop.step
             self.loop.epoch(progress, after_step)
-            self._pace = steps * self.loop.order.batch_size / (time.monotonic() - last)
+            self._pace = steps * self.loop.batches.order.batch_size / (time.monotonic() - last)
             judged = self.loop.result
             self.best.offer(judged, self.score(self.splits.selection, judged).accuracy)
             save()
