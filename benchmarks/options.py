@@ -3,8 +3,8 @@
     python benchmarks/options.py
 
 A place states an option where a class or a function of the package gives the name a default of its
-own. Each option is a field of one class in ``config.py``; ``PruneOptions`` there lists the same names
-and types for editors and type checkers, without defaults, and a test holds both equal.
+own. Each option is a field of one class in ``config.py``; ``PruneOptions`` there lists the same
+names and types for editors and type checkers, without defaults, and a test holds both equal.
 """
 
 from __future__ import annotations
