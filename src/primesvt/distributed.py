@@ -129,7 +129,8 @@ class ProcessGroup:
             return [value]
         from accelerate.utils import gather_object
 
-        return list(gather_object([value]))
+        with _exchange():
+            return list(gather_object([value]))
 
     def gather_calls(self, work: Callable[[], Value]) -> list[Value]:
         """Call ``work`` on all processes and gather the results; an error of one is raised by all.
@@ -170,7 +171,8 @@ class ProcessGroup:
             return value
         from accelerate.utils import broadcast_object_list
 
-        return cast(Value, broadcast_object_list([value])[0])
+        with _exchange():
+            return cast(Value, broadcast_object_list([value])[0])
 
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Call ``work`` on the main process, and return or raise its outcome on all."""
@@ -217,7 +219,8 @@ class ProcessGroup:
     def mean(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
         if self.size > 1:
-            value = self._accelerator.reduce(value.detach(), reduction="mean")
+            with _exchange():
+                value = self._accelerator.reduce(value.detach(), reduction="mean")
         return value.item()
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -232,7 +235,7 @@ class ProcessGroup:
         if self.size > 1:
             from accelerate.utils import broadcast
 
-            with torch.no_grad():
+            with torch.no_grad(), _exchange():
                 for tensor in (*model.buffers(), *(model.parameters() if parameters else ())):
                     tensor.copy_(broadcast(tensor.detach().clone()))
 
@@ -241,7 +244,8 @@ class ProcessGroup:
         if self.size == 1:
             loss.backward()
         else:
-            self._accelerator.backward(loss)
+            with _exchange():
+                self._accelerator.backward(loss)
 
     def clip(self, model: nn.Module, limit: float) -> None:
         """Clip the gradient of a model to a norm of at most ``limit``."""
@@ -261,6 +265,25 @@ def interleave(parts: Iterable[Sequence[Value]]) -> list[Value]:
     missing = object()
     rounds = zip_longest(*parts, fillvalue=missing)
     return [cast(Value, item) for each in rounds for item in each if item is not missing]
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Say in one line that another process is gone, which gloo and NCCL tell in many."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = any(sign in str(error) for sign in _GONE)
+        if not (gone or isinstance(error, torch.distributed.DistError)):
+            raise
+        raise ValueError(
+            "another process of this run has ended, and none can go on without it: see what it "
+            "said, and start all of them again; a run folder goes on where it was stopped"
+        ) from error
+
+
+# How gloo says that nobody answers any more.
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def _several() -> bool:

@@ -68,6 +68,29 @@ def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
     assert seen == len(wanted)
 
 
+def test_what_is_kept_may_be_forgotten_at_any_time() -> None:
+    one = lively("sdt_v2")
+    groups = [g for g in free(one.graph) if g.size > 2][:5]
+    wanted = [{g.name: g.size // 2} for g in groups]
+    around = {groups[-1].name: 1}
+
+    def made(forget: bool) -> dict[frozenset[tuple[str, int]], bytes]:
+        at, found = prober(one, "refit"), {}
+        for chosen in ({}, around, wanted[0], around):
+            asked = [{**chosen, **each} for each in wanted]
+            for cuts, batch in at.builder.build_batches(asked, chosen):
+                with batch.evaluating():
+                    answers = batch(one.x, data="x", batch=0)
+                for each, network, answer in zip(cuts, batch.networks, answers, strict=True):
+                    key = frozenset(each.items())
+                    found[key] = (state_bytes(network), answer.tolist())
+                if forget:
+                    at.builder.forget()
+        return found
+
+    assert made(forget=True) == made(forget=False)
+
+
 def test_distances_are_those_measured_one_by_one() -> None:
     one = lively("sdt_v2")
     groups = free(one.graph)[:6]

@@ -91,10 +91,18 @@ class VariantBuilder:
         self.recovery = recovery or Recovery()
         self._importance = importance
         self._evidence = evidence or CriterionContext(model=model, graph=graph)
-        self._scores: dict[str, Scores] = {}
         self._find_block = block_of(model)
+        self._ceiling = memory - (OTHERS + self._fitting) * _bytes(model)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything that is kept to save work; no result changes.
+
+        Of several processes all have to.
+        """
+        self._scores: dict[str, Scores] = {}
         self._known_places: dict[str, tuple[int, int]] = {}
-        self._prefixes = ActivationCache(ceiling=memory - (OTHERS + self._fitting) * _bytes(model))
+        self._prefixes = ActivationCache(ceiling=self._ceiling)
         self._last: _Common | None = None
         self._made_last: Made | None = None
         self._pace: dict[str, float] = {}  # seconds per network, by what is measured

@@ -1,0 +1,138 @@
+"""Several processes stay in lockstep through a run: they meet at the same places."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from primesvt import create_model, prune
+from primesvt.distributed import ProcessGroup
+from primesvt.models.digest import model_digest
+
+from ..played_processes import Played, play
+from ..two_processes import HEAD, ROOT
+from .test_processes_prune import LIMITS, METHODS, few
+
+OWN = threading.local()  # the process that a thread plays
+
+
+def place() -> str:
+    """The function of the package that wants something exchanged, and those that called it."""
+    frame, names = sys._getframe(1), []
+    while frame is not None:
+        if "primesvt" in frame.f_code.co_filename and "distributed" not in frame.f_code.co_filename:
+            names.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+        frame = frame.f_back
+    return " < ".join(names[:6])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lockstep(Played):
+    """A process that says at every exchange where it is."""
+
+    met: list[str] = dataclasses.field(default_factory=list, compare=False, repr=False)
+
+    def gather(self, value: Any) -> list[Any]:
+        said = self.meeting.gather(self.rank, (place(), value))
+        places = {each for each, _ in said}
+        assert len(places) == 1, f"processes meet in different places: {sorted(places)}"
+        self.met.append(next(iter(places)))
+        return [each for _, each in said]
+
+    def broadcast_state(self, model: torch.nn.Module, *, parameters: bool = False) -> None:
+        parts = [*model.buffers(), *(model.parameters() if parameters else ())]
+        first = self.broadcast([part.detach().clone() for part in parts])
+        with torch.no_grad():
+            for part, value in zip(parts, first, strict=True):
+                part.copy_(value)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProcessGroup, "start", lambda _: OWN.processes)
+    monkeypatch.setattr(ProcessGroup, "take_gpu", lambda: None)
+
+
+def together(size: int, out: Path | None, **method: Any) -> list[tuple[list[str], Any]]:
+    """Where the processes of a run met, and what each of them returns."""
+
+    def work(processes: Played) -> tuple[list[str], Any]:
+        OWN.processes = Lockstep(
+            device=processes.device, rank=processes.rank, size=size, meeting=processes.meeting
+        )
+        model = create_model("sdt_v2_digits", pretrained=True)
+        asked = {"rates": (0.3, 0.9), "batch_size": 8, "verify": False, **method}
+        result = prune(model, data=few(), constraints=LIMITS, out=out, **asked)
+        return OWN.processes.met, (result.plan, model_digest(result.model), len(result.probes))
+
+    return play(size, work)
+
+
+@pytest.mark.parametrize(("name", "size"), [("prime", 2), ("allocate", 3), ("refit", 3)])
+def test_all_meet_at_the_same_places(played, tmp_path, name: str, size: int) -> None:
+    found = together(size, tmp_path / "run", **METHODS[name])
+    met = found[0][0]
+    assert all(each[0] == met and each[1] == found[0][1] for each in found)
+    told = " ".join(met)
+    assert [step for step in STEPS if step not in told] == []
+    assert found[0][1] == together(1, None, **METHODS[name])[0][1]
+
+
+# What every run exchanges, step by step.
+STEPS = (
+    "run_folder.probes",
+    "run_folder.metrics",
+    "run_folder.create",
+    "run_folder.new_probes",
+    "variants._rank",
+    "prober._measure",
+    "result.write_model",
+    "metrics._test",
+    "result.finish_run",
+)
+
+DIES = """
+import signal
+from primesvt.cli import main
+from primesvt.pruning import probe_table
+
+if RANK == 1:
+    made = []
+    def add(self, *probes, real=probe_table.ProbeTable.add):
+        made.extend(probes)
+        if len(made) >= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *probes)
+    probe_table.ProbeTable.add = add
+
+words = ["prune", "sdt_v2_digits", "--policy", "prime", "--importance", "l2", "--recovery", "none",
+         "--gate", "point", "--include", "*.conv1b*", "*.conv2a*", "--rates", "0.3", "0.9",
+         "--batch-size", "90", "--no-verify", "--out", sys.argv[2]]
+sys.exit(main(words))
+"""
+
+
+def test_one_that_is_killed_ends_the_others_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(HEAD + DIES)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, *map(str, (tmp_path / "script.py", tmp_path, tmp_path / "run"))],
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "primesvt:" in line]
+    assert len(said) == 1, done.stderr
+    assert "another process of this run has ended" in said[0] or "terminated" in said[0]
+    lines = (tmp_path / "run/sensitivity.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines) and len(lines) >= 3
