@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -20,8 +21,14 @@ from primesvt.models.digest import model_digest
 
 from ..played_processes import Played, play
 from ..two_processes import HEAD, ROOT
-from .test_processes_prune import LIMITS, METHODS, few
+from .test_processes_prune import ALLOCATE, LIMITS, PAPER, few, rows
 
+SOME = {"include": ["*.block4_0.mlp.fc1", "*.conv2a.conv1"]}
+METHODS: dict[str, dict[str, Any]] = {
+    "prime": {**PAPER, **SOME},
+    "allocate": {**ALLOCATE, **SOME},
+    "refit": {**SOME, "gate": "point"},
+}
 OWN = threading.local()  # the process that a thread plays
 
 
@@ -46,7 +53,9 @@ class Lockstep(Played):
         places = {each for each, _ in said}
         assert len(places) == 1, f"processes meet in different places: {sorted(places)}"
         self.met.append(next(iter(places)))
-        return [each for _, each in said]
+        # What real processes get is a copy.
+        return [value if rank == self.rank else pickle.loads(pickle.dumps(each))
+                for rank, (_, each) in enumerate(said)]  # fmt: skip
 
     def broadcast_state(self, model: torch.nn.Module, *, parameters: bool = False) -> None:
         parts = [*model.buffers(), *(model.parameters() if parameters else ())]
@@ -84,7 +93,11 @@ def test_all_meet_at_the_same_places(played, tmp_path, name: str, size: int) -> 
     assert all(each[0] == met and each[1] == found[0][1] for each in found)
     told = " ".join(met)
     assert [step for step in STEPS if step not in told] == []
-    assert found[0][1] == together(1, None, **METHODS[name])[0][1]
+    assert found[0][1] == together(1, tmp_path / "one", **METHODS[name])[0][1]
+    assert rows(tmp_path / "run") == rows(tmp_path / "one")
+    for file in ("plan.json", "recipe.yaml", "model/model.safetensors"):
+        both = ((tmp_path / run / file).read_bytes() for run in ("run", "one"))
+        assert len(set(both)) == 1, file
 
 
 # What every run exchanges, step by step.

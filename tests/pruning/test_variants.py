@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,6 +51,7 @@ def test_networks_and_answers_are_bit_by_bit_those_alone(family: str) -> None:
     one = lively(family)
     at = prober(one, "refit")
     groups = [g for g in free(one.graph) if g.size > 2]
+    groups = [groups[n] for n in sorted({round(n) for n in np.linspace(0, len(groups) - 1, 8)})]
     around = {g.name: g.size - 1 for g in groups[1::2]}
     wanted = [{**around, g.name: g.size // 2} for g in groups]
     wanted += [{k: v for k, v in around.items() if k != g.name} for g in groups[1:4:2]]
