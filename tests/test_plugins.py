@@ -56,6 +56,38 @@ class Doubled(Recovery):
     def describe(self, group):
         return "a plug-in"
 '''
+PACKAGE += """
+import dataclasses, io
+import torch
+from primesvt.models.families import FAMILIES
+from primesvt.plugins import ExportFormat, Payload
+
+known = FAMILIES["sdt_v2"]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MyConfig(known.config):
+    family = "mine"
+
+entry = next(each for each in known.entries() if each.name == "sdt_v2_digits")
+values = {f.name: getattr(entry.config, f.name) for f in dataclasses.fields(MyConfig)}
+FAMILY = dataclasses.replace(known, config=MyConfig, entries=lambda: [
+    dataclasses.replace(entry, name="mine_digits", config=MyConfig(**values), weights=None)
+])
+
+class StateFormat(ExportFormat):
+    file_name = "model.state"
+
+    def payload(self, made, example, job):
+        buffer = io.BytesIO()
+        torch.save(made.network.state_dict(), buffer)
+
+        def run(content):
+            made.network.load_state_dict(torch.load(io.BytesIO(content)))
+            return lambda batch: [made.network(batch)]
+
+        content = buffer.getvalue()
+        return Payload(content=content, run=run, watched=run(content), neurons=(), sizes=())
+"""
 ENTRY_POINTS = """
 [primesvt.policies]
 alike = mine:Alike
@@ -63,6 +95,10 @@ alike = mine:Alike
 last_channels = mine:last_channels
 [primesvt.recoveries]
 doubled = mine:Doubled
+[primesvt.families]
+mine = mine:FAMILY
+[primesvt.export_formats]
+state = mine:StateFormat
 """
 
 
@@ -189,6 +225,13 @@ def test_another_package_on_the_command_line(tmp_path: Path) -> None:
     assert recipe["method"]["policy_options"] == {"share": 0.25}
     assert recipe["method"]["rates"] == [0.25, 0.5, 0.75]
     assert load(tmp_path / "runs/sdt_v2_digits")(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+    listed = json.loads(primesvt("models", "mine*", "--json").stdout)["models"]
+    assert [(row["name"], row["family"], row["parameters"]) for row in listed] == [
+        ("mine_digits", "mine", 116122)
+    ]
+    exported = primesvt("export", "runs/sdt_v2_digits", "--format", "state")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "runs/sdt_v2_digits/export/model.state").is_file()
     wrong = primesvt(*words, "--set", "policy.share=2", "--out", "other")
     assert wrong.returncode == 1
     assert wrong.stderr.strip() == "primesvt: policy alike: share: 2, input should be less than 1"

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from primesvt.models import create_model as create_model
     from primesvt.models import list_models as list_models
     from primesvt.models import reset as reset
+    from primesvt.plugins import export_format as export_format
+    from primesvt.plugins import family as family
     from primesvt.plugins import policy as policy
     from primesvt.pruning.pipeline import prune as prune
     from primesvt.pruning.result import PruneResult as PruneResult
@@ -60,6 +62,8 @@ _HOMES = {
     "list_models": "models",
     "load": "checkpoint.load",
     "load_data": "data",
+    "export_format": "plugins",
+    "family": "plugins",
     "policy": "plugins",
     "prune": "pruning.pipeline",
     "remove_channels": "channels",

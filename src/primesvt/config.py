@@ -463,7 +463,7 @@ def read_recipe(path: str | Path) -> PruneConfig:
 
 
 # Options of one policy that had fields of their own in recipes of version 0.1.
-_OF_PRIME = ("reading", "target_threshold", "full_curves")
+_OWNERS = {"reading": "prime", "target_threshold": "prime", "full_curves": "prime"}
 
 
 def from_old_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -480,15 +480,15 @@ def from_old_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
     if "constraints" in content:  # in Python nothing said whether times were measured
         content = {"latency": False, "limits": content.pop("constraints"), **content}
     places = {name: section for section, kind in SECTIONS.items() for name in kind.model_fields}
-    for name in [*places, *_OF_PRIME]:
+    for name in [*places, *_OWNERS]:
         if name in content:
             section = dict(content.get(places.get(name, "method")) or {})
             content[places.get(name, "method")] = section | {name: content.pop(name)}
     method = content.get("method")
-    if isinstance(method, Mapping) and method.keys() & set(_OF_PRIME):
-        own = {name: method[name] for name in _OF_PRIME if name in method}
-        content["method"] = {name: method[name] for name in method if name not in own}
-        if content["method"].get("policy") == "prime":
+    if isinstance(method, Mapping) and method.keys() & _OWNERS.keys():
+        own = {n: method[n] for n in _OWNERS if n in method and method.get("policy") == _OWNERS[n]}
+        content["method"] = {name: method[name] for name in method if name not in _OWNERS}
+        if own:
             content["method"]["policy_options"] = own
     return content
 

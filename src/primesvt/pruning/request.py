@@ -12,7 +12,7 @@ from primesvt.config import Limits, Method, PruneConfig
 from primesvt.importance import Criterion, find_importance, needs_inputs
 from primesvt.pruning.policies import Policy, find_policy
 from primesvt.recovery import Recovery, find_recovery
-from primesvt.registry import CRITERIA, where
+from primesvt.registry import CRITERIA, POLICIES, where
 
 __all__ = ["Request", "request_of"]
 
@@ -157,8 +157,9 @@ def _check_together(config: PruneConfig, policy: type[Policy]) -> None:
             "choose another policy, or leave channel_multiple out"
         )
     if limits.steers and limits.stop_at_saving and not policy.steers:
+        able = " or ".join(repr(name) for name in POLICIES if find_policy(name).steers)
         raise ValueError(
             f"policy {method.policy!r} does not count max_latency and max_membrane on its way, so "
-            "it cannot stop when they hold: take policy 'allocate', or leave out stop_at_saving, "
-            "and they are checked at the end"
+            f"it cannot stop when they hold: take policy {able}, or leave out stop_at_saving, and "
+            "they are checked at the end"
         )

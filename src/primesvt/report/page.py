@@ -132,7 +132,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         blocks=block_sizes(run),
         cuts=plan_table(run),
         bounded=run.settings.get("gate") == "bound",
-        policy=run.settings.get("policy", ""),
+        cut_by_cut=all(step["accuracy"] is not None for step in run.steps),
         limit=metrics.get("limits", {}).get("max_accuracy_drop"),
         repeat=_repeat(run),
         asked=asked(run.recipe),
