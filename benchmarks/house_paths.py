@@ -55,11 +55,15 @@ def progress(stage, done, total):
     if stage == "probing" and done > len(ends):
         ends.append(done)
 
+# Earlier trees had this option of prime among those of all policies.
+FULL = {"full_curves": True}
+if hasattr(primesvt, "PruneConfig"):
+    FULL = {"policy_options": FULL}
 model = primesvt.create_model("sdt_v2_digits", pretrained=True)
 sys.setprofile(profile)
 primesvt.prune(
     model, data="digits", policy="prime", batch_size=450, progress=progress,
-    include=["*.mlp.fc1"], rates=[0.2, 0.4, 0.6], full_curves=True,
+    include=["*.mlp.fc1"], rates=[0.2, 0.4, 0.6], **FULL,
 )
 sys.setprofile(None)
 

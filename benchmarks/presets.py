@@ -34,8 +34,8 @@ PAPER = {
 }
 BEST = {"policy": "allocate", "importance": "obs", "recovery": "refit", "gate": "bound"}
 ROWS: dict[str, dict[str, Any]] = {
-    "paper, reading A": {**PAPER, "reading": "A", "confirm": False},
-    "paper, reading B": {**PAPER, "reading": "B", "confirm": False},
+    "paper, reading A": {**PAPER, "policy_options": {"reading": "A"}, "confirm": False},
+    "paper, reading B": {**PAPER, "policy_options": {"reading": "B"}, "confirm": False},
     "paper A + bound": {**PAPER, "gate": "bound", "confirm": True},
     "paper A + bn": {**PAPER, "recovery": "bn", "confirm": False},
     "paper A + obs + refit": {**PAPER, "importance": "obs", "recovery": "refit", "confirm": False},
