@@ -72,9 +72,10 @@ def test_a_cut_of_nothing_changes_nothing(case: Any, data: st.DataObject, seed: 
 @examples(10)
 @given(data=st.data(), seed=SEEDS)
 def test_cutting_twice_is_cutting_the_union(case: Any, data: st.DataObject, seed: int) -> None:
+    """And a network shrinks by just what its graph foretells."""
     config = data.draw(case.configs())
-    model, rng = build(config, seed), np.random.default_rng(seed)
-    graph = trace(model, inputs(case, config))
+    model, x = build(config, seed), inputs(case, config)
+    rng, graph = np.random.default_rng(seed), trace(model, x)
     once, twice = clone(model), clone(model)
     first = random_cuts(graph, rng, streams=True)
     middle = remove_channels(twice, graph, first)
@@ -90,34 +91,22 @@ def test_cutting_twice_is_cutting_the_union(case: Any, data: st.DataObject, seed
         assert last.original(name).tolist() == rows.tolist()
         if name in second:
             assert middle.to_original(name, second[name]) == rows.tolist()
+    freed = graph.freed(union)
     direct = remove_channels(once, graph, union)
+    assert (freed.parameters, freed.parameter_bytes, freed.buffer_bytes) == tuple(
+        before - after for before, after in zip(sizes(model), sizes(once), strict=True)
+    )
+    assert {n: tuple(t.shape) for n, t in once.state_dict().items()} == {
+        n: direct.shape(n) for n in once.state_dict()
+    }
+    for module in once.modules():
+        check_attributes(module)
+    assert once(x).shape == (len(x), config.num_classes)
     assert state_bytes(once) == state_bytes(twice)
     assert direct.groups == last.groups
     assert [direct.original(g.name).tolist() for g in direct] == [
         last.original(g.name).tolist() for g in last
     ]
-
-
-@families
-@examples(10)
-@given(data=st.data(), seed=SEEDS)
-def test_bytes_fall_by_what_the_graph_foretells(case: Any, data: st.DataObject, seed: int) -> None:
-    config = data.draw(case.configs())
-    model, x = build(config, seed), inputs(case, config)
-    graph = trace(model, x)
-    cuts = random_cuts(graph, np.random.default_rng(seed), streams=True)
-    freed, before = graph.freed(cuts), sizes(model)
-    small = remove_channels(model, graph, cuts)
-    after = sizes(model)
-    assert (freed.parameters, freed.parameter_bytes, freed.buffer_bytes) == tuple(
-        a - b for a, b in zip(before, after, strict=True)
-    )
-    assert {n: tuple(t.shape) for n, t in model.state_dict().items()} == {
-        n: small.shape(n) for n in model.state_dict()
-    }
-    for module in model.modules():
-        check_attributes(module)
-    assert model(x).shape == (len(x), config.num_classes)
 
 
 def sizes(model: nn.Module) -> tuple[int, int, int]:
