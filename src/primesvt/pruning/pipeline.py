@@ -273,7 +273,7 @@ def _prune(
         start=start,
         candidates=candidates,
         confirmation=confirmation,
-        held=tuple(each.at(found.cuts) for each in others),
+        others=tuple(each.at(found.cuts) for each in others),
     )
     again = (
         ()
