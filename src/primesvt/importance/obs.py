@@ -60,7 +60,7 @@ class EliminationOrder:
 
 @criterion("obs")
 def obs(evidence: CriterionContext, group: ChannelGroup) -> Scores:
-    """The order in which channels go when the rest compensates, ``[positions, size]``.
+    """The removal order of optimal brain surgeon: the rest compensates, ``[positions, size]``.
 
     Greedy optimal brain surgeon: again and again those channels go whose removal, after a least-
     squares update of all others, costs the readers least: ``||w_c||^2 / [C^-1]_cc`` with the damped
@@ -77,7 +77,7 @@ def obs(evidence: CriterionContext, group: ChannelGroup) -> Scores:
 
 
 def product(evidence: CriterionContext, group: ChannelGroup) -> Scores:
-    """The order in which channels go when only a product of spikes reads them (q and k).
+    """The removal order of channels that only a product of spikes reads (q and k).
 
     Greedy: again and again the channel goes with which the removed part of the attention map
     ``sum_c q_c k_c^T`` has the least squared norm. Nothing compensates inside a product of spikes.

@@ -1,4 +1,4 @@
-"""What a run measures on: images that search, images that confirm, inputs without labels."""
+"""The images and unlabelled inputs of a run: to search with, to confirm with, to calibrate."""
 
 from __future__ import annotations
 

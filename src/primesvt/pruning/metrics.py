@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """One network: its size, what it takes to run it, and how good it is.
+    """The size of one network, what it takes to run it, and its accuracy.
 
     ``selection`` and ``test`` are there only for a set of images, ``score`` only for a ``score``.
     Files of earlier versions lack ``file_bytes``, ``operations`` and ``energy``; ``latency`` is
@@ -262,7 +262,7 @@ class Conclusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """The outcome of a run; ``metrics.json`` holds just this.
+    """All figures of a run and its verdict, as ``metrics.json`` holds them.
 
     ``before`` is the network given and ``after`` the final one. ``lossless`` is what went between
     them without changing a prediction, before any policy (``None`` where that was not asked for).

@@ -90,7 +90,7 @@ class Prober:
 
     @property
     def seed(self) -> int:
-        """The seed of draws."""
+        """The seed of random draws."""
         return self._evidence.seed
 
     def tell(self, stage: str, done: int, total: int) -> None:
@@ -151,7 +151,7 @@ class Prober:
                     allowed = test.budget(probe.gained or 0) / test.total
                     probe = replace(probe, rejected=allowed, race_error=test.error)
                 made.append(probe)
-            self.table.add(*made)
+            self.table.add(*made)  # batch by batch: a kill costs the work of one
             del batch, network  # the next ones are made before these names are bound again
             known += len(part)
             tell(known, len(wanted))
@@ -240,7 +240,7 @@ def _compared(
     kind: Kind = "layer" if len(cuts) == 1 else "walk"
     before = reference.measurement.outcomes
     if before is not None and after.rejected and after.outcomes is not None:
-        before = before[: len(after.outcomes)]
+        before = before[: len(after.outcomes)]  # all see the images in the same order
     probe = Probe(
         kind=kind,
         cuts=dict(cuts),

@@ -1,4 +1,4 @@
-"""The network that pruning starts from: the given one without what changes no prediction."""
+"""Remove what changes no prediction, to get the network that pruning starts from."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def remove_constant_channels(
 
 @dataclass(frozen=True, kw_only=True)
 class _Watch:
-    """A network with the layers that read its channel groups, and the values that these saw."""
+    """A network, the layers that read its channel groups, and the range of their inputs."""
 
     model: nn.Module
     graph: ChannelGraph

@@ -315,6 +315,7 @@ class Search(ProbedNetworks):
         needs = tuple(
             share * limit.needed / self.trusted(limit) - limit.saved(floor) for limit in self.limits
         )
+        # Its tables serve every saving; only other options or needs make new ones.
         if self._last is None or self._last[0] is not options or self._last[1] != needs:
             self._last = options, needs, Knapsack(list(options.values()), needs=needs)
         return self._last[2], self.prober.bytes_saved(floor)

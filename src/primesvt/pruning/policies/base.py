@@ -134,12 +134,12 @@ class PolicyResult:
 
     @property
     def cuts(self) -> dict[str, int]:
-        """Group -> channels kept at each position, in the order taken."""
+        """Channels that each cut group keeps at each position, in the order taken."""
         return cuts_of(self.choices)
 
 
 def cuts_of(choices: Iterable[LayerCut]) -> dict[str, int]:
-    """Group -> channels kept at each position.
+    """Channels that each cut group keeps at each position.
 
     Example:
         >>> cuts_of([LayerCut(group="fc", positions=1, size=8, rate=0.5, kept=4)])
@@ -180,20 +180,20 @@ class NetworkProbe(Protocol):
         around: Widths | None = None,
         tell: Callable[[int, int], None] = lambda *_: None,
     ) -> list[float]:
-        """Distance of each cut network's answers from the unpruned one's.
+        """Measure how far the answers of pruned networks are from the unpruned one's.
 
         ``around`` are cuts that most of them share; ``tell`` hears how many are known.
         """
         ...
 
     def probe(self, cuts: Widths, *, around: Widths | None = None) -> Probe:
-        """The cut network on the selection set; ``around`` are cuts that it differs little from."""
+        """Measure a pruned network on the selection set; it differs little from cuts ``around``."""
         ...
 
     def probes(
         self, wanted: Sequence[Widths], *, tell: Callable[[int, int], None] = lambda *_: None
     ) -> list[Probe]:
-        """Several cut networks on the selection set; those not yet known are measured together."""
+        """Measure several pruned networks on the selection set, those that are not known."""
         ...
 
     def bytes_saved(self, cuts: Widths) -> int:
@@ -403,6 +403,7 @@ class ProbedNetworks:
 
 
 def _choice(grid: WidthGrid, kept: int) -> LayerCut:
+    """One group's cut to so many channels."""
     return LayerCut(
         group=grid.group,
         positions=grid.positions,

@@ -1,4 +1,4 @@
-"""The cheapest choice of one width per group for every total saving."""
+"""Dynamic programming: the cheapest choice of one width per group for every total saving."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class NestedPlans:
     at: Callable[[float], Mapping[str, int]]
 
     def plan(self, place: int) -> Mapping[str, int]:
-        """The plan of one rung."""
+        """The plan at one of the values of the parameter."""
         return self.at(self.rungs[place])
 
     def reaching(
