@@ -287,12 +287,8 @@ class Search(ProbedNetworks):
         knapsack, floor = self._knapsack(options, base)
         assert self.needed is not None
         distance = self.prober.distances([base])[0]
-        for extra in (
-            1.0,
-            1.02,
-            1.05,
-            1.1,
-        ):  # savings of neighbours in one tensor do not quite add up
+        # Savings of neighbours in one tensor do not quite add up: ask for a little more if need be.
+        for extra in (1.0, 1.02, 1.05, 1.1):
             asked = extra * (self.needed - floor)
             kept = dict(zip(options, knapsack.solve(asked), strict=True))
             cuts = self.cuts({**base, **kept})
