@@ -102,7 +102,7 @@ def naive(case: Case, method: str) -> dict[str, Any]:
     prober, gate = prober_of(case, method, naive=True)
     layers = probe_layers(prober, width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     swept = len(prober.table)
-    walk = Prime(gate=gate).walk(layers, lambda cuts, _: prober.probe(cuts))
+    walk = Prime(gate=gate).prune_layers(layers, lambda cuts, _: prober.probe(cuts))
     return {**told(prober, walk, case), "swept": swept, "bench": prober}
 
 
@@ -116,7 +116,7 @@ def sweep_alone(case: Case, method: str) -> dict[str, Any]:
 def sharing(case: Case, method: str) -> dict[str, Any]:
     """The same sweep, shared blocks run once; nothing else is saved."""
     prober, _ = prober_of(case, method, naive=False)
-    prober._race = None
+    prober._test = None
     probe_layers(prober, width_grids(prober.model, prober.graph, case.groups, rates=RATES))
     return {"probes": answers(prober)}
 
@@ -125,7 +125,7 @@ def here(case: Case, method: str) -> dict[str, Any]:
     """The same plan by the walk alone, racing and sharing."""
     prober, gate = prober_of(case, method, naive=False)
     layers = unprobed(width_grids(prober.model, prober.graph, case.groups, rates=RATES))
-    walk = Prime(gate=gate).walk(layers, lambda c, around: prober.probe(c, around=around))
+    walk = Prime(gate=gate).prune_layers(layers, lambda c, around: prober.probe(c, around=around))
     return told(prober, walk, case)
 
 
@@ -133,7 +133,7 @@ def judged_again(case: Case, method: str) -> tuple[int, int]:
     """Networks that the search judged, and those of them that all images judge alike."""
     prober, gate = prober_of(case, method, naive=False)
     layers = unprobed(width_grids(prober.model, prober.graph, case.groups, rates=RATES))
-    Prime(gate=gate).walk(layers, lambda c, around: prober.probe(c, around=around))
+    Prime(gate=gate).prune_layers(layers, lambda c, around: prober.probe(c, around=around))
     early = [probe for probe in prober.table if probe.rejected is not None]
     wrong = sum(gate.judge(prober.probe(probe.cuts, full=True)).passed for probe in early)
     return len(prober.table), len(prober.table) - wrong

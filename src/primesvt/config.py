@@ -60,7 +60,7 @@ Runtime = Literal["pytorch", "onnxruntime"]
 
 
 def unset(metavar: str, *, name: str | None = None) -> Any:
-    """A flag that nothing stands for until it is given."""
+    """Settings of a flag without a default value, so that its help shows none."""
     return tyro.conf.arg(metavar=metavar, name=name, help_behavior_hint="")
 
 
@@ -113,7 +113,7 @@ class Limits(OptionGroup):
     @model_validator(mode="before")
     @classmethod
     def _check_values(cls, values: Any) -> Any:
-        """Each limit by itself, before its type is: the messages say what to write instead."""
+        """Check each limit by itself, before its type: the messages say what to write instead."""
         if isinstance(values, Mapping):
             for name, value in values.items():
                 if name in _CHECKS:
@@ -122,6 +122,7 @@ class Limits(OptionGroup):
 
     @model_validator(mode="after")
     def _check_together(self) -> Limits:
+        """Refuse limits that mean nothing without another one."""
         if self.latency_runtime != "pytorch" and self.max_latency is None:
             raise ValueError(
                 f"latency_runtime is {self.latency_runtime!r}, but without max_latency nothing is "
@@ -162,7 +163,9 @@ class Limits(OptionGroup):
         if self.min_memory_saving is not None:
             limits.append(self._saved_bytes(before))
         if self.max_parameter_memory is not None:
-            limits.append(before - self._largest_bytes())
+            largest = _bytes_of("max_parameter_memory", self.max_parameter_memory)
+            assert largest is not None
+            limits.append(before - largest)
         return max(limits)
 
     def allowed_milliseconds(self, before: float) -> float | None:
@@ -186,10 +189,11 @@ class Limits(OptionGroup):
 
     @property
     def steers(self) -> bool:
-        """There is a limit beside accuracy and parameter memory."""
+        """Whether there is a limit beside accuracy and parameter memory."""
         return self.max_latency is not None or self.max_membrane is not None
 
     def _saved_bytes(self, before: int) -> int:
+        """The smallest saving in bytes, of a model of ``before`` bytes."""
         asked = self.min_memory_saving
         assert asked is not None
         number = _saving(asked) if isinstance(asked, str) else float(asked)
@@ -202,11 +206,6 @@ class Limits(OptionGroup):
                 f"only {before:,} bytes; ask for less"
             )
         return int(number)
-
-    def _largest_bytes(self) -> int:
-        asked = _bytes_of("max_parameter_memory", self.max_parameter_memory)
-        assert asked is not None
-        return asked
 
 
 Constraints = Limits
@@ -225,6 +224,7 @@ class Selection(OptionGroup):
     @field_validator("include", "exclude", mode="before")
     @classmethod
     def _check_globs(cls, value: Any) -> Any:
+        """Refuse a single text, which would be taken for a list of letters."""
         if isinstance(value, str):
             raise ValueError(f"must be a list of globs, as in [{value!r}]")
         return value
@@ -263,7 +263,7 @@ class Method(OptionGroup):
     @field_validator("rates")
     @classmethod
     def _check_rates(cls, rates: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        """Ascending and different."""
+        """Sort the rates and drop repetitions; each must lie between 0 and 1."""
         if rates is None:
             return None
         wrong = [rate for rate in rates if not 0 < rate < 1]
@@ -324,11 +324,11 @@ class PruneConfig(OptionGroup):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The recipe file that asks for exactly this."""
+        """The text of the recipe file that asks for exactly this."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def with_options(self, *, preset: str | None = None, **options: Any) -> PruneConfig:
-        """The same with other options, by their own names whatever section they stand in.
+        """A copy with other options, given by their own names whatever section they stand in.
 
         Args:
             preset: name of a set of choices; an option that contradicts it is refused.
@@ -337,7 +337,9 @@ class PruneConfig(OptionGroup):
         Raises:
             ValueError: an unknown option or preset, or a value that is not allowed.
         """
-        named = _preset(preset)
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+        named = {} if preset is None else PRESETS[preset]
         for name in named.keys() & options.keys():
             if options[name] != named[name]:
                 raise ValueError(
@@ -407,19 +409,12 @@ class PruneOptions(TypedDict, total=False):
 
 
 def _check_known(name: str) -> None:
+    """Raise ``ValueError`` for a name that no option has."""
     known = [field for kind in SECTIONS.values() for field in kind.model_fields]
     if name not in known:
         near = get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
         raise ValueError(f"unknown option {name!r}{hint}")
-
-
-def _preset(name: str | None) -> Mapping[str, Any]:
-    if name is None:
-        return {}
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -467,7 +462,7 @@ _OWNERS = {"reading": "prime", "target_threshold": "prime", "full_curves": "prim
 
 
 def from_old_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a recipe file in today's form; of today's form, the same.
+    """Convert the content of an older recipe file to today's form; today's stays as it is.
 
     Version 0.1 wrote two other forms: on the command line with the options of ``prime`` among those
     of all policies, and in Python with all options on one level.
@@ -494,7 +489,7 @@ def from_old_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(error: ValidationError) -> str:
-    """What a typed config refuses, in one line.
+    """All problems that a typed config found, in one line.
 
     Example:
         >>> class Training(BaseModel):
@@ -510,6 +505,7 @@ def describe(error: ValidationError) -> str:
 
 
 def _one(problem: Mapping[str, Any]) -> str:
+    """One problem of pydantic's as a part of a line."""
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown field"
@@ -592,7 +588,7 @@ def parse_bytes(text: str, *, name: str = "the size") -> int:
 
 
 def _bytes_of(name: str, asked: float | str | None) -> int | None:
-    """A largest size in bytes."""
+    """A size limit in bytes, or ``None`` for none."""
     if isinstance(asked, str):
         return parse_bytes(asked, name=name)
     if asked is None:
@@ -618,7 +614,7 @@ def _time(asked: float | str) -> tuple[float | None, float]:
 
 
 def _saving(text: str) -> float | int:
-    """A fraction (float) or bytes (int)."""
+    """A smallest saving as a fraction (float) or as bytes (int)."""
     if _NUMBER.fullmatch(text):
         percent = text.strip().endswith("%")
         number = float(text.strip().rstrip("%"))

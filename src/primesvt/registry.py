@@ -1,4 +1,4 @@
-"""Names that stand for a policy, an importance criterion, a recovery, a family or an export format.
+"""Registries of policies, importance criteria, recoveries, families and export formats by name.
 
 Each kind has a registry. What the package has is a table of names that imports nothing, so that
 help texts stay quick; others add theirs by a decorator, or from their own package by an entry
@@ -28,7 +28,7 @@ Object = TypeVar("Object")
 
 
 def where(thing: Any) -> str:
-    """The place of a function or class in the source, as ``module:qualname``.
+    """Where a function or class is defined, as ``module:qualname``.
 
     Example:
         >>> where(get_close_matches)
@@ -40,7 +40,7 @@ def where(thing: Any) -> str:
 
 
 class Registry(Mapping[str, Any]):
-    """The names of one kind of thing, and what each of them stands for; loaded when asked for.
+    """Names of one kind of object, such as policies, each loaded when it is first asked for.
 
     Args:
         kind: what a name stands for, in words, for messages.
@@ -64,7 +64,7 @@ class Registry(Mapping[str, Any]):
         self._registered: dict[str, Any] = {}
 
     def __call__(self, name: str) -> Callable[[Object], Object]:
-        """A decorator that gives a class or function a name.
+        """A decorator that registers a class or function by a name.
 
         Raises ``ValueError`` where another one has the name.
         """
@@ -83,7 +83,7 @@ class Registry(Mapping[str, Any]):
         return register
 
     def __getitem__(self, name: str) -> Any:
-        """What a name stands for; ``KeyError`` where it stands for nothing."""
+        """The object of a name; ``KeyError`` for an unknown one."""
         if name not in self:
             raise KeyError(name)
         return self.find(name)
@@ -102,7 +102,7 @@ class Registry(Mapping[str, Any]):
         return tuple(dict.fromkeys([*self.builtin, *self._registered, *self._entry_points]))
 
     def check(self, name: str) -> None:
-        """Raise ``ValueError`` for a name that stands for nothing, and import nothing."""
+        """Raise ``ValueError`` for an unknown name; nothing is imported."""
         if name not in self.names():
             near = get_close_matches(name, self.names(), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -110,22 +110,22 @@ class Registry(Mapping[str, Any]):
             raise ValueError(f"unknown {self.kind} {name!r}; known: {known}{hint}")
 
     def find(self, name: str) -> Any:
-        """What a name stands for; ``ValueError`` where it stands for nothing."""
+        """The object of a name, imported now if need be; ``ValueError`` for an unknown one."""
         self.check(name)
         if name not in self._registered:
             builtin = self.builtin.get(name)
-            self._registered[name] = _load(builtin) if builtin else self._entry_points[name].load()
+            if builtin:
+                module, _, attribute = builtin.partition(":")
+                self._registered[name] = getattr(importlib.import_module(module), attribute)
+            else:
+                self._registered[name] = self._entry_points[name].load()
         return self._registered[name]
 
     @cached_property
     def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        """The names that other packages give by entry points, not loaded yet."""
         found = importlib.metadata.entry_points(group=self.group)
         return {point.name: point for point in found if point.name not in self.builtin}
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 _POLICIES = "primesvt.pruning.policies"

@@ -79,7 +79,7 @@ class Command(Protocol):
     json: bool
 
     def run(self, console: Console) -> int:
-        """Do it and return the exit code."""
+        """Run the command and return its exit code."""
         ...
 
 
@@ -105,7 +105,7 @@ KEPT = {
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: everything ends as after Ctrl-C."""
+    """Raised when SIGTERM arrives, so that everything ends as after Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _termination() -> Iterator[None]:
-    """SIGTERM ends what runs here as Ctrl-C does; only a main thread can say so."""
+    """Let SIGTERM end a block as Ctrl-C does; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -151,10 +151,15 @@ def _termination() -> Iterator[None]:
 
 
 def _fault(error: Exception, argv: Sequence[str]) -> str:
-    """A line about an error that no user can have made, with the path of a file that has it all."""
+    """Write the details of an internal error to a file, and return a line that names it."""
     first = next(iter(str(error).splitlines()), "")
     line = f"a fault of primesvt itself, {type(error).__name__}{first and ': '}{first}"
-    parts = [f"{name} {_version(name)}" for name in ("primesvt", "torch", "spikingjelly", "numpy")]
+    parts = []
+    for name in ("primesvt", "torch", "spikingjelly", "numpy"):
+        try:
+            parts.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            parts.append(f"{name} unknown")
     try:
         details = (
             f"command: {shlex.join(['primesvt', *argv])}\n"
@@ -170,18 +175,14 @@ def _fault(error: Exception, argv: Sequence[str]) -> str:
     return f"{line}; please report it with the details in {path}"
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def parse(argv: Sequence[str]) -> Command:
-    """The command that was asked for; mistakes in the flags exit with code 2."""
+    """Parse the command line into a command; mistakes in the flags exit with code 2."""
     union: Any = None
     for name, kind in COMMANDS.items():
-        settings: dict[str, Any] = {"description": _help(kind, in_full=argv[:1] == [name])}
+        help_text = inspect.cleandoc(kind.__doc__ or "")
+        if argv[:1] != [name]:  # all commands are listed: one line each
+            help_text = help_text.splitlines()[0]
+        settings: dict[str, Any] = {"description": help_text}
         if kind is Prune and (recipe := base_recipe(argv)):
             settings["default"] = Prune(recipe=recipe)
         member = Annotated[kind, tyro.conf.subcommand(name, **settings)]  # type: ignore[valid-type]
@@ -194,9 +195,3 @@ def parse(argv: Sequence[str]) -> Command:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     return command
-
-
-def _help(kind: type[Command], *, in_full: bool) -> str:
-    """A command's docstring, or its first line where all commands are listed."""
-    text = inspect.cleandoc(kind.__doc__ or "")
-    return text if in_full else text.splitlines()[0]

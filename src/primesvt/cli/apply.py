@@ -1,4 +1,4 @@
-"""``primesvt apply``: a plan onto a model."""
+"""``primesvt apply``: cut a model as a plan says."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Apply:
             return self._run(console)
 
     def _run(self, console: Console) -> int:
+        """Apply the plan while the folder of the result is locked."""
         from primesvt.channels.plan import Plan, apply_plan
         from primesvt.checkpoint.folder import save_model
         from primesvt.checkpoint.load import open_model

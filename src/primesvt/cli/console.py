@@ -1,4 +1,4 @@
-"""What a person or a machine sees: tables and JSON on stdout, progress and errors on stderr."""
+"""The output of a command: tables or JSON on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NEXT_LINE_AFTER = 10.0
 
 @dataclass(kw_only=True)
 class Console:
-    """Where a command speaks; with ``as_json`` stdout carries one JSON object and nothing else.
+    """Prints for a command; with ``as_json`` stdout carries one JSON object and nothing else.
 
     Of several processes at one job only the first speaks; ``rank`` is this one's number.
     """
@@ -63,7 +63,7 @@ class Console:
         self.line(textwrap.fill(text, self.out.width, subsequent_indent="    "))
 
     def loaded(self, loaded: CheckpointReport | None) -> None:
-        """Say what was inferred of an official checkpoint and what assumed; nothing for others."""
+        """Print what was inferred of an official checkpoint, and what was assumed."""
         for line in loaded.lines() if loaded else ():
             self.sentence(line)
 
@@ -112,7 +112,7 @@ class BarProgress:
 
 
 class PlainProgress:
-    """A line now and then, where nobody looks at a terminal: none before two seconds have passed.
+    """Progress as a line now and then, for logs; none before two seconds have passed.
 
     Example:
         >>> import io
@@ -139,18 +139,15 @@ class PlainProgress:
         if now >= self._next:
             self._next = now + NEXT_LINE_AFTER
             detail = getattr(stage, "detail", "")
-            line = self._describe(done, total, now)
-            self._stream.write(f"{line}, {detail}\n" if detail else f"{line}\n")
-            self._stream.flush()
-
-    def _describe(self, done: int, total: int, now: float) -> str:
-        speed = (done - self._begin[1]) / (now - self._begin[0]) if now > self._begin[0] else 0.0
-        parts = [f"{self._stage}: {done} of {total}" if total else f"{self._stage}: {done}"]
-        if speed:
-            parts.append(_rate(speed))
-            if total:
+            begin, first = self._begin
+            speed = (done - first) / (now - begin) if now > begin else 0.0
+            parts = [f"{stage}: {done} of {total}" if total else f"{stage}: {done}"]
+            if speed:
+                parts.append(_rate(speed))
+            if speed and total:
                 parts.append(f"{duration((total - done) / speed)} left")
-        return ", ".join(parts)
+            self._stream.write(", ".join([*parts, *([detail] if detail else [])]) + "\n")
+            self._stream.flush()
 
 
 class _RateColumn(ProgressColumn):
@@ -160,7 +157,7 @@ class _RateColumn(ProgressColumn):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """A duration in words, from seconds.
 
     Example:
         >>> duration(8.4), duration(75), duration(7260)

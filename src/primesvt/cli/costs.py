@@ -1,4 +1,4 @@
-"""What a model costs, measured and laid out for a terminal."""
+"""Count and measure what a model costs, and print it as a table and sentences."""
 
 from __future__ import annotations
 
@@ -63,12 +63,23 @@ class Counted:
         }
         rows: list[tuple[str | Text, ...]] = []
         found = [{"module": each.module, "costs": each} for each in self.operations.modules]
+        spikes = self.energy is not None
         for block, row in by_block(found, "module"):
             if row is None:
                 rows.append((Text(block, style="bold"), *_EMPTY))
-            else:
-                cells = self._cells(row["costs"], parameters.get(row["module"], 0))
-                rows.append((f"  {inside(block, row['module']) or '(itself)'}", *cells))
+                continue
+            costs: ModuleCosts = row["costs"]
+            own = parameters.get(row["module"], 0)
+            picojoules = PRICES.mac * costs.multiplied + PRICES.accumulate * costs.synops
+            cells = (
+                scaled(own) if own else "",
+                megabytes(costs.membrane_bytes) if costs.membrane_bytes else "",
+                scaled(costs.macs) if costs.macs else "",
+                f"{costs.rate:.1%}" if spikes and costs.rate is not None else "",
+                scaled(costs.synops) if spikes and costs.synops else "",
+                scaled(1e-12 * picojoules, "J") if spikes and costs.macs else "",
+            )
+            rows.append((f"  {inside(block, row['module']) or '(itself)'}", *cells))
         columns = ["Module", "Params", "Membrane", "MACs", "Rate", "SynOps", "Energy"]
         return table(columns, rows, right=range(1, 7), wrap=[0])
 
@@ -89,28 +100,16 @@ class Counted:
             yield "Firing rates, SynOps and energy need images: give --data."
         for each in self.latency:
             yield f"{scaled(each.milliseconds / 1e3, 's')} for a batch of {each.batch}"
-        told = self.to_dict()
-        yield from cost_notes({"latency": told["latency"]} if self.energy is None else told)
+        costs = self.to_dict()
+        yield from cost_notes({"latency": costs["latency"]} if self.energy is None else costs)
 
     @property
     def _membranes(self) -> int:
         return sum(module.membrane_bytes for module in self.operations.modules)
 
-    def _cells(self, costs: ModuleCosts, parameters: int) -> tuple[str, ...]:
-        picojoules = PRICES.mac * costs.multiplied + PRICES.accumulate * costs.synops
-        seen = self.energy is not None
-        return (
-            scaled(parameters) if parameters else "",
-            megabytes(costs.membrane_bytes) if costs.membrane_bytes else "",
-            scaled(costs.macs) if costs.macs else "",
-            f"{costs.rate:.1%}" if seen and costs.rate is not None else "",
-            scaled(costs.synops) if seen and costs.synops else "",
-            scaled(1e-12 * picojoules, "J") if seen and costs.macs else "",
-        )
-
 
 def count(opened: OpenedModel, splits: Splits | None, *, latency: bool) -> Counted:
-    """Count on calibration images, or on one random image where there are none."""
+    """Count what a model costs, on calibration images or else on one random image."""
     model, example = opened.model, (opened.example(),)
     inputs: Any = [(example[0][:1],)] if splits is None else calibration_of(splits.calibration)
     operations = count_operations(model, inputs)

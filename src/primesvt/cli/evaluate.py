@@ -1,4 +1,4 @@
-"""``primesvt evaluate``: how good a model is."""
+"""``primesvt evaluate``: measure the accuracy of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from primesvt.checkpoint.load import OpenedModel
-    from primesvt.models import SpikingViT
 
 __all__ = ["Evaluate"]
 
@@ -94,6 +93,7 @@ class Evaluate:
         return 0
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
+        """Measure the accuracy of a model on a data set, with its sizes, as plain values."""
         from primesvt.distributed import ProcessGroup, resolve_device
         from primesvt.evaluation.confidence import wilson_interval
         from primesvt.evaluation.evaluator import outcomes
@@ -106,7 +106,15 @@ class Evaluate:
             )
         ProcessGroup.take_gpu()
         processes = ProcessGroup.start(resolve_device(self.device))
-        model = _folded(opened.model, dataset, self.batch_size) if self.folded else opened.model
+        model: nn.Module = opened.model
+        if self.folded:  # a quicker copy, made for batches of the size that is asked for
+            import torch
+
+            from primesvt.exporting.deploy import quick
+
+            count = max(2, min(self.batch_size, len(dataset)))
+            images = [dataset[number % len(dataset)][0] for number in range(count)]
+            model = quick(opened.model, torch.stack(images))
         with console.progress() as progress:
             correct = outcomes(
                 model,
@@ -129,18 +137,8 @@ class Evaluate:
         }
 
 
-def _folded(model: SpikingViT, dataset: Any, batch_size: int) -> nn.Module:
-    """The quicker copy, made for batches of the size that is asked for."""
-    import torch
-
-    from primesvt.exporting.deploy import quick
-
-    count = min(batch_size, len(dataset))
-    images = [dataset[number % len(dataset)][0] for number in range(max(2, count))]
-    return quick(model, torch.stack(images))
-
-
 def _table(found: dict[str, Any]) -> Table:
+    """What was measured as a table of one row."""
     low, high = found["interval"]
     cells = (
         f"{found['accuracy']:.2%}",

@@ -92,26 +92,22 @@ class Export:
                 progress=progress,
             )
         console.result(made.to_dict())
-        _tell(console, made)
+        opset = f" (opset {made.opset})" if made.opset else ""
+        console.sentence(f"{made.format}{opset}: {made.input} to {made.output}")
+        console.sentence(f"Compared with the model on {made.agreement.source}:")
+        console.say(*_tables(made))
+        for note in made.notes:
+            console.sentence(note)
+        if made.rounded is not None:
+            console.sentence(_rounded(made.rounded))
+        console.line(f"The {'model' if made.path.is_dir() else 'file'}: {made.path}")
+        if made.url:
+            console.line(f"Pushed to: {made.url}")
         return 0
 
 
-def _tell(console: Console, made: ExportResult) -> None:
-    opset = f" (opset {made.opset})" if made.opset else ""
-    console.sentence(f"{made.format}{opset}: {made.input} to {made.output}")
-    console.sentence(f"Compared with the model on {made.agreement.source}:")
-    console.say(_agreement(made))
-    console.say(_sizes(made))
-    for note in made.notes:
-        console.sentence(note)
-    if made.rounded is not None:
-        console.sentence(_rounded(made.rounded))
-    console.line(f"The {'model' if made.path.is_dir() else 'file'}: {made.path}")
-    if made.url:
-        console.line(f"Pushed to: {made.url}")
-
-
 def _rounded(found: Rounded) -> str:
+    """How many layers have weights of fewer bits, and why the others have not: a sentence."""
     parts = [f"Weights: {found.layers} of {found.total} layers in {found.bits} bits"]
     if found.front:
         parts.append(f"the first {found.front} in float32, so that predictions agree")
@@ -120,7 +116,8 @@ def _rounded(found: Rounded) -> str:
     return "; ".join(parts) + "."
 
 
-def _agreement(made: ExportResult) -> Table:
+def _tables(made: ExportResult) -> tuple[Table, Table]:
+    """How well the model and the file agree, and the size of the weights after every step."""
     found = made.agreement
     rows = [
         ("Same prediction", f"{found.predictions:.2%}", f"{made.level:.2%} asked"),
@@ -137,12 +134,9 @@ def _agreement(made: ExportResult) -> Table:
     if found.accuracy is not None:
         before, after = found.accuracy
         rows.append(("Top-1 on them", f"{after:.2%}", f"{before:.2%} before"))
-    return table(["On the same samples", "", ""], rows, right=[1], wrap=[2])
-
-
-def _sizes(made: ExportResult) -> Table:
+    agreement = table(["On the same samples", "", ""], rows, right=[1], wrap=[2])
     first = made.sizes[0].weights
-    rows = [
+    steps = [
         (
             size.step,
             megabytes(size.weights),
@@ -151,9 +145,9 @@ def _sizes(made: ExportResult) -> Table:
         )
         for number, size in enumerate(made.sizes)
     ]
-    return table(["", "Weights", "Change", "File"], rows, right=[1, 2, 3])
+    return agreement, table(["", "Weights", "Change", "File"], steps, right=[1, 2, 3])
 
 
 def _share(value: float) -> str:
-    """A share that is not shown as all unless it is."""
+    """A share in percent, rounded so that it is 100% only if it is all."""
     return "100%" if value == 1 else f"{min(value, 0.999999):.4%}"

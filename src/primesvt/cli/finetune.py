@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -97,15 +97,19 @@ class Finetune:
 
     def run(self, console: Console) -> int:
         """Fine-tune, then say what it gave and where it lies."""
+        from primesvt.training.config import read_content
         from primesvt.training.finetuning import finetune
 
+        content = {} if self.recipe is None else read_content(self.recipe)
+        flags_given = {name: getattr(self, name) for name in FIELDS}
+        content |= {name: value for name, value in flags_given.items() if value is not None}
         out = self.out or self.run_folder / "finetuned"
         with console.progress() as progress:
             result = finetune(
                 self.run_folder,
                 teacher=self.teacher,
                 data=self.data,
-                recipe=self._asked(),
+                recipe=content,
                 out=out,
                 device=self.device,
                 workers=self.workers,
@@ -119,14 +123,20 @@ class Finetune:
         console.say(_table(record))
         for note in record.notes:
             console.sentence(note)
-        console.sentence(_kept(record))
+        epochs = f"{len(record.loss)} epoch{'s' * (len(record.loss) > 1)}"
+        better = (
+            f"epoch {record.kept_epoch} is the best"
+            if record.kept_epoch
+            else "none is better on the selection images, so the pruned weights stay"
+        )
+        console.sentence(f"Fine-tuned for {epochs} in {duration(record.seconds)}; {better}.")
         console.line(f"The model:  primesvt.load({str(out)!r})")
         if out.resolve() == (self.run_folder / "finetuned").resolve():  # where the page reads it
             self._renew_report(console)
         return 0
 
     def _renew_report(self, console: Console) -> None:
-        """Make the run's page anew, with what fine-tuning reached; of several processes, once."""
+        """Write the run's report again, with what fine-tuning reached, in one process."""
         if console.rank:
             return
         from primesvt._files import FolderInUse, folder_lock
@@ -138,23 +148,6 @@ class Finetune:
         except FolderInUse as error:
             again = f"`primesvt report {self.run_folder}` does it"
             console.sentence(f"The report was not made anew: {error}; {again}.")
-
-    def _asked(self) -> dict[str, Any]:
-        """The fields of the recipe file, and flags in their place."""
-        from primesvt.training.config import read_content
-
-        content = {} if self.recipe is None else read_content(self.recipe)
-        flags_given = {name: getattr(self, name) for name in FIELDS}
-        return content | {name: value for name, value in flags_given.items() if value is not None}
-
-
-def _kept(record: FinetuneRecord) -> str:
-    """How long it took, and which epoch is the result."""
-    epochs = f"{len(record.loss)} epoch{'s' * (len(record.loss) > 1)}"
-    took = f"Fine-tuned for {epochs} in {duration(record.seconds)}"
-    if record.kept_epoch == 0:
-        return f"{took}; none is better on the selection images, so the pruned weights stay."
-    return f"{took}; epoch {record.kept_epoch} is the best."
 
 
 def _table(record: FinetuneRecord) -> Table:
@@ -169,10 +162,7 @@ def _table(record: FinetuneRecord) -> Table:
     for part in ("test", "selection"):
         found = [getattr(scores, part) for scores in shown.values()]
         if None not in found:
-            rows.append([f"Top-1, {part} set of {found[0].images:,}", *map(_percent, found)])
+            shares = [f"{each.accuracy:.2%}" for each in found]
+            rows.append([f"Top-1, {part} set of {found[0].images:,}", *shares])
             rows.append(["  95% interval", *(f"{100 * a.low:.1f} .. {a.high:.1%}" for a in found)])
     return table(["", *shown], rows, right=range(1, 4))
-
-
-def _percent(accuracy: Any) -> str:
-    return f"{accuracy.accuracy:.2%}"

@@ -110,7 +110,7 @@ class Inspect:
         return 0
 
     def _counted(self, opened: OpenedModel) -> Counted:
-        """What the model costs: on images where there are any, on one random image otherwise."""
+        """Count what the model costs, on images where data are given, else on one random image."""
         from primesvt.checkpoint.load import own_data, splits_for
 
         if self.data is not None and not self.costs:
@@ -125,10 +125,12 @@ class Inspect:
 
 @contextmanager
 def tracing(console: Console, model: nn.Module) -> Iterator[None]:
-    """Say how far the trace of a large model is: how many of its modules have been run."""
+    """Show how far the trace of a large model is, by how many of its modules have been run."""
     from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
     from torch import nn
     from torch.nn.modules.module import register_module_forward_hook
+
+    from primesvt.models.forward import hooked
 
     if sum(parameter.numel() for parameter in model.parameters()) < LARGE:
         yield
@@ -141,14 +143,12 @@ def tracing(console: Console, model: nn.Module) -> Iterator[None]:
         hook = register_module_forward_hook(
             lambda *_: progress("tracing", min(next(done), total), total)
         )
-        try:
+        with hooked([hook]):
             yield
-        finally:
-            hook.remove()
 
 
 def _table(layers: list[dict[str, Any]]) -> Table:
-    """Layers under the block they belong to, so that names stay short."""
+    """The table of layers, each under its block, so that names stay short."""
     rows: list[tuple[str | Text, ...]] = []
     for block, row in by_block(layers, "layer"):
         if row is None:
@@ -165,6 +165,7 @@ def _table(layers: list[dict[str, Any]]) -> Table:
 
 
 def _group(group: ChannelGroup) -> dict[str, Any]:
+    """A channel group as plain values, for JSON."""
     members = [dataclasses.asdict(member) for member in group.members]
     return {
         "name": group.name,

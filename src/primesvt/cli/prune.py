@@ -1,4 +1,4 @@
-"""``primesvt prune``: the main job."""
+"""``primesvt prune``: prune a model within limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIMITS_NOT_MET = 3
 
 
 def _with_choices() -> type[PruneConfig]:
-    """The config with the names that the registries know as the choices of its flags."""
+    """The config class whose flags offer the names that the registries know."""
     registries = {"policy": POLICIES, "importance": CRITERIA, "recovery": RECOVERIES}
     known: dict[str, Any] = {
         name: (Literal[registry.names()], Method.model_fields[name])
@@ -37,11 +37,11 @@ def _with_choices() -> type[PruneConfig]:
     method = create_model("Method", __base__=Method, **known)
     flat: Any = Annotated[method, tyro.conf.arg(name="")]
     model: Any = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    told = PruneConfig.model_fields["model"].description
+    description = PruneConfig.model_fields["model"].description
     return create_model(
         "PruneConfig",
         __base__=PruneConfig,
-        model=(model, Field(description=told)),
+        model=(model, Field(description=description)),
         method=(flat, method()),
     )
 
@@ -99,8 +99,8 @@ class Prune:
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
-        """Prune, write the run folder, and say what was traded for what."""
-        from primesvt.checkpoint.load import open_model, splits_for
+        """Prune, write the run folder, and print the figures before and after."""
+        from primesvt.checkpoint.load import open_model, own_data, splits_for
         from primesvt.evaluation.batch_dependence import batch_note
         from primesvt.pruning.pipeline import prune
 
@@ -113,7 +113,9 @@ class Prune:
             overrides=parse_overrides(recipe.override),
         )
         console.loaded(opened.loaded)
-        recipe = _with_data(recipe)
+        own = own_data(recipe.model)
+        if recipe.data is None and own is not None:  # recipe.yaml is to name them
+            recipe = recipe.model_copy(update={"data": own.found()})
         splits = splits_for(
             opened.model,
             recipe.data,
@@ -141,7 +143,7 @@ class Prune:
         return 0 if result.met else LIMITS_NOT_MET
 
     def _asked(self) -> PruneConfig:
-        """The recipe, unless it names no model or contradicts the preset, with ``--set``."""
+        """The recipe with the options of ``--set``, which must name a model and fit the preset."""
         recipe = self.recipe
         if not recipe.model:
             raise ValueError("no model given; name one, as in `primesvt prune sdt_v2_digits`")
@@ -168,17 +170,8 @@ def _policy_options(words: Sequence[str]) -> dict[str, Any]:
     return parse_overrides((word.removeprefix("policy.") for word in words), flag="--set")
 
 
-def _with_data(recipe: PruneConfig) -> PruneConfig:
-    """The recipe with the model's own data where none are named, as recipe.yaml is to have them."""
-    from primesvt.checkpoint.load import own_data
-
-    own = own_data(recipe.model or "")
-    if recipe.data is not None or own is None:
-        return recipe
-    return recipe.model_copy(update={"data": own.found()})
-
-
 def _close(console: Console, result: PruneResult, out: Path) -> None:
+    """Print what a run reached: before and after, the verdict, and where its files are."""
     from primesvt.report.changes import cost_notes
 
     console.line(result.metrics.data)

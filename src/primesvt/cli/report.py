@@ -1,4 +1,4 @@
-"""``primesvt report``: the page of a run, or of several."""
+"""``primesvt report``: write the HTML page of a run, or of several."""
 
 from __future__ import annotations
 

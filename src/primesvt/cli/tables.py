@@ -38,7 +38,7 @@ def table(
 def by_block(
     rows: Iterable[Mapping[str, Any]], name: str
 ) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    """Rows under the block they belong to; each block comes first, alone.
+    """Yield rows under the block of the network they belong to; each block first comes alone.
 
     Example:
         >>> rows = [{"layer": "blocks.down1.conv"}, {"layer": "blocks.down1.lif"}]
@@ -58,12 +58,12 @@ def by_block(
 
 
 def inside(block: str, name: str) -> str:
-    """A name without that of the block it is in."""
+    """The name of a module without that of the block it is in."""
     return name.removeprefix(block).lstrip(".") if name.startswith(block) else name
 
 
 def whole(number: int) -> str:
-    """A whole number with thousands set apart."""
+    """A whole number with thousands separators."""
     return f"{number:,}"
 
 

@@ -89,7 +89,7 @@ class Train:
 
 
 def _stopped(progress: TrainProgress, out: Path, console: Console) -> int:
-    """Say how far a training has come that is to go on another time."""
+    """Print how far a training has come that was stopped and can go on."""
     console.result({"out": str(out), **progress.to_dict()})
     console.line(
         f"Stopped after epoch {progress.epochs_done} of {progress.epochs}, trained for "

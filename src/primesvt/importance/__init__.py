@@ -1,4 +1,4 @@
-"""A score for every channel of a group: the lower, the sooner it goes."""
+"""Importance criteria: a score for every channel of a group; the lowest are removed first."""
 
 from __future__ import annotations
 

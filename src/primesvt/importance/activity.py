@@ -1,4 +1,4 @@
-"""Importance by what channels do on calibration inputs."""
+"""Importance by the activity of channels on calibration inputs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["activity", "firing_rate", "membrane", "taylor"]
 
 @criterion("firing_rate")
 def firing_rate(evidence: CriterionContext, group: ChannelGroup) -> Scores:
-    """Mean output of each channel's neuron, ``[positions, size]``; the mean over tied neurons.
+    """Firing rate of each channel's neuron, ``[positions, size]``; the mean over tied neurons.
 
     Channels without a neuron of their own (inner channels of a linear chain, residual streams)
     count by the mean absolute input of what reads them.
     """
-    seen = evidence.seen
-    if seen.neurons(group):
-        return _over_neurons(evidence, group, seen.rates)
-    return _over_readers(evidence, group, lambda name: seen.moments(name).mean.abs())
+    statistics = evidence.seen
+    if statistics.neurons(group):
+        return _over_neurons(evidence, group, statistics.rates)
+    return _over_readers(evidence, group, lambda name: statistics.moments(name).mean.abs())
 
 
 @criterion("membrane")
@@ -36,10 +36,10 @@ def membrane(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     Source: Li et al., "Towards efficient deep spiking neural networks construction with spiking
     activity based pruning" (SCA, arXiv 2406.01072), ICML 2024.
     """
-    seen = evidence.seen
-    if seen.neurons(group):
-        return _over_neurons(evidence, group, seen.potentials)
-    return _over_readers(evidence, group, lambda name: _root_mean_square(seen.moments(name)))
+    statistics = evidence.seen
+    if statistics.neurons(group):
+        return _over_neurons(evidence, group, statistics.potentials)
+    return _over_readers(evidence, group, lambda name: _root_mean_square(statistics.moments(name)))
 
 
 @criterion("activity")
@@ -49,12 +49,12 @@ def activity(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     This is the squared error in the readers' outputs when the channel is replaced by its mean.
     Where only a product reads the channels (q and k), it is the squared norm of their part of it.
     """
-    seen = evidence.seen
-    if not seen.readers[group.name]:
-        return seen.products(group).diagonal(dim1=1, dim2=2).numpy().copy()
+    statistics = evidence.seen
+    if not statistics.readers[group.name]:
+        return statistics.products(group).diagonal(dim1=1, dim2=2).numpy().copy()
     total = np.zeros((group.positions, group.size))
-    for reader in seen.readers[group.name]:
-        variance = seen.moments(reader.module).covariance.diagonal()
+    for reader in statistics.readers[group.name]:
+        variance = statistics.moments(reader.module).covariance.diagonal()
         weights = reader.columns(evidence.model).square().sum(1)
         total += reader.per_channel(variance * weights, group)
     return total
@@ -70,19 +70,21 @@ def taylor(evidence: CriterionContext, group: ChannelGroup) -> Scores:
     Source: Molchanov et al., "Pruning convolutional neural networks for resource efficient
     inference" (arXiv 1611.06440), equation 8.
     """
-    seen = evidence.seen
-    if not seen.readers[group.name]:
-        return _over_neurons(evidence, group, seen.sensitivities)
-    return _over_readers(evidence, group, seen.sensitivities)
+    statistics = evidence.seen
+    if not statistics.readers[group.name]:
+        return _over_neurons(evidence, group, statistics.sensitivities)
+    return _over_readers(evidence, group, statistics.sensitivities)
 
 
 def _root_mean_square(moments: Moments) -> Tensor:
+    """Root mean square of every input channel of a layer."""
     return (moments.products.diagonal() / max(1, moments.count)).sqrt()
 
 
 def _over_neurons(
     evidence: CriterionContext, group: ChannelGroup, values: Callable[[str], Tensor]
 ) -> Scores:
+    """Scores of channels by a value of their neurons, the mean over tied ones."""
     names = evidence.seen.neurons(group)
     if not names:
         raise ValueError(
@@ -97,6 +99,7 @@ def _over_neurons(
 def _over_readers(
     evidence: CriterionContext, group: ChannelGroup, values: Callable[[str], Tensor]
 ) -> Scores:
+    """Scores of channels by a value in front of the layers that read them, added up."""
     readers = evidence.seen.readers[group.name]
     if not readers:
         return _over_neurons(evidence, group, values)

@@ -1,4 +1,4 @@
-"""What an importance criterion is, what it may look at, and how one gets a name."""
+"""What an importance criterion is, what it may use, and how one is registered by a name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class CriterionContext:
-    """The unpruned network, its channel graph, and what calibration inputs showed of it.
+    """All that a criterion may use: the unpruned network, its graph, and its activity.
 
     ``activity`` is ``None`` where there are no calibration inputs; ``seed`` is for draws.
     """
@@ -41,7 +41,7 @@ class CriterionContext:
 
     @property
     def seen(self) -> ActivationStatistics:
-        """The activity; ``ValueError`` where nothing was calibrated."""
+        """Activation statistics on calibration inputs; ``ValueError`` where there are none."""
         if self.activity is None:
             raise ValueError(
                 "this importance needs calibration inputs, and there are none; give calibration=,"

@@ -92,7 +92,7 @@ def _over_producers(evidence: CriterionContext, group: ChannelGroup, measure: ob
 
 
 def _gain(evidence: CriterionContext, group: ChannelGroup, member: Member) -> Tensor:
-    """What the batch norms right behind a layer multiply its channels by."""
+    """The factor by which the batch norms right behind a layer multiply each of its channels."""
     gain = torch.ones(evidence.graph.shape(member.tensor)[member.axis], dtype=torch.float64)
     for name in _norms_behind(evidence.model, evidence.graph, group, member):
         norm = evidence.model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Importance when the surviving channels make up for the removed ones."""
+"""Importance by optimal brain surgeon: the remaining channels make up for the removed ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["EliminationOrder", "eliminate", "obs", "product", "removal_costs"]
 
 
 def removal_costs(importance: Criterion, evidence: CriterionContext, group: ChannelGroup) -> Scores:
-    """Costs of the channels in the order in which they go, ascending, ``[positions, size]``.
+    """Costs of removing a group's channels one after another, ascending, ``[positions, size]``.
 
     They are the scores themselves. The scores of ``obs`` are but places in an order; there they are
     what the elimination paid for each channel, and no less than for the one before it.
@@ -48,7 +48,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class EliminationOrder:
-    """How the channels of a group go one after another, each array ``[positions, size]``.
+    """The order in which a group loses its channels, and the costs; both ``[positions, size]``.
 
     ``place`` is a channel's place in that order at its position, ``cost`` what its removal cost
     when it went: a share of what the readers get, or of the attention map.
@@ -60,7 +60,7 @@ class EliminationOrder:
 
 @criterion("obs")
 def obs(evidence: CriterionContext, group: ChannelGroup) -> Scores:
-    """The order in which channels go when the rest compensates, ``[positions, size]``.
+    """The removal order of optimal brain surgeon: the rest compensates, ``[positions, size]``.
 
     Greedy optimal brain surgeon: again and again those channels go whose removal, after a least-
     squares update of all others, costs the readers least: ``||w_c||^2 / [C^-1]_cc`` with the damped
@@ -77,7 +77,7 @@ def obs(evidence: CriterionContext, group: ChannelGroup) -> Scores:
 
 
 def product(evidence: CriterionContext, group: ChannelGroup) -> Scores:
-    """The order in which channels go when only a product of spikes reads them (q and k).
+    """The removal order of channels that only a product of spikes reads (q and k).
 
     Greedy: again and again the channel goes with which the removed part of the attention map
     ``sum_c q_c k_c^T`` has the least squared norm. Nothing compensates inside a product of spikes.
@@ -110,6 +110,7 @@ def eliminate(evidence: CriterionContext, group: ChannelGroup) -> EliminationOrd
 
 
 def _from_product(evidence: CriterionContext, group: ChannelGroup) -> EliminationOrder:
+    """The order of ``product`` with what every removal cost."""
     grams = evidence.seen.products(group).numpy()
     order = np.zeros((group.positions, group.size))
     costs = np.zeros_like(order)
@@ -126,7 +127,7 @@ def _from_product(evidence: CriterionContext, group: ChannelGroup) -> Eliminatio
 
 @dataclass(kw_only=True)
 class _ConsumerState:
-    """One reader during the elimination: inputs left, their weights, their inverse covariance."""
+    """A layer that reads the group, during the elimination: its inputs left and their weights."""
 
     ids: Tensor
     weights: Tensor
@@ -148,7 +149,7 @@ class _ConsumerState:
         )
 
     def cost(self, group: ChannelGroup) -> Scores:
-        """Of removing each channel next, as a share of the reader's output variance."""
+        """Costs of removing each channel next, as shares of the reader's output variance."""
         each = self._each() / self.scale
         total = torch.zeros(group.positions * group.size, dtype=torch.float64)
         own = self.ids >= 0
@@ -156,7 +157,7 @@ class _ConsumerState:
         return total.reshape(group.positions, group.size).numpy()
 
     def _each(self) -> Tensor:
-        """``w^T [C^-1]_cc^-1 w`` of every input channel, its taps together."""
+        """``w^T [C^-1]_cc^-1 w`` of every input channel, all its taps as one block."""
         if self.taps == 1:
             return self.weights.square().sum(1) / self.inverse.diagonal().clamp(min=_TINY)
         blocks = self.inverse.unflatten(0, (-1, self.taps)).unflatten(2, (-1, self.taps))
@@ -183,7 +184,7 @@ class _ConsumerState:
 
 
 def _compact(weights: Tensor) -> Tensor:
-    """Weights ``[in, n]`` with the same products among inputs, and no more columns than rows."""
+    """Weights with the same products among inputs, and no more columns than rows (inputs)."""
     if weights.shape[1] <= weights.shape[0]:
         return weights.clone()
     factor: Tensor = torch.linalg.qr(weights.T, mode="r").R

@@ -1,1 +1,1 @@
-"""From the user's limits to a plan and a smaller network; ``pipeline`` is the whole story."""
+"""The pruning run, from limits to a plan and a smaller network; read ``pipeline`` first."""

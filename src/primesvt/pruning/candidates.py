@@ -19,7 +19,7 @@ __all__ = ["Candidates", "find_candidates"]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Groups to prune, in forward order, and those that the check on a copy refused."""
+    """The groups to prune, in forward order, and those that the check on a copy refused."""
 
     groups: tuple[ChannelGroup, ...]
     refusals: tuple[Refusal, ...]
@@ -33,7 +33,7 @@ def find_candidates(
     verify: bool,
     progress: Progress | None = None,
 ) -> Candidates:
-    """Free groups that a selection lets through; with ``verify`` those that can be cut exactly.
+    """Find the channel groups to prune, by a selection; with ``verify`` only what cuts exactly.
 
     Raises:
         ValueError: a glob that matches no group (naming the nearest), or nothing left to prune.
@@ -71,6 +71,7 @@ def find_candidates(
 
 
 def _matched(graph: ChannelGraph, globs: Sequence[str]) -> set[str]:
+    """Names of groups that match any of the globs; each glob must match one."""
     names = [group.name for group in graph]
     found: set[str] = set()
     for glob in globs:
@@ -86,7 +87,7 @@ def _matched(graph: ChannelGraph, globs: Sequence[str]) -> set[str]:
 
 
 def _nothing(graph: ChannelGraph, chosen: set[str]) -> str:
-    """Why nothing is left, by the first group that the globs let through."""
+    """Why no chosen group can be pruned, with the first of them as an example."""
     if not chosen:
         return "include and exclude leave no channel group to prune; exclude fewer"
     group = next(group for group in graph if group.name in chosen)

@@ -20,10 +20,10 @@ LADDER = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A network on images that no probe has seen, paired with the unpruned one.
+    """Accuracy of a pruned network on images that chose nothing, paired with the unpruned one.
 
     ``drop`` and its one-sided ``bound`` are differences of accuracy; ``accuracy`` is the smaller
-    network's and ``tried`` counts the networks that were looked at, the refused one included.
+    network's and ``tried`` counts the networks that were tested, the refused one included.
     """
 
     images: int
@@ -34,10 +34,10 @@ class Confirmation:
 
 
 def sequence(alternatives: Sequence[Widths], saved: Callable[[Widths], int]) -> list[Widths]:
-    """From a mild network to the one found, in the order in which they are tested.
+    """The networks to test in the confirmation, in a fixed order from mild to the one found.
 
     Those of the networks whose saving is next to 50, 70, 80, 90, 95 and 100 % of the
-    last one's. The order is fixed before an image of the confirmation is seen.
+    last one's. The order is fixed before an image of the confirmation is used.
     """
     if not alternatives:
         return []
@@ -55,7 +55,7 @@ def confirmed(
     outcomes: Callable[[nn.Module], Outcomes],
     before: Outcomes,
 ) -> tuple[PolicyResult, Confirmation | None]:
-    """What a policy found, as far as images that it has not seen confirm it.
+    """Confirm a policy's result, or the hardest milder one that images set aside do not refuse.
 
     Args:
         found: what a policy took, with milder networks to fall back on.
@@ -89,7 +89,7 @@ def confirmed(
 
 
 def _unconfirmed(prober: Prober, order: Sequence[Widths], gate: AccuracyGate) -> str:
-    """Why there is no plan, as a part of a sentence."""
+    """Why the confirmation leaves no plan, as a part of a sentence."""
     whole = prober.reference.parameter_bytes
     least, most = (prober.bytes_saved(cuts) / whole for cuts in (order[0], order[-1]))
     return (

@@ -16,7 +16,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class GateDecision:
-    """What the gate says of one network; drops are differences of mean outcomes.
+    """Whether one network passes the gate, with its drop as a difference of mean outcomes.
 
     ``bound`` is the one-sided confidence bound of the paired drop, ``None`` without outcomes.
     """
@@ -28,7 +28,7 @@ class GateDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyGate:
-    """Lets a network pass whose drop, or the bound of its drop, is at most ``allowed``.
+    """The accuracy limit: a network passes if its drop, or a bound of it, is at most ``allowed``.
 
     Args:
         kind: ``point`` (the measured drop, the paper's) or ``bound``.
@@ -57,7 +57,7 @@ class AccuracyGate:
             )
 
     def judge(self, probe: Probe) -> GateDecision:
-        """Compare one network with the unpruned one; what was rejected early does not pass."""
+        """Decide whether a measured network passes; one that was rejected early does not."""
         bound = self.bound(probe)
         drop = self.reference.accuracy - probe.accuracy
         if probe.samples is not None and probe.lost is not None and probe.gained is not None:

@@ -1,4 +1,4 @@
-"""What a run measures on: images that search, images that confirm, inputs without labels."""
+"""The images and unlabelled inputs of a run: to search with, to confirm with, to calibrate."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SEARCHED = 0.4  # of the selection images
 
 
 def images_needed(limit: float, *, level_quantile: float = 1.645) -> int:
-    """Images on which a bound can tell a drop of half the limit from the limit.
+    """How many images a bound needs to tell a drop of half the limit from the limit.
 
     ``(z / limit)^2 x disagreement x 4``, with a disagreement of three times the limit.
 
@@ -87,12 +87,12 @@ def divide(
         )
     rest, aside = parted(splits, seed=seed)
     kept = len(cast(Sized, aside))
-    told = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
-    return rest, aside, told
+    note = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
+    return rest, aside, note
 
 
 def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
-    """The selection images to search with, and those set aside, whatever their number."""
+    """Split the selection images into those to search with and those to confirm with."""
     size = len(cast(Sized, splits.selection))
     order, searched = np.random.default_rng(seed).permutation(size), math.ceil(SEARCHED * size)
     rest = Subset(splits.selection, order[:searched].tolist())
@@ -102,7 +102,7 @@ def parted(splits: Splits, *, seed: int) -> tuple[Splits, Dataset[Any]]:
 def set_aside(
     evaluate: Evaluator, config: PruneConfig, earlier: ProbeTable | None
 ) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
-    """Selection images for the confirmation, where that is asked for and possible.
+    """Set selection images aside for the confirmation, where that is asked for and possible.
 
     Solving again from earlier probes keeps the images that those were made on.
     """
@@ -114,20 +114,20 @@ def set_aside(
         return _as_before(evaluate, earlier.reference, wanted=wanted, seed=seed)
     if not wanted:
         return evaluate, None, ()
-    splits, aside, told = divide(evaluate.splits, drop / 100, seed=seed)
-    return replace(evaluate, splits=splits), aside, (told,)
+    splits, aside, note = divide(evaluate.splits, drop / 100, seed=seed)
+    return replace(evaluate, splits=splits), aside, (note,)
 
 
 def _as_before(
     evaluate: DataEvaluator, earlier: Reference, *, wanted: bool, seed: int
 ) -> tuple[Evaluator, Dataset[Any] | None, tuple[str, ...]]:
-    """The images that the earlier probes were made on: all of them, or the part for searching."""
+    """Split the selection images as the run did whose probes are used again, if it did."""
     before = earlier.context.get("selection_set")
     rest, aside = parted(evaluate.splits, seed=seed)
     searching = replace(evaluate, splits=rest)
     if before == searching.context()["selection_set"]:
-        told = "The earlier probes left images aside, which confirm the plan and choose nothing."
-        return searching, aside if wanted else None, (told,) if wanted else ()
+        note = "The earlier probes left images aside, which confirm the plan and choose nothing."
+        return searching, aside if wanted else None, (note,) if wanted else ()
     if wanted:
         return evaluate, None, ("The earlier probes saw all selection images: none confirms.",)
     return evaluate, None, ()
@@ -135,7 +135,7 @@ def _as_before(
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """Inputs without labels, and what the unpruned network was measured at while they were found.
+    """Unlabelled inputs of a run: some to trace with, and those to gather statistics on.
 
     Attributes:
         example: inputs to trace with, as the model takes them.
@@ -159,7 +159,7 @@ class RunInputs:
         measure: bool,
         progress: Progress | None,
     ) -> RunInputs:
-        """Those given, those of the data, or else those that one call of the score shows.
+        """Find inputs: those given, those of the data, or those that one call of the score shows.
 
         With ``measure`` the network is measured in any case.
         """
@@ -168,16 +168,16 @@ class RunInputs:
         inputs = calibration_for(calibration, evaluate, device, batch_size)
         if found and inputs is not None and not measure:
             return cls(example=found, calibration=inputs)
-        seen = record_inputs(unpruned, telling(evaluate, progress))
-        if not found and not seen.batches:
+        recorded = record_inputs(unpruned, telling(evaluate, progress))
+        if not found and not recorded.batches:
             raise ValueError(
                 "score never called the model with an input, so nothing can be traced; "
                 "give example_input="
             )
         return cls(
-            example=found or first_samples(seen.batches[0]),
-            calibration=inputs or seen.calibration(unpruned),
-            measurement=seen.measurement,
+            example=found or first_samples(recorded.batches[0]),
+            calibration=inputs or recorded.calibration(unpruned),
+            measurement=recorded.measurement,
         )
 
     @property
@@ -192,7 +192,7 @@ def calibration_for(
     device: torch.device,
     batch_size: int,
 ) -> CalibrationSet | None:
-    """Inputs without labels, where any were given or come with the data."""
+    """Calibration inputs, where any were given or come with the data; else ``None``."""
     source: Any = given
     if source is None and isinstance(evaluate, DataEvaluator):
         source = evaluate.splits.calibration
@@ -215,6 +215,7 @@ def memory_bytes(limit: str | float | None) -> int | None:
 
 
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a network on a device, in evaluation mode and with reset neurons."""
     reset(model)
     return copy.deepcopy(model).to(device).eval()
 
@@ -222,7 +223,7 @@ def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
 def unlabelled(
     evaluate: Evaluator, calibration: CalibrationSet | None
 ) -> tuple[CalibrationSet, ...]:
-    """All inputs without labels: those for statistics, then those that choices are made on.
+    """All inputs to watch for silent channels: for calibration, then those of the selection set.
 
     A score shows only the first.
     """
@@ -235,7 +236,10 @@ def unlabelled(
 def distance_inputs(
     evaluate: Evaluator, calibration: CalibrationSet | None
 ) -> CalibrationSet | None:
-    """Inputs that recovery has not seen, where there are any: spread over the selection set."""
+    """Inputs to measure divergence on, which recovery did not use: spread over the selection set.
+
+    The calibration inputs where there is no data set.
+    """
     if not isinstance(evaluate, DataEvaluator):
         return calibration
     selection = evaluate.splits.selection
@@ -245,6 +249,7 @@ def distance_inputs(
 
 
 def _selection(evaluate: DataEvaluator, images: Dataset[Any]) -> CalibrationSet:
+    """Images of a data set as unlabelled inputs, in batches as they are measured."""
     return calibration_of(
         images,
         device=evaluate.device,

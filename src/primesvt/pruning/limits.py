@@ -48,15 +48,15 @@ class LatencyLimit:
         return self._before - self._allowed
 
     def saved(self, cuts: Widths) -> float:
-        """Groups alone, added up, by the latency table."""
+        """Milliseconds that the cuts save, estimated as the sum of each group's own saving."""
         return self.stopwatch.saved(cuts)
 
     def proved(self, cuts: Widths) -> float:
-        """The cut network timed against the whole one."""
+        """Milliseconds that the cuts save, by timing the cut network against the whole one."""
         return self._before * (1 - self.stopwatch.network(cuts).share)
 
     def at(self, cuts: Widths) -> LimitOutcome:
-        """The limit at a plan."""
+        """What the limited quantity is before and after a plan's cuts, and whether it holds."""
         after = self._before - self.proved(cuts)
         return LimitOutcome(
             name=self.name,
@@ -107,15 +107,21 @@ class MembraneLimit:
         return self._bytes({}) - self.allowed
 
     def saved(self, cuts: Widths) -> float:
-        """Every group by its channels, added up."""
-        return sum(self._each(group) * (self._size(group) - kept) for group, kept in cuts.items())
+        """Bytes that the cuts save, estimated as the sum of each group's own saving."""
+        total, whole = 0.0, self._bytes({})
+        for group, kept in cuts.items():
+            size = self.graph[group].size
+            half = size // 2
+            if half > 0:  # every channel of a group has as many potentials: half of them tell
+                total += (whole - self._bytes({group: half})) / (size - half) * (size - kept)
+        return total
 
     def proved(self, cuts: Widths) -> float:
-        """The cut network run once."""
+        """Bytes that the cuts save, by running the cut network once."""
         return self._bytes({}) - self._bytes(cuts)
 
     def at(self, cuts: Widths) -> LimitOutcome:
-        """The limit at a plan."""
+        """What the limited quantity is before and after a plan's cuts, and whether it holds."""
         return LimitOutcome(
             name=self.name,
             before=self._bytes({}),
@@ -123,17 +129,8 @@ class MembraneLimit:
             allowed=self.allowed,
         )
 
-    def _each(self, group: str) -> float:
-        """Bytes that one channel at every position takes."""
-        half = self._size(group) // 2
-        if half < 1:
-            return 0.0
-        return (self._bytes({}) - self._bytes({group: half})) / (self._size(group) - half)
-
-    def _size(self, group: str) -> int:
-        return self.graph[group].size
-
     def _bytes(self, cuts: Widths) -> int:
+        """Bytes of potentials per sample of the cut network, which is run once."""
         key = frozenset(cuts.items())
         if key not in self._known:
             smaller = copy.deepcopy(self.model)
@@ -151,7 +148,7 @@ def limits_of(
     processes: ProcessGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> tuple[LatencyLimit | MembraneLimit, ...]:
-    """The limits beside accuracy and parameter memory that were asked for.
+    """The limits on latency and membrane memory that were asked for, ready to be measured.
 
     Args:
         config: the limits, and the rates of the groups.
@@ -186,7 +183,7 @@ def limits_of(
 
 
 def limit_notes(limits: Limits, method: Method) -> tuple[str, ...]:
-    """What to know of limits under this method, one sentence each.
+    """Advice on limits that the chosen method makes hard to meet, one sentence each.
 
     Example:
         >>> asked = Limits(max_latency=0.5, latency_runtime="onnxruntime")

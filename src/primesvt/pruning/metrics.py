@@ -1,4 +1,4 @@
-"""What a network was before and after, and whether the limits were met."""
+"""Measure a network before and after pruning, and say whether the limits were met."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """One network: its size, what it takes to run it, and how good it is.
+    """The size of one network, what it takes to run it, and its accuracy.
 
     ``selection`` and ``test`` are there only for a set of images, ``score`` only for a ``score``.
     Files of earlier versions lack ``file_bytes``, ``operations`` and ``energy``; ``latency`` is
@@ -86,24 +86,12 @@ class Costs:
     def from_dict(cls, content: Mapping[str, Any]) -> Costs:
         """Read what ``dataclasses.asdict`` made, from JSON and from earlier versions too."""
         values = dict(content)
-        kinds = {
-            "selection": _accuracy,
-            "test": _accuracy,
-            "operations": Operations.from_dict,
-            "energy": _energy,
-        }
-        for name, read in kinds.items():
-            values[name] = read(values[name]) if values.get(name) else None
+        for name, kind in {"selection": Accuracy, "test": Accuracy, "energy": Energy}.items():
+            values[name] = kind(**values[name]) if values.get(name) else None
+        operations = values.get("operations")
+        values["operations"] = Operations.from_dict(operations) if operations else None
         values["latency"] = tuple(Latency(**each) for each in values.get("latency", ()))
         return cls(**values)
-
-
-def _accuracy(content: Mapping[str, Any]) -> Accuracy:
-    return Accuracy(**content)
-
-
-def _energy(content: Mapping[str, Any]) -> Energy:
-    return Energy(**content)
 
 
 def costs_of(
@@ -116,7 +104,9 @@ def costs_of(
     score: float | None = None,
     latency: tuple[Latency, ...] = (),
 ) -> Costs:
-    """Measure sizes, run the example once for memory, and inputs for operations and firing rates.
+    """Measure the memory, operations, firing rates and energy of a network.
+
+    The example is run once for membrane and activation memory, the inputs for operations.
 
     Args:
         model: any network.
@@ -154,10 +144,10 @@ Latencies = Mapping[str, tuple[Latency, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """What the policy took, the plan that says so, and the smaller model.
+    """The outcome of a search: what the policy chose, as a plan and as a smaller model.
 
     ``start`` is the network that the policy started from. ``confirmation`` is there where images
-    were set aside for it and the plan is not empty. ``held`` are the limits beside accuracy and
+    were set aside for it and the plan is not empty. ``others`` are the limits beside accuracy and
     parameter memory.
     """
 
@@ -167,12 +157,12 @@ class Solved:
     start: StartNetwork
     candidates: Candidates
     confirmation: Confirmation | None = None
-    held: tuple[LimitOutcome, ...] = ()
+    others: tuple[LimitOutcome, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """Measures the network given and the final one.
+    """Measures the networks before and after pruning, for ``metrics.json`` and the report.
 
     Args:
         evaluate: knows the test set, where there is one.
@@ -193,7 +183,7 @@ class Conclusion:
     progress: Progress | None = field(default=None, repr=False)
 
     def metrics(self, original: nn.Module, solved: Solved, notes: Sequence[str]) -> Metrics:
-        """All figures of the run."""
+        """Measure both networks and compare them with the limits."""
         found, reference, account = solved.found, self.gate.reference, solved.start.account
         splits = self.evaluate.splits if isinstance(self.evaluate, DataEvaluator) else None
         lossless = account.notes if account is not None else ()
@@ -205,7 +195,7 @@ class Conclusion:
             gate=self.gate,
             points=self.evaluate.points,
             lossless=account,
-            others=solved.held,
+            others=solved.others,
         )
         took = self._latencies(original, solved.model)
         return Metrics(
@@ -230,12 +220,15 @@ class Conclusion:
         return self.evaluate(solved.model).value  # equal predictions need not be an equal score
 
     def _costs(self, model: nn.Module, value: float, when: str, took: Latencies) -> Costs:
+        """Sizes, operations and accuracy of a network, on the test set too where there is one."""
         if self.progress is not None:
             self.progress(f"counting operations, {when}", 0, 0)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        example = tree_map_only(Tensor, lambda tensor: tensor.to(device), self.example)
         measured = partial(
             costs_of,
             model,
-            self._placed(self.example, model),
+            example,
             inputs=self.calibration,
             latency=took.get(when, ()),
         )
@@ -249,7 +242,7 @@ class Conclusion:
         )
 
     def _latencies(self, before: nn.Module, after: nn.Module) -> Latencies:
-        """How long both networks take, measured in turn, where that was asked for."""
+        """Times of a forward pass of both networks, taken in turn; none where not asked for."""
         if not self.latency:
             return {}
         if self.progress is not None:
@@ -258,14 +251,8 @@ class Conclusion:
         networks = {"before": before, "after": after}
         return self.evaluate.processes.on_main(lambda: measure(networks, inputs))
 
-    @staticmethod
-    def _placed(inputs: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
-        """Inputs where a network is."""
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        placed: tuple[Any, ...] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
-        return placed
-
     def _test(self, dataset: Dataset[Any], model: nn.Module, when: str) -> Accuracy | None:
+        """Accuracy of a network on the test set."""
         assert isinstance(self.evaluate, DataEvaluator)
         stage = f"test set, {when}"
         found = self.evaluate.on(dataset, model, progress=self.progress, stage=stage)
@@ -275,7 +262,7 @@ class Conclusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """The outcome of a run; ``metrics.json`` holds just this.
+    """All figures of a run and its verdict, as ``metrics.json`` holds them.
 
     ``before`` is the network given and ``after`` the final one. ``lossless`` is what went between
     them without changing a prediction, before any policy (``None`` where that was not asked for).
@@ -384,6 +371,7 @@ _WHY = {
 
 
 def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
+    """Whether the limits are met, for which saving at which cost, and why no more: a sentence."""
     saved = f"{facts['saving']:.2%} of the parameter memory saved"
     asked = f" ({facts['required_saving']:.2%} asked)" if facts["required_saving"] > 0 else ""
     why = "; ".join([_WHY[facts["bounded_by"]], *map(str, facts["others"])])
@@ -398,7 +386,7 @@ def _verdict(facts: Mapping[str, Any], cost: str, nothing: str) -> str:
 
 
 def notes_of(found: PolicyResult, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a reader must know beside the figures: layers that are no targets, and refusals."""
+    """Sentences for the report: those given, then which layers the policy left alone and why."""
     if not found.targets:
         return tuple(extra)
     left_out = [target for target in found.targets if not target.chosen]

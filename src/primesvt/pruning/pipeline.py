@@ -155,7 +155,7 @@ def prune(
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """What networks are measured on, and the inputs that the user gave."""
+    """The evaluator, the images set aside for the confirmation, and the inputs that were given."""
 
     search: Evaluator
     held_out: Dataset[Any] | None
@@ -173,7 +173,11 @@ def _prune(
     notes: tuple[str, ...],
     progress: Progress | None,
 ) -> PruneResult:
-    """The steps of a run; its folder is made once nothing can be wrong with the input."""
+    """Run the six steps of pruning; the folder is made once nothing can be wrong with the input.
+
+    Several processes run it in lockstep: each call of ``processes``, of the folder and of the
+    evaluator is one of all of them, in this order.
+    """
     search, processes = source.search, source.search.processes
     config, method, limits = request.config, request.method, request.config.limits
 
@@ -273,15 +277,13 @@ def _prune(
         start=start,
         candidates=candidates,
         confirmation=confirmation,
-        held=tuple(each.at(found.cuts) for each in others),
+        others=tuple(each.at(found.cuts) for each in others),
     )
-    again = (
-        ()
-        if request.from_run is None
-        else (f"Solved again from the probes of {request.from_run}.",)
-    )
-    said = [*notes, *again, *limit_notes(limits, method), *request.notes]
-    metrics = processes.broadcast(conclusion.metrics(unpruned, solved, said))
+    remarks = list(notes)
+    if request.from_run is not None:
+        remarks.append(f"Solved again from the probes of {request.from_run}.")
+    remarks += [*limit_notes(limits, method), *request.notes]
+    metrics = processes.broadcast(conclusion.metrics(unpruned, solved, remarks))
     if folder is not None:
         finish_run(folder, metrics)
     return PruneResult(
@@ -295,7 +297,7 @@ def _prune(
 
 
 def _flat(config: PruneConfig) -> dict[str, Any]:
-    """Every option by its own name: what all processes must have been given alike."""
+    """All options on one level, to compare those that several processes were given."""
     values = config.to_dict()
     sections = ("selection", "method", "run")
     return {"limits": values["limits"]} | {
@@ -304,7 +306,7 @@ def _flat(config: PruneConfig) -> dict[str, Any]:
 
 
 def _context(unpruned: nn.Module, request: Request, inputs: RunInputs) -> dict[str, Any]:
-    """What a probe depends on beside model, data and cut."""
+    """The settings that the result of a probe depends on, beside model, data and cut."""
     method, calibration = request.method, inputs.calibration
     looks = request.looks_at_inputs or method.lossless
     return {
@@ -322,7 +324,7 @@ def _reference(
     context: Mapping[str, Any],
     tables: tuple[ProbeTable | None, ...],
 ) -> Reference:
-    """The unpruned network, as stored tables have it or as it was measured now."""
+    """The measured unpruned network, from stored probes or as it was measured now."""
     known = [table for table in tables if table is not None]
     for table in known:
         table.check(context)
@@ -341,7 +343,7 @@ def _reference(
 
 
 def _gate(request: Request, reference: Reference, search: Evaluator) -> AccuracyGate:
-    """Compares with the unpruned network, within the accuracy limit."""
+    """The gate that compares networks with the unpruned one, by the accuracy limit."""
     allowed = request.config.limits.allowed_drop(reference.accuracy, points=search.points)
     method = request.method
     return AccuracyGate(kind=method.gate, allowed=allowed, reference=reference, level=method.level)
@@ -385,7 +387,7 @@ def _probes(
     earlier: ProbeTable | None,
     reference: Reference,
 ) -> ProbeTable:
-    """The table of the run: the one that lies in its folder, or a new one; with earlier probes."""
+    """The table of probes of the run, stored or new, with those of an earlier run added."""
     if folder is not None:
         folder.create()
     if stored is None:
@@ -406,7 +408,7 @@ def _prober(
     memory: int,
     progress: Progress | None,
 ) -> Prober:
-    """What measures networks; statistics are gathered when they are first asked for."""
+    """The prober of the run; calibration statistics are gathered when they are first needed."""
     if progress is not None:
         progress("calibrating", 0, 0)
     activity = None
@@ -443,7 +445,7 @@ def _prober(
 def _early_rejection(
     request: Request, gate: AccuracyGate, search: Evaluator
 ) -> SequentialTest | None:
-    """When probes may be rejected early; ``None`` where all are to see all images."""
+    """The sequential test that rejects probes early; ``None`` where all are measured in full."""
     outcomes = gate.reference.measurement.outcomes
     if request.method.exact or not isinstance(search, DataEvaluator) or outcomes is None:
         return None
@@ -464,7 +466,7 @@ def _confirm(
     unpruned: nn.Module,
     progress: Progress | None,
 ) -> tuple[PolicyResult, Confirmation | None]:
-    """What was found, as far as images that no probe has seen confirm it."""
+    """Confirm the plan, or a milder one, on images set aside that no probe was measured on."""
     held_out, search = source.held_out, source.search
     if held_out is None or not found.choices:
         return found, None
@@ -487,7 +489,7 @@ def _finished(
     unpruned: nn.Module,
     config: PruneConfig,
 ) -> PruneResult:
-    """The result of a run that has ended; the test set is not looked at again."""
+    """Load the result of a run that has ended; the test set is not read again."""
     finish_run(folder, metrics)
     plan = folder.stored_plan()
     into = None if plan.config is not None else unpruned

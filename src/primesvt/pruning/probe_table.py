@@ -1,4 +1,4 @@
-"""Probes: one measured network each, in a file that a killed run goes on from."""
+"""Probes: measured pruned networks, in a file from which a killed run goes on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Kind = Literal["layer", "walk"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The unpruned network: what it is, under which settings it was measured, and how it did.
+    """The measured unpruned network, which all probes are compared with.
 
     ``context`` holds everything a probe depends on beside the cut: model, data, batch size, device,
     time steps, importance, recovery.
@@ -36,13 +36,13 @@ class Reference:
 
     @property
     def accuracy(self) -> float:
-        """The unpruned score: top-1 as a fraction, or the mean of a ``score``."""
+        """The accuracy of the unpruned network: top-1 as a fraction, or the mean of a ``score``."""
         return self.measurement.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One measured cut of the unpruned network.
+    """The measurement of one pruned network.
 
     Attributes:
         kind: ``layer`` (one group alone) or ``walk`` (all cuts so far).
@@ -57,7 +57,7 @@ class Probe:
         seconds: what it took.
         rejected: the largest drop allowed when it was rejected early
             (``primesvt.evaluation.sequential_test``): then accuracy and counts are those of the
-            ``samples`` that it had seen.
+            ``samples`` until then.
         race_error: the chance of rejecting it wrongly, at most.
     """
 
@@ -94,11 +94,11 @@ Key = frozenset[tuple[str, int]]
 
 
 class OldFormatError(ValueError):
-    """Probes that were made by an older version, in a way that cannot be compared."""
+    """The probes of a file were made by an older version and cannot be compared with new ones."""
 
 
 class ProbeTable:
-    """All probes of one run, looked up by their cuts; with a path, kept in a file.
+    """All measured networks of a run, found by their cuts; with a path, kept in a file.
 
     Every probe is one line, on disk before the next ones start. The line that a kill cut short is
     dropped when the file is opened again.
@@ -136,8 +136,7 @@ class ProbeTable:
             try:
                 row = json.loads(line)
                 if row["kind"] == "reference":
-                    _check_format(row, path)
-                    table = cls(_read_reference(row))
+                    table = cls(_read_reference(row, path))
                 elif table is None:
                     raise ValueError("a probe of an unknown network")
                 else:
@@ -187,7 +186,7 @@ class ProbeTable:
                 )
 
     def take(self, other: ProbeTable) -> None:
-        """Copy what another table has and this one lacks."""
+        """Add the probes that another table has and this one lacks."""
         for probe in other:
             if self.find(probe.cuts) is None:
                 self.add(probe)
@@ -211,20 +210,13 @@ class ProbeTable:
             self._log.append(*lines)
 
     def _take_line(self, row: dict[str, Any]) -> None:
+        """Remember the probe or distance of one line of a file."""
         if row.pop("kind") == "distance":
             distance = DistanceProbe(**row)
             self._distances[frozenset(distance.cuts.items())] = distance
         else:
             probe = Probe(kind="layer" if len(row["cuts"]) == 1 else "walk", **row)
             self._probes[frozenset(probe.cuts.items())] = probe
-
-
-def _check_format(row: Mapping[str, Any], path: Path) -> None:
-    if row["format"] != FORMAT:
-        raise OldFormatError(
-            f"{path.parent} holds probes of format {row['format']}, measured in another way than"
-            f" those of format {FORMAT}; choose another run folder"
-        )
 
 
 def _probe_line(probe: Probe) -> str:
@@ -237,29 +229,29 @@ def _distance_line(probe: DistanceProbe) -> str:
 
 
 def _reference_line(reference: Reference) -> str:
-    measurement = reference.measurement
+    """The unpruned network as the first line of a file; right or wrong outcomes take a bit each."""
+    measurement, found = reference.measurement, reference.measurement.outcomes
     row = {
         "kind": "reference",
         "format": FORMAT,
         "context": dict(reference.context),
         "accuracy": measurement.value,
         "parameter_bytes": reference.parameter_bytes,
-        **_packed(measurement.outcomes),
     }
+    if found is not None:
+        bits = np.packbits(found.astype(np.bool_)) if found.dtype == np.bool_ else found
+        name = "right" if found.dtype == np.bool_ else "outcomes"
+        row |= {"samples": len(found), name: base64.b64encode(bits.tobytes()).decode()}
     return json.dumps(row)
 
 
-def _packed(found: Outcomes | None) -> dict[str, Any]:
-    """Outcomes as text: one bit each where they are right or wrong."""
-    if found is None:
-        return {}
-    if found.dtype == np.bool_:
-        bits = np.packbits(found.astype(np.bool_)).tobytes()
-        return {"samples": len(found), "right": base64.b64encode(bits).decode()}
-    return {"samples": len(found), "outcomes": base64.b64encode(found.tobytes()).decode()}
-
-
-def _read_reference(row: Mapping[str, Any]) -> Reference:
+def _read_reference(row: Mapping[str, Any], path: Path) -> Reference:
+    """The unpruned network from the first line of a file."""
+    if row["format"] != FORMAT:
+        raise OldFormatError(
+            f"{path.parent} holds probes of format {row['format']}, measured in another way than"
+            f" those of format {FORMAT}; choose another run folder"
+        )
     found: Outcomes | None = None
     if "right" in row:
         bits = np.frombuffer(base64.b64decode(row["right"]), dtype=np.uint8)
@@ -280,7 +272,7 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One pruning rate of a layer: the channels it keeps per position, and how the network did.
+    """One pruning rate of a layer cut alone, and the network measured at it.
 
     ``probe`` is ``None`` for a rate that was not measured because a higher one is tolerated.
     """
@@ -292,7 +284,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A channel group as the policies see it: its size in parameters, and its probed rates.
+    """A channel group with its number of parameters and its probed pruning rates.
 
     ``points`` have ascending rates and different widths.
     """

@@ -1,4 +1,4 @@
-"""The prober: networks are cut and recovered as they will be in the end, and measured."""
+"""The prober, which cuts, recovers and measures the networks that a policy asks for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Tell = Callable[[int, int], None]
 
 
 class Prober:
-    """Measures cuts of the unpruned network, each once, and writes down what it measured.
+    """Builds and measures pruned variants of one network, each only once, and records them.
 
     Args:
         model: the unpruned network; never changed.
@@ -86,15 +86,15 @@ class Prober:
             memory=memory,
             processes=processes,
         )
-        self._distance, self._race = distance, race
+        self._distance, self._test = distance, race
 
     @property
     def seed(self) -> int:
-        """The seed of draws."""
+        """The seed of random draws."""
         return self._evidence.seed
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        """Say how far the search is, with the images that its probes have seen."""
+        """Report how far the search is, with the number of images that its probes took."""
         if self._progress is None:
             return
         images = sum(probe.samples or 0 for probe in self.table)
@@ -115,11 +115,11 @@ class Prober:
         return self.builder.kept(group, count)
 
     def cut(self, cuts: Widths) -> nn.Module:
-        """A smaller copy of the network, recovered."""
+        """A pruned and recovered copy of the network."""
         return self.builder.build(cuts)
 
     def probe(self, cuts: Widths, *, around: Widths | None = None, full: bool = False) -> Probe:
-        """The stored probe of these cuts, or else a new one, stored before it is returned."""
+        """Measure one pruned network, unless it is stored, and return its probe."""
         return self.probes([cuts], around=around, full=full)[0]
 
     def probes(
@@ -130,28 +130,28 @@ class Prober:
         full: bool = False,
         tell: Tell = lambda *_: None,
     ) -> list[Probe]:
-        """Probes of several cuts; those that are not stored are measured together.
+        """Measure several pruned networks, those that are not stored, and return their probes.
 
         ``around`` are cuts from which all of them differ in few groups: the blocks in front of a
         difference are run once for all. That changes what it takes, and no bit of the result. With
         ``full`` none is rejected early. ``tell`` hears how many of them are known.
         """
-        race = None if full else self._race
-        missing = [c for c in _different(wanted) if not _answers(self.table.find(c), race)]
+        test = None if full else self._test
+        missing = [c for c in _different(wanted) if not _answers(self.table.find(c), test)]
         known, begin = len(wanted) - len(missing), time.monotonic()
         tell(known, len(wanted))
         for part, batch in self.builder.build_batches(missing, around):
-            found = self._measure(batch, race)
+            found = self._measure(batch, test)
             seconds, begin = (time.monotonic() - begin) / len(part), time.monotonic()
             made: list[Probe] = []
             for cuts, network, measurement in zip(part, batch.networks, found, strict=True):
                 left = parameter_bytes(network)
                 probe = _compared(self.reference, measurement, cuts, left, seconds)
-                if measurement.rejected and race is not None:
-                    allowed = race.budget(probe.gained or 0) / race.total
-                    probe = replace(probe, rejected=allowed, race_error=race.error)
+                if measurement.rejected and test is not None:
+                    allowed = test.budget(probe.gained or 0) / test.total
+                    probe = replace(probe, rejected=allowed, race_error=test.error)
                 made.append(probe)
-            self.table.add(*made)
+            self.table.add(*made)  # batch by batch: a kill costs the work of one
             del batch, network  # the next ones are made before these names are bound again
             known += len(part)
             tell(known, len(wanted))
@@ -159,7 +159,7 @@ class Prober:
         return [probe for probe in probes if probe is not None]
 
     def distance(self, cuts: Widths) -> float:
-        """Distance of the cut network from the unpruned one, stored before it is returned.
+        """Divergence of a pruned network's answers from the unpruned one's, measured once.
 
         Where no distance can be had, the drop of the score stands for it.
         """
@@ -172,7 +172,7 @@ class Prober:
         around: Widths | None = None,
         tell: Tell = lambda *_: None,
     ) -> list[float]:
-        """Distances of several cuts, as ``probes`` measures them."""
+        """Divergences of several pruned networks, those measured that are not stored."""
         if self._distance is None:
             probes = self.probes(
                 [cuts for cuts in wanted if cuts], around=around, tell=tell, full=True
@@ -198,45 +198,49 @@ class Prober:
         return [0.0 if probe is None else probe.distance for probe in found]
 
     def bytes_saved(self, cuts: Widths) -> int:
-        """Parameter bytes that the cuts free, exactly."""
+        """Exactly how many parameter bytes the cuts free."""
         first = first_channels(self.graph, cuts)
         return self.graph.freed(first).parameter_bytes
 
     def _distances_of(self, batch: VariantBatch) -> list[float]:
-        """Distances of the networks that were dealt out, in the order of their cuts."""
+        """Divergences of networks that the processes share out, in the order of their cuts."""
         measure = self._distance
         assert measure is not None
         own = self.processes.gather_calls(lambda: measure(batch) if batch.networks else [])
         return interleave(own)
 
-    def _measure(self, batch: VariantBatch, race: SequentialTest | None) -> list[Measurement]:
+    def _measure(self, batch: VariantBatch, test: SequentialTest | None) -> list[Measurement]:
+        """Measure networks together where images are at hand, else one by one by the score."""
         if isinstance(self.evaluate, DataEvaluator):
-            return self.evaluate.together(batch, race, self.reference.measurement.outcomes)
+            return self.evaluate.together(batch, test, self.reference.measurement.outcomes)
         return [self.evaluate(network) for network in batch.networks]
 
 
-def _answers(probe: Probe | None, race: SequentialTest | None) -> bool:
-    """A stored probe says what is asked: measured in full, or rejected where no more is allowed."""
+def _answers(probe: Probe | None, test: SequentialTest | None) -> bool:
+    """Whether a stored probe is as good as a new one.
+
+    It is where it was measured in full, or rejected early when no smaller a drop was allowed.
+    """
     if probe is None or probe.rejected is None:
         return probe is not None
-    if race is None or race.error < (probe.race_error or 0.0):
+    if test is None or test.error < (probe.race_error or 0.0):
         return False
-    return race.budget(probe.gained or 0) / race.total <= probe.rejected
+    return test.budget(probe.gained or 0) / test.total <= probe.rejected
 
 
 def _different(wanted: Sequence[Widths]) -> list[Widths]:
-    """Each once, in their order."""
+    """The same cuts without repetitions, in their order."""
     return list({frozenset(cuts.items()): cuts for cuts in wanted}.values())
 
 
 def _compared(
     reference: Reference, after: Measurement, cuts: Widths, left: int, seconds: float
 ) -> Probe:
-    """Pair the outcomes with those of the unpruned network."""
+    """The probe of a measured network: its outcomes, paired with those of the unpruned one."""
     kind: Kind = "layer" if len(cuts) == 1 else "walk"
     before = reference.measurement.outcomes
     if before is not None and after.rejected and after.outcomes is not None:
-        before = before[: len(after.outcomes)]
+        before = before[: len(after.outcomes)]  # all see the images in the same order
     probe = Probe(
         kind=kind,
         cuts=dict(cuts),
@@ -252,17 +256,10 @@ def _compared(
             "score gave another number of outcomes for the pruned network than for the original; "
             "it must measure the same samples each time"
         )
-    return _paired(probe, before.astype(np.float64), after.outcomes.astype(np.float64))
-
-
-def _paired(
-    probe: Probe,
-    before: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    after: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-) -> Probe:
-    drop = before - after
-    spread = float(drop.std(ddof=1)) if len(drop) > 1 else 0.0
-    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+    one, other = before.astype(np.float64), after.outcomes.astype(np.float64)
+    drop = one - other
+    if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():  # right or wrong
         lost, gained = int((drop > 0).sum()), int((drop < 0).sum())
         return replace(probe, samples=len(drop), lost=lost, gained=gained)
+    spread = float(drop.std(ddof=1)) if len(drop) > 1 else 0.0
     return replace(probe, samples=len(drop), deviation=spread)

@@ -1,4 +1,4 @@
-"""What a run is asked to do: its config, complete, and the code that its names stand for."""
+"""Complete and check the config of a run, and look up the code that its names stand for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Request", "request_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A pruning run as it was asked for.
+    """A pruning run as asked for: its complete config, and what the names in it stand for.
 
     Attributes:
         config: every option; pruning rates and the policy's own options are filled in.
@@ -44,17 +44,17 @@ class Request:
 
     @property
     def looks_at_inputs(self) -> bool:
-        """Calibration inputs have a part in the result."""
+        """Whether calibration inputs have a part in the result."""
         return self.recovery.needs_inputs or needs_inputs(self.criterion)
 
     @property
     def needs_curves(self) -> bool:
-        """The policy has every layer probed alone at all its rates."""
+        """Whether the policy has every layer probed alone at all its rates."""
         method = self.method
         return self.policy.needs_curves(method.policy_options, exact=method.exact)
 
     def within(self, calibration: CalibrationSet | None) -> Request:
-        """The same, without what needs calibration inputs where there are none; notes say so."""
+        """The request with what can be done without calibration inputs, where there are none."""
         if calibration is not None or not self.looks_at_inputs:
             return self
         instead, names, notes = {"recovery": "none", "importance": "l2"}, dict(self.names), []
@@ -84,7 +84,7 @@ def request_of(
     data: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> Request:
-    """A request from a config and keywords, which go before it.
+    """Make a request from a config and keywords, which override it.
 
     Args:
         config: the options; the defaults when not given.
@@ -127,7 +127,7 @@ def request_of(
 
 
 def _complete(config: PruneConfig, policy: type[Policy]) -> PruneConfig:
-    """The config with the policy's own options and rates written out."""
+    """The config with the policy's own options and rates filled in."""
     method = config.method
     try:
         own = policy.Options(**method.policy_options).model_dump()
@@ -149,7 +149,7 @@ def _criterion(name: str) -> Criterion:
 
 
 def _check_together(config: PruneConfig, policy: type[Policy]) -> None:
-    """Refuse options that the policy cannot follow."""
+    """Raise ``ValueError`` for options that the policy cannot follow."""
     method, limits = config.method, config.limits
     if method.channel_multiple > 1 and policy.any_width:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a finished search gives back."""
+"""What ``primesvt.prune`` returns, and how a run is written to its folder."""
 
 from __future__ import annotations
 
@@ -24,26 +24,20 @@ __all__ = ["PruneResult", "finish_run", "steps_of", "write_model"]
 def steps_of(
     found: PolicyResult, prober: Prober, start: StartNetwork
 ) -> tuple[tuple[PlanStep, ...], dict[str, Kept]]:
-    """Steps of a plan, those of the lossless step first, and the channels that each group keeps."""
+    """The steps of the plan, lossless ones first, and the channels that each group keeps."""
     groups: dict[str, Kept] = {
         name: tuple(tuple(row) for row in prober.graph.to_original(name, prober.kept(name, count)))
         for name, count in found.cuts.items()
     }
-    steps = start.steps(_steps(found, prober))
-    return steps, {s.group: groups.get(s.group) or start.kept(s.group) for s in steps}
-
-
-def _steps(found: PolicyResult, prober: Prober) -> tuple[PlanStep, ...]:
-    """The cuts in their order, with the bytes that each leaves."""
     before = prober.reference.parameter_bytes
-    steps, cuts = [], dict[str, int]()
+    made, cuts = [], dict[str, int]()
     for number, choice in enumerate(found.choices, start=1):
         cuts[choice.group] = choice.kept
         last = number == len(found.choices)
         probe = choice.probe or (found.probe if last else None)
         verdict = choice.verdict or (found.verdict if last else None)
         left = before - prober.bytes_saved(cuts)
-        steps.append(
+        made.append(
             PlanStep(
                 group=choice.group,
                 rate=choice.rate,
@@ -57,12 +51,13 @@ def _steps(found: PolicyResult, prober: Prober) -> tuple[PlanStep, ...]:
                 recovery=prober.recovery.describe(choice.group),
             )
         )
-    return tuple(steps)
+    steps = start.steps(made)
+    return steps, {s.group: groups.get(s.group) or start.kept(s.group) for s in steps}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """What came of a run.
+    """The outcome of ``primesvt.prune``: the smaller model, its plan and all figures.
 
     Attributes:
         model: the smaller model, in evaluation mode.
@@ -82,7 +77,7 @@ class PruneResult:
 
     @property
     def met(self) -> bool:
-        """All limits are met."""
+        """Whether all limits are met."""
         return self.metrics.met
 
     @property
@@ -104,6 +99,8 @@ class PruneResult:
 
 
 def write_model(run: RunFolder, plan: Plan, model: nn.Module) -> None:
+    """Write the plan and the pruned model to the run folder."""
+
     def write() -> None:
         plan.save(run.plan)
         save_model(model, run.model, plan=plan)

@@ -1,4 +1,4 @@
-"""The run folder: what was asked, every probe, the plan, the figures and the model."""
+"""The run folder: recipe, probes, plan, figures and pruned model, and how a run goes on in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Table = TypeVar("Table", ProbeTable, ProbeTable | None, LatencyTable)
 
 
 class RunFolder:
-    """A folder that one recipe owns; a killed run goes on in it.
+    """The folder of a run of one recipe, in which a killed run goes on.
 
     Nothing is written before ``create``, so a mistake in the input leaves nothing behind. Of
     several processes the main one alone reads and writes here; every method is called by all.
@@ -58,7 +58,7 @@ class RunFolder:
         processes.on_main(self._check)
 
     def _check(self) -> None:
-        """This folder may be written to."""
+        """Raise ``ValueError`` where a run of this recipe may not be written here."""
         if (self.path / RECIPE).is_file():
             self._check_recipe()
         elif self.path.exists() and (not self.path.is_dir() or contents(self.path)):
@@ -71,7 +71,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes here meanwhile; what lies here is compared again first.
+        """Keep other processes from writing here meanwhile; the folder is checked again first.
 
         Raises ``FolderInUse`` where another process has the folder.
         """
@@ -102,32 +102,34 @@ class RunFolder:
         return self._own(self.processes.on_main(lambda: LatencyTable(self.path / LATENCIES)))
 
     def _own(self, table: Table) -> Table:
-        """A table as it lies here; processes that do not write keep theirs in memory."""
+        """The table for this process: only the main one writes to it, others keep it in memory."""
         if table is not None and not self.processes.main:
             table.write_nothing()
         return table
 
     def metrics(self) -> Metrics | None:
         """The figures of a run that has ended, which are written last."""
-        return self.processes.on_main(self._metrics)
-
-    def _metrics(self) -> Metrics | None:
         path = self.path / METRICS
-        if not path.is_file():
-            return None
-        try:
-            return Metrics.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is damaged; delete it to finish the run again") from error
+
+        def read() -> Metrics | None:
+            if not path.is_file():
+                return None
+            try:
+                return Metrics.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path} is damaged; delete it to finish the run again") from error
+
+        return self.processes.on_main(read)
 
     def create(self) -> None:
         """Make the folder and write the recipe."""
-        self.processes.on_main(self._create)
 
-    def _create(self) -> None:
-        check_writable(self.path)
-        if not (self.path / RECIPE).is_file():
-            write_text(self.path / RECIPE, self.config.to_yaml())
+        def write() -> None:
+            check_writable(self.path)
+            if not (self.path / RECIPE).is_file():
+                write_text(self.path / RECIPE, self.config.to_yaml())
+
+        self.processes.on_main(write)
 
     def finish(self, metrics: Metrics) -> None:
         """Write the figures: the run is complete."""
@@ -154,6 +156,7 @@ class RunFolder:
             yield Path(place)
 
     def _check_recipe(self) -> None:
+        """Raise ``ValueError`` where the folder holds a run of another recipe."""
         path = self.path / RECIPE
         try:
             there = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How robust each layer is: cut alone, under several pruning rates, and measured."""
+"""Measure how robust each layer is: cut alone, at several pruning rates."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def probe_layers(prober: LayerProbe, grids: Sequence[WidthGrid]) -> tuple[Layer,
 def find_edges(
     prober: LayerProbe, grids: Sequence[WidthGrid], *, passes: Callable[[Probe], bool]
 ) -> tuple[Layer, ...]:
-    """The highest rate of every group alone that passes, by halving: accuracy falls with the rate.
+    """Find the highest rate at which every group, cut alone, passes, by halving.
+
+    That takes for granted that accuracy falls with the rate.
 
     All groups are probed side by side, one rate each in a round, the highest one first. Rates below
     one that passes count as passing and are not measured; of those that do not pass, the layer
@@ -92,34 +94,35 @@ def find_edges(
     def tell(known: int, _: int) -> None:
         prober.tell("probing", done + known, max(done + known, total))
 
-    seen: dict[tuple[str, int], Probe] = {}
+    measured: dict[tuple[str, int], Probe] = {}
     while any(low < high for low, high in between.values()):
         asked = [grid for grid in grids if between[grid.group][0] < between[grid.group][1]]
-        middle = {grid.group: _between(*between[grid.group], first=not seen) for grid in asked}
+        # Most groups alone can take the highest rate, so the first round asks for that.
+        middle = {
+            grid.group: (
+                between[grid.group][1] - 1 if not measured else sum(between[grid.group]) // 2
+            )
+            for grid in asked
+        }
         cuts = [{grid.group: list(grid.widths)[middle[grid.group]]} for grid in asked]
         for grid, probe in zip(asked, prober.probes(cuts, tell=tell), strict=True):
             low, high = between[grid.group]
             place = middle[grid.group]
-            seen[grid.group, list(grid.widths)[place]] = probe
+            measured[grid.group, list(grid.widths)[place]] = probe
             between[grid.group] = (place + 1, high) if passes(probe) else (low, place)
         done += len(asked)
-    return tuple(_up_to(grid, between[grid.group][0], seen) for grid in grids)
+    return tuple(_up_to(grid, between[grid.group][0], measured) for grid in grids)
 
 
 def unprobed(grids: Sequence[WidthGrid]) -> tuple[Layer, ...]:
-    """Layers of which nothing is known but their rates: no group is probed alone."""
+    """Layers with their pruning rates but without probes, for policies that need none."""
     return tuple(_up_to(grid, len(grid.widths), {}) for grid in grids)
 
 
-def _between(low: int, high: int, *, first: bool) -> int:
-    """Where to look next; most groups alone can take the highest rate."""
-    return high - 1 if first else (low + high) // 2
-
-
-def _up_to(grid: WidthGrid, edge: int, seen: Mapping[tuple[str, int], Probe]) -> Layer:
-    """A layer with all rates up to an edge, and those beyond it that were measured."""
+def _up_to(grid: WidthGrid, edge: int, measured: Mapping[tuple[str, int], Probe]) -> Layer:
+    """A layer with its rates below ``edge`` in number, and those beyond that were measured."""
     points = [
-        Point(rate=rate, kept=kept, probe=seen.get((grid.group, kept)))
+        Point(rate=rate, kept=kept, probe=measured.get((grid.group, kept)))
         for kept, rate in grid.widths.items()
     ]
     return Layer(

@@ -1,11 +1,11 @@
-"""Pruned variants of one network: copies, cut and recovered as they will be in the end."""
+"""Build pruned variants of one network, several at once where they share blocks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -34,7 +34,7 @@ OTHERS = 4  # networks beside them: the unpruned one, the common one twice, and 
 
 @dataclass(frozen=True, kw_only=True)
 class _Common:
-    """A network that others are made around, and the same before its batch norms followed."""
+    """A network that others share blocks with: recovered, and as it was before (``raw``)."""
 
     cuts: Widths
     network: SpikingViT
@@ -46,7 +46,7 @@ Made = tuple[Widths, nn.Module]
 
 
 class VariantBuilder:
-    """Cuts the unpruned network in exactly the way that is later applied.
+    """Builds pruned and recovered copies of one network, just as the final one is built.
 
     Channels are ranked once, on the unpruned network, so a cut is known by how many channels each
     group keeps, and the order of cuts does not matter.
@@ -96,7 +96,7 @@ class VariantBuilder:
         self.forget()
 
     def forget(self) -> None:
-        """Drop everything that is kept to save work; no result changes.
+        """Forget everything that was kept only to save work; no result changes.
 
         Of several processes all have to.
         """
@@ -123,7 +123,7 @@ class VariantBuilder:
             self._scores.update(zip(missing, found, strict=True))
 
     def build(self, cuts: Widths) -> nn.Module:
-        """A smaller copy of the network, recovered."""
+        """A pruned and recovered copy of the network."""
         smaller = self._pruned(cuts)
         if cuts:
             self.recovery.after(VariantBatch(networks=[smaller]), [self._kept(cuts)])
@@ -137,7 +137,7 @@ class VariantBuilder:
         *,
         deal: bool = False,
     ) -> Iterator[tuple[list[Widths], VariantBatch]]:
-        """The networks of several cuts, some at a time, to be run before the next are asked for.
+        """Yield pruned networks in batches, each to be run before the next is asked for.
 
         ``around`` are cuts from which all of them differ in few groups: they share the blocks in
         front of the first difference with the network of those, and the work that these take.
@@ -160,7 +160,7 @@ class VariantBuilder:
             self._pace[purpose] = (time.monotonic() - begin) / max(1, len(mine))
 
     def _batch(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
-        """Recovered networks."""
+        """Pruned and recovered networks that share what they have in common with one network."""
         if common is None or not part:
             return VariantBatch(networks=[self.build(cuts) for cuts in part])
         starts = [self._start(cuts, common.cuts) for cuts in part]
@@ -168,12 +168,19 @@ class VariantBuilder:
             self._with_shared_prefix(c, common.network, s)
             for c, s in zip(part, starts, strict=True)
         ]
+
+        around = tuple(common.cuts.items())
+
+        def before(block: int) -> frozenset[tuple[str, int]]:  # the cuts in front of a block
+            return frozenset(cut for cut in around if self._places(cut[0])[0] < block)
+
+        # Recovery runs the common network before its norms followed; measuring runs it after.
         batch = VariantBatch(
             networks=networks,
             common=common.raw,
             starts=starts,
             prefixes=self._prefixes,
-            before=lru_cache(partial(self._before, common.cuts)),
+            before=lru_cache(before),
         )
         self.recovery.after(batch, [self._kept(cuts) for cuts in part], common.kept)
         return replace(batch, common=common.network)
@@ -187,7 +194,7 @@ class VariantBuilder:
         assert isinstance(self.model, SpikingViT)
         places = {group: self._places(group) for group in cuts}
         if any(low < start <= high for low, high in places.values()):
-            smaller = self._pruned(cuts)  # a residual stream through both parts
+            smaller = self._pruned(cuts)  # a group in both parts: surgery must see all its members
         else:
             first = list(self.model.blocks)[:start]
             shared = copy_of(self.model, shared=first)
@@ -199,33 +206,27 @@ class VariantBuilder:
         return smaller
 
     def _smaller(self, model: nn.Module, kept: dict[str, Ids]) -> nn.Module:
+        """Cut a copy in place, prepared by the recovery before it loses channels."""
         self.recovery.before(model, kept)
         remove_channels(model, self.graph, kept)
         return model
 
     def _kept(self, cuts: Widths) -> dict[str, Ids]:
+        """The indices of the channels that the cuts keep, per group."""
         return {group: self.kept(group, count) for group, count in cuts.items()}
 
     def _common(self, cuts: Widths) -> _Common:
-        """The network that others are made around; the last one is remembered."""
+        """The network with which others share blocks; the last one is remembered."""
         if self._last is None or self._last.cuts != cuts:
-            raw, network = self._raw_and_recovered(cuts) if cuts else (self.model, self.model)
+            raw = network = self.model
+            if cuts:
+                made = self._made_last  # often just this one was measured
+                network = made[1] if made is not None and made[0] == cuts else self.build(cuts)
+                raw = self._pruned(cuts) if self.recovery.adapts else network
             assert isinstance(raw, SpikingViT) and isinstance(network, SpikingViT)
             kept = self._kept(cuts)
             self._last = _Common(cuts=dict(cuts), network=network, raw=raw, kept=kept)
         return self._last
-
-    def _raw_and_recovered(self, cuts: Widths) -> tuple[nn.Module, nn.Module]:
-        """A cut network before its norms followed, and after; the last one is not made again."""
-        if self._made_last is not None and self._made_last[0] == cuts:
-            network = self._made_last[1]
-        else:
-            network = self.build(cuts)
-        return (self._pruned(cuts) if self.recovery.adapts else network), network
-
-    def _before(self, cuts: Widths, block: int) -> frozenset[tuple[str, int]]:
-        """The cuts that change something in front of a block."""
-        return frozenset(cut for cut in cuts.items() if self._places(cut[0])[0] < block)
 
     def _start(self, cuts: Widths, around: Widths) -> int:
         """The first block in which two cut networks differ."""
@@ -240,7 +241,7 @@ class VariantBuilder:
         return self._known_places[group]
 
     def _at_once(self, purpose: str) -> int:
-        """Networks to make together: as many as memory allows and a kill may cost."""
+        """How many networks to build at once: as many as memory allows and a kill may cost."""
         if purpose not in self._pace:
             return 1
         quick = int(AT_RISK / max(self._pace[purpose], 1e-9))
@@ -248,7 +249,7 @@ class VariantBuilder:
 
 
 def room_for(model: nn.Module, memory: int) -> int:
-    """How many networks like a model can be made together, beside those that they are made from.
+    """How many networks of a model's size fit into memory at once, beside those they are made from.
 
     Raises ``ValueError`` where not even one can.
     """
@@ -265,7 +266,7 @@ def room_for(model: nn.Module, memory: int) -> int:
 def memory_for_networks(
     model: nn.Module, example: tuple[Any, ...], evaluate: Evaluator, *, limit: int | None
 ) -> int:
-    """Bytes for networks measured together: what a limit leaves beside one batch of activations.
+    """Bytes left for networks measured together, of a limit and beside one batch of activations.
 
     The batch is the larger one of measuring and recovering. Statistics are not counted.
 
@@ -290,7 +291,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _plain(model: nn.Module) -> bool:
-    """A model whose forward is its blocks in a row, and that nobody listens to."""
+    """Whether a model runs its blocks in a row and has no hooks, so that blocks may be shared."""
     if not isinstance(model, SpikingViT) or "forward" in vars(model):
         return False
     if type(model).forward is not SpikingViT.forward:

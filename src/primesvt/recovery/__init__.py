@@ -1,4 +1,4 @@
-"""Recovery: what is left of a network makes up for what was cut, without training."""
+"""Recovery without training: what is left of a network is adapted to make up for what was cut."""
 
 from primesvt.recovery.recovery import BatchNorm, Recovery, Refit, find_recovery
 

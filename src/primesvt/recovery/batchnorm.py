@@ -1,4 +1,4 @@
-"""Batch-norm re-estimation: running statistics follow what a cut changed in front of a norm."""
+"""Batch-norm re-estimation: running statistics follow the change that a cut made to the inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kept = Mapping[str, Tensor]
 
 
 def reestimate(
-    together: VariantBatch,
+    variants: VariantBatch,
     calibration: CalibrationSet,
     expected: Expected,
     kept: Sequence[Kept],
@@ -39,7 +39,7 @@ def reestimate(
     nothing leaves the network bit by bit as it was.
 
     Args:
-        together: the smaller networks; blocks that they share with their common network stay.
+        variants: the pruned networks; blocks that they share with their common network stay.
             A common network that is cut itself must not be re-estimated yet, and is not here.
         calibration: the inputs.
         expected: what norms of the unpruned network saw of every batch (``seen_by``).
@@ -49,22 +49,22 @@ def reestimate(
     Source: re-estimation as in Li et al., "EagleEye" (arXiv 2007.02491), paired here with the
     unpruned network's statistics on the same inputs.
     """
-    starts = together.starts if together.common is not None else [0] * len(kept)
+    starts = variants.starts if variants.common is not None else [0] * len(kept)
     followers = [
         _NormTracker(network, start, channels, expected)
-        for network, start, channels in zip(together.networks, starts, kept, strict=True)
+        for network, start, channels in zip(variants.networks, starts, kept, strict=True)
     ]
     ahead = []
-    if together.common is not None and common is not None:
-        ahead = [_NormTracker(together.common, 0, common, expected)]
+    if variants.common is not None and common is not None:
+        ahead = [_NormTracker(variants.common, 0, common, expected)]
     with ExitStack() as listening:
-        listening.enter_context(together.evaluating())
+        listening.enter_context(variants.evaluating())
         for follower in (*followers, *ahead):
             listening.enter_context(before_each(follower.norms, follower.see))
         for number, batch in enumerate(calibration):
             for follower in (*followers, *ahead):
                 follower.begin(number)
-            together(*batch, data="calibration", batch=number)
+            variants(*batch, data="calibration", batch=number)
     for follower in followers:
         follower.finish()
     for follower in ahead:
@@ -72,18 +72,21 @@ def reestimate(
 
 
 class _NormTracker:
-    """The norms of one network, from one block on, and where their statistics go."""
+    """Moves the running statistics of one network's norms, from one block on, batch by batch."""
 
     def __init__(self, network: nn.Module, start: int, kept: Kept, expected: Expected) -> None:
         find = block_of(network)
         self.norms = {n: m for n, m in norms_of(network).items() if find(n) >= start}
-        self.before = {name: _statistics(norm) for name, norm in self.norms.items()}
+        self.before: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, norm in self.norms.items():
+            assert norm.running_mean is not None and norm.running_var is not None
+            self.before[name] = norm.running_mean.double(), norm.running_var.double()
         self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
         self.calls: dict[str, int] = {}
         self.kept, self.expected, self.batch = kept, expected, 0
 
     def begin(self, batch: int) -> None:
-        """The next batch comes."""
+        """Get ready for the next batch."""
         self.batch = batch
         self.calls.clear()
 
@@ -107,7 +110,7 @@ class _NormTracker:
         _set(norm, moved, scaled)
 
     def finish(self) -> None:
-        """The average over all batches; a norm that saw nothing keeps what it knew."""
+        """Set every norm to its average over all batches; one without inputs keeps its own."""
         for name, norm in self.norms.items():
             if name in self.sums:
                 mean, variance, count = self.sums[name]
@@ -116,17 +119,13 @@ class _NormTracker:
                 _set(norm, *self.before[name])
 
     def restore(self) -> None:
-        """As if nothing had been."""
+        """Give every norm its own statistics back."""
         for name, norm in self.norms.items():
             _set(norm, *self.before[name])
 
 
-def _statistics(norm: Norm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean.double(), norm.running_var.double()
-
-
 def _set(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    """Write running statistics to a norm."""
     assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)

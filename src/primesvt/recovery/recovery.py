@@ -1,4 +1,4 @@
-"""The recoveries by name, each applied around every cut."""
+"""The recoveries: what is done before and after every cut to make up for it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
 @RECOVERIES("none")
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What makes up for a cut, without training; this one does nothing, others extend it.
+    """Makes up for a cut without training; this one does nothing, and others extend it.
 
     Statistics are those of the unpruned network.
 
     Args:
-        activity: what calibration inputs show; ``None`` where nothing is looked at.
+        activity: what calibration inputs show; ``None`` where none are used.
 
     Raises:
         ValueError: no calibration inputs for a recovery that needs them.
@@ -65,17 +65,17 @@ class Recovery:
 
     @property
     def adapts(self) -> bool:
-        """A network that is cut is changed further by ``after``."""
+        """Whether ``after`` changes a network once it is cut."""
         return type(self).after is not Recovery.after
 
     def describe(self, group: str) -> str:
-        """What makes up for a cut of this group, for the plan."""
+        """What makes up for a cut of this group, in words for the plan."""
         return NOTHING
 
 
 @RECOVERIES("bn")
 class BatchNorm(Recovery):
-    """Batch norms follow what the cut changed (``primesvt.recovery.batchnorm``)."""
+    """Re-estimates the batch norms behind a cut (``primesvt.recovery.batchnorm``)."""
 
     needs_inputs = True
 
@@ -100,11 +100,11 @@ class BatchNorm(Recovery):
         )
 
     def describe(self, group: str) -> str:
-        """Such as ``batch norm only``."""
+        """What makes up for a cut, such as ``batch norm only``."""
         return "batch norm only" if self._activity.wiring.norms else NOTHING
 
     def _kept(self, cuts: Mapping[str, Ids]) -> dict[str, Tensor]:
-        """Norm -> the channels that are left of it."""
+        """Indices of the channels that are left of every norm."""
         graph = self._activity.graph
         names = {norm: f"{norm}.running_mean" for norm in self._activity.norms[0]}
         return {
@@ -116,17 +116,17 @@ class BatchNorm(Recovery):
 
 @RECOVERIES("refit")
 class Refit(BatchNorm):
-    """Layers that read cut channels are solved again by least squares; then batch norms follow.
+    """Refits layers that read cut channels by least squares, then re-estimates batch norms.
 
     See ``primesvt.recovery.refit``.
     """
 
     def before(self, model: nn.Module, cuts: Mapping[str, Ids]) -> None:
-        """Fold what the removed channels gave into the weights of those that stay."""
+        """Fold what the removed channels contribute into the weights of those that stay."""
         refit(model, self._activity, cuts)
 
     def describe(self, group: str) -> str:
-        """Such as ``least squares (mlp.fc2), batch norm``."""
+        """What makes up for a cut, such as ``least squares (mlp.fc2), batch norm``."""
         names = [self._named(reader) for reader in self._activity.readers[group]]
         if not names:
             return super().describe(group)
@@ -134,7 +134,7 @@ class Refit(BatchNorm):
         return ", ".join([f"least squares ({', '.join(names)})", *norms])
 
     def _named(self, reader: Consumer) -> str:
-        """A reader; of a grouped or very wide one only channels are mixed."""
+        """The name of a refitted layer; of a grouped or very wide one only channels are mixed."""
         spatial = reader.layer(self._activity.model).weight.shape[2:].numel() > 1
         return f"{reader.module}, channel mixing" if spatial and reader.taps == 1 else reader.module
 

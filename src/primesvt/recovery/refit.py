@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from primesvt.calibration import ActivationStatistics, Consumer
 from primesvt.calibration.least_squares import regression
-from primesvt.channels.graph import Ids
+from primesvt.channels.graph import Ids, kept_mask
 
 __all__ = ["refit"]
 
@@ -27,14 +27,16 @@ def refit(model: nn.Module, activity: ActivationStatistics, cuts: Mapping[str, I
     behind the reader can take up is not used: the regression then goes through the origin.
 
     Args:
-        model: a copy of the network that the activity was seen on.
+        model: a copy of the network that the activity is of.
         activity: moments in front of the readers.
         cuts: group -> kept channels ``[positions, k]``.
     """
     by_tensor: dict[str, tuple[Consumer, Tensor]] = {}
     for name, rows in cuts.items():
+        mask = kept_mask(activity.graph[name], rows).reshape(-1)
         for reader in activity.readers[name]:
-            kept = _kept(activity, name, reader, rows)
+            ids = reader.ids  # below 0: inputs of other groups, which stay
+            kept = torch.from_numpy(np.where(ids < 0, True, mask[ids.clip(min=0)]))
             known = by_tensor.get(reader.tensor)
             by_tensor[reader.tensor] = (reader, kept if known is None else known[1] & kept)
     with torch.no_grad():
@@ -43,31 +45,23 @@ def refit(model: nn.Module, activity: ActivationStatistics, cuts: Mapping[str, I
                 _fold(model, activity, reader, kept)
 
 
-def _kept(activity: ActivationStatistics, name: str, reader: Consumer, rows: Ids) -> Tensor:
-    """True for every input channel of a reader that survives the cut of one group."""
-    group = activity.graph[name]
-    chosen = np.zeros((group.positions, group.size), dtype=bool)
-    np.put_along_axis(chosen, rows, True, axis=1)
-    ids = reader.ids
-    return torch.from_numpy(np.where(ids < 0, True, chosen.reshape(-1)[ids.clip(min=0)]))
-
-
 def _fold(model: nn.Module, activity: ActivationStatistics, reader: Consumer, mask: Tensor) -> None:
+    """Replace the inputs of one reader that go by their best estimate from those that stay."""
     layer, moments = reader.layer(model), activity.inputs(reader)
-    seen = mask.repeat_interleave(reader.taps)
-    kept, gone = seen.nonzero().flatten(), (~seen).nonzero().flatten()
+    stays = mask.repeat_interleave(reader.taps)
+    kept, gone = stays.nonzero().flatten(), (~stays).nonzero().flatten()
     centred = layer.bias is not None or activity.wiring.norm_after(reader.module)
     second = moments.covariance if centred else moments.products / max(1, moments.count)
     mixing = regression(second, kept, gone, reader.groups)
     _mix(layer, reader, mixing, kept, gone)
     if layer.bias is not None:
-        constant = torch.zeros(len(seen), dtype=torch.float64)
+        constant = torch.zeros(len(stays), dtype=torch.float64)
         constant[gone] = moments.mean[gone] - mixing @ moments.mean[kept]
         layer.bias += _per_output(layer, reader, constant).to(layer.bias)
 
 
 def _mix(layer: nn.Module, reader: Consumer, mixing: Tensor, kept: Tensor, gone: Tensor) -> None:
-    """``W[:, kept] += W[:, gone] @ mixing``, in every group of a grouped convolution apart."""
+    """Set ``W[:, kept] += W[:, gone] @ mixing``, in each group of a grouped convolution apart."""
     assert isinstance(layer.weight, Tensor)
     weight = layer.weight.flatten(1) if reader.taps > 1 else layer.weight
     width, rows = weight.shape[1], weight.shape[0] // reader.groups
@@ -84,7 +78,7 @@ def _mix(layer: nn.Module, reader: Consumer, mixing: Tensor, kept: Tensor, gone:
 
 
 def _per_output(layer: nn.Module, reader: Consumer, constant: Tensor) -> Tensor:
-    """What constant inputs ``[in * taps]`` add to every output; of channels, inside the image."""
+    """The sum that constant inputs ``[in * taps]`` add to every output, away from the border."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     constant = constant.to(weight.device)

@@ -77,7 +77,7 @@ SAVINGS = {"small": 5, "large": 40, "middle": 20, "brittle": 30}
 def test_reading_a_by_hand():
     """30 lost samples allowed: large at 50 % (10), middle at 50 % (28), small at 90 % (30)."""
     reference, layers, measure, measured = world(COSTS, SAVINGS)
-    walk = policy(reference, 0.03).walk(layers, measure)
+    walk = policy(reference, 0.03).prune_layers(layers, measure)
     assert walk.cuts == {"large": 5, "middle": 5, "small": 1}
     assert list(walk.cuts) == ["large", "middle", "small"]
     assert [t.layer.group for t in walk.targets] == ["large", "brittle", "middle", "small"]
@@ -94,7 +94,7 @@ def test_reading_a_by_hand():
 
 def test_reading_a_goes_down_to_the_first_that_passes():
     reference, layers, measure, measured = world(COSTS, SAVINGS)
-    walk = policy(reference, 0.027).walk(layers, measure)
+    walk = policy(reference, 0.027).prune_layers(layers, measure)
     assert walk.cuts == {"large": 5, "middle": 9, "small": 1}
     assert walk.refused == 1
     assert {"large": 5, "middle": 5} in measured
@@ -102,7 +102,7 @@ def test_reading_a_goes_down_to_the_first_that_passes():
 
 def test_reading_b_takes_the_best_benefit_or_nothing():
     reference, layers, measure, _ = world(COSTS, SAVINGS)
-    walk = policy(reference, 0.027, reading="B").walk(layers, measure)
+    walk = policy(reference, 0.027, reading="B").prune_layers(layers, measure)
     assert walk.cuts == {"large": 5, "small": 1}
     assert walk.refused == 1
 
@@ -117,7 +117,7 @@ def test_benefit_is_accuracy_times_saving():
 
 def test_threshold_deselects_small_benefits():
     reference, layers, measure, _ = world(COSTS, SAVINGS)
-    walk = policy(reference, 0.03, target_threshold=0.4).walk(layers, measure)
+    walk = policy(reference, 0.03, target_threshold=0.4).prune_layers(layers, measure)
     assert list(walk.cuts) == ["large", "middle"]
     small = walk.targets[-1]
     assert "below 0.4 x the largest" in small.reason
@@ -125,7 +125,7 @@ def test_threshold_deselects_small_benefits():
 
 def test_stops_once_the_saving_is_met():
     reference, layers, measure, _ = world(COSTS, SAVINGS)
-    walk = policy(reference, 0.03, target_bytes=200).walk(layers, measure)
+    walk = policy(reference, 0.03, target_bytes=200).prune_layers(layers, measure)
     assert walk.cuts == {"large": 5}
     assert walk.stopped
 
@@ -133,7 +133,7 @@ def test_stops_once_the_saving_is_met():
 def test_milder_networks_take_the_same_share_of_all_rates():
     """Not a part of the walk: its largest layer alone loses most of what may be lost."""
     reference, layers, measure, measured = world(COSTS, SAVINGS)
-    walk = policy(reference, 0.03).walk(layers, measure)
+    walk = policy(reference, 0.03).prune_layers(layers, measure)
     networks = [{c.group: c.kept for c in network} for network in walk.alternatives]
     assert networks == [
         {"small": 9},  # from a ninth of 90 % on, the lowest rate that a layer has
@@ -148,7 +148,7 @@ def test_milder_networks_take_the_same_share_of_all_rates():
 
 def test_nothing_bound_when_all_are_at_their_highest_rate():
     reference, layers, measure, _ = world({"only": {1: 0, 9: 0}}, {"only": 10})
-    walk = policy(reference, 0.01).walk(layers, measure)
+    walk = policy(reference, 0.01).prune_layers(layers, measure)
     assert walk.cuts == {"only": 1}
     assert not walk.accuracy_bound
 
@@ -156,7 +156,7 @@ def test_nothing_bound_when_all_are_at_their_highest_rate():
 def test_layer_too_narrow_for_the_rates_is_no_target():
     reference, layers, measure, _ = world({"only": {9: 0}}, {"only": 10})
     narrow = Layer(group="narrow", positions=4, size=1, parameters=4, points=())
-    walk = policy(reference, 0.01).walk([*layers, narrow], measure)
+    walk = policy(reference, 0.01).prune_layers([*layers, narrow], measure)
     assert not walk.accuracy_bound
     assert walk.targets[-1].reason == "none of the rates removes one of its 1 channels"
 
@@ -164,13 +164,13 @@ def test_layer_too_narrow_for_the_rates_is_no_target():
 def test_ties_go_in_forward_order():
     costs = {name: {5: 0} for name in "dbca"}
     reference, layers, measure, _ = world(costs, dict.fromkeys(costs, 10))
-    assert list(policy(reference, 0.01).walk(layers, measure).cuts) == list("dbca")
+    assert list(policy(reference, 0.01).prune_layers(layers, measure).cuts) == list("dbca")
 
 
 def test_bound_gate_is_stricter():
     reference, layers, measure, _ = world(COSTS, SAVINGS)
-    point = policy(reference, 0.03).walk(layers, measure)
-    bound = policy(reference, 0.03, gate="bound").walk(layers, measure)
+    point = policy(reference, 0.03).prune_layers(layers, measure)
+    bound = policy(reference, 0.03, gate="bound").prune_layers(layers, measure)
     last = bound.choices[-1].verdict
     assert last.drop < last.bound <= 0.03
     assert bound.choices[-1].probe.saving < point.choices[-1].probe.saving
@@ -213,7 +213,7 @@ def test_reading_a_is_greedy_and_within_the_limit(drops, allowed):
     costs = {f"l{i}": dict(zip((1, 5, 9), row, strict=True)) for i, row in enumerate(drops)}
     savings = {name: 50 - 10 * i for i, name in enumerate(costs)}
     reference, layers, measure, _ = world(costs, savings)
-    walk = policy(reference, allowed / 1000).walk(layers, measure)
+    walk = policy(reference, allowed / 1000).prune_layers(layers, measure)
     spent, expected = 0, {}
     for name, rates in costs.items():
         fitting = [k for k in (9, 5, 1) if rates[k] <= allowed and spent + rates[k] <= allowed]
@@ -236,6 +236,6 @@ def test_rates_that_were_not_measured_count_as_tolerated():
         for layer in layers
         if layer.group != "brittle"
     ]
-    walk = policy(reference, 0.012).walk(sparse, measure)
+    walk = policy(reference, 0.012).prune_layers(sparse, measure)
     full = [layer for layer in layers if layer.group != "brittle"]
-    assert walk.cuts == policy(reference, 0.012).walk(full, measure).cuts
+    assert walk.cuts == policy(reference, 0.012).prune_layers(full, measure).cuts

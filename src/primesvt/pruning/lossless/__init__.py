@@ -1,4 +1,4 @@
-"""What goes before pruning without changing a prediction: dead parameters, silent channels."""
+"""Removal of what changes no prediction, before pruning: dead parameters, silent channels."""
 
 from primesvt.models.strip import match_state
 from primesvt.pruning.lossless.record import LosslessRecord, Removed

@@ -1,9 +1,11 @@
-"""Channels that never change in front of any of their readers."""
+"""Find channels whose value never changes where they are read, and fold it into the readers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -16,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from primesvt.calibration import CalibrationSet, Consumer, ModuleGraph, evaluating, readers_of
 from primesvt.calibration.wiring import channel_axis
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.channels.graph import Ids
+from primesvt.channels.graph import Ids, kept_mask
 from primesvt.models.attention import PaddedBN
-from primesvt.models.forward import NORMS, batch_of
+from primesvt.models.forward import NORMS, batch_of, hooked
 
 __all__ = [
     "ConstantChannels",
@@ -40,7 +42,7 @@ def fold_constants(
     levels: ValueRange,
     wiring: ModuleGraph,
 ) -> None:
-    """Let readers do without channels of one value, in place; the channels are cut afterwards.
+    """Fold the value of constant channels into biases or norms, in place, before they are cut.
 
     A reader ``y = W x + b`` in which channel ``c`` is always ``v`` becomes
     ``y = W' x' + (b + W_c v)``; without a bias the batch norm behind it takes it up:
@@ -48,25 +50,19 @@ def fold_constants(
     """
     with torch.no_grad():
         for cut in cuts:
+            stays = kept_mask(graph[cut.group], cut.kept).reshape(-1)
             for reader in readers[cut.group]:
-                gone = _gone(graph, cut, reader)
+                ids = reader.ids
+                gone = torch.from_numpy(np.flatnonzero((ids >= 0) & ~stays[ids.clip(min=0)]))
                 values = levels.low[reader.module].double()[gone]
                 if bool((values != 0).any()):
                     _take_up(model, reader, gone, values, wiring)
 
 
-def _gone(graph: ChannelGraph, cut: ConstantChannels, reader: Consumer) -> Tensor:
-    """Indices of a reader's inputs that go."""
-    group = graph[cut.group]
-    kept = np.zeros((group.positions, group.size), dtype=bool)
-    np.put_along_axis(kept, cut.kept, True, axis=1)
-    ids = reader.ids
-    return torch.from_numpy(np.flatnonzero((ids >= 0) & ~kept.reshape(-1)[ids.clip(min=0)]))
-
-
 def _take_up(
     model: nn.Module, reader: Consumer, gone: Tensor, values: Tensor, wiring: ModuleGraph
 ) -> None:
+    """Add what constant inputs give a layer to its bias, or else to the norms behind it."""
     layer = reader.layer(model)
     weight = layer.weight.double().flatten(1)
     added = weight[:, gone.to(weight.device)] @ values.to(weight.device)
@@ -101,7 +97,7 @@ class ValueRange:
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantChannels:
-    """Channels of a group that can go, the same number at every front position.
+    """Channels that a group can lose without any change, as many at every front position.
 
     Attributes:
         group: the channel group.
@@ -119,7 +115,7 @@ class ConstantChannels:
 def all_readers(
     model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
 ) -> dict[str, tuple[Consumer, ...]]:
-    """Group -> its readers, where layers are all that reads it; groups in a product are left out.
+    """The layers that read each group, by its name; groups read by anything else are left out.
 
     Example:
         >>> from primesvt.channels import trace
@@ -139,7 +135,7 @@ def all_readers(
 def levels_of(
     model: nn.Module, names: Iterable[str], sources: Iterable[CalibrationSet]
 ) -> ValueRange:
-    """Run all inputs, batch by batch, and note the extremes in front of some layers.
+    """Smallest and largest value of every input channel of some layers, over all inputs.
 
     Example:
         >>> from primesvt.calibration import calibration_of
@@ -149,43 +145,30 @@ def levels_of(
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    handles = []
-    for name in dict.fromkeys(names):
+    inputs = 0
 
-        def note(layer: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            given = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-            axis = channel_axis(layer)
-            rows = given.detach().movedim(axis, -1).reshape(-1, given.shape[axis])
-            least, most = (extreme.cpu() for extreme in torch.aminmax(rows, dim=0))
-            low[name] = torch.minimum(low[name], least) if name in low else least
-            high[name] = torch.maximum(high[name], most) if name in high else most
-
-        hook = model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
-        handles.append(hook)
-    try:
-        inputs = sum(_run(model, source) for source in sources)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ValueRange(low=low, high=high, inputs=inputs)
-
-
-def _run(model: nn.Module, source: CalibrationSet) -> int:
-    """Forward all batches; returns how many samples they hold."""
-    seen = 0
+    def note(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        given = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        axis = channel_axis(layer)
+        rows = given.detach().movedim(axis, -1).reshape(-1, given.shape[axis])
+        least, most = (extreme.cpu() for extreme in torch.aminmax(rows, dim=0))
+        low[name] = torch.minimum(low[name], least) if name in low else least
+        high[name] = torch.maximum(high[name], most) if name in high else most
 
     def count(_: nn.Module, args: tuple[Any, ...]) -> None:
-        nonlocal seen
-        seen += batch_of(args)
+        nonlocal inputs
+        inputs += batch_of(args)
 
-    handle = model.register_forward_pre_hook(count)
-    try:
-        with evaluating(model):
+    layers = (
+        model.get_submodule(name).register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        for name in dict.fromkeys(names)
+    )
+    whole = (model.register_forward_pre_hook(count),)
+    with hooked(chain(whole, layers)), evaluating(model):
+        for source in sources:
             for _ in source.run(model):
                 pass
-    finally:
-        handle.remove()
-    return seen
+    return ValueRange(low=low, high=high, inputs=inputs)
 
 
 def find_constant_channels(
@@ -195,13 +178,13 @@ def find_constant_channels(
     levels: ValueRange,
     wiring: ModuleGraph,
 ) -> ConstantChannels | None:
-    """The channels of a group that can go, or ``None``.
+    """The silent and constant channels that a group can lose, or ``None`` where it has none.
 
     Silent ones can go wherever they are read; those of another value only where every reader can
     take it up. Of silent and constant ones the silent go first, then those of lower index.
     """
     size = group.positions * group.size
-    silent, steady = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
+    silent, constant = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
     for reader in readers:
         if reader.module not in levels.low:
             return None  # not called with these inputs
@@ -209,8 +192,8 @@ def find_constant_channels(
         zero = levels.silent(reader.module)
         same = levels.constant(reader.module) if _takes_up(model, reader, wiring) else zero
         np.logical_and.at(silent, reader.ids[present], zero[present])
-        np.logical_and.at(steady, reader.ids[present], same[present])
-    ranks = np.where(silent, 0, np.where(steady, 1, 2)).reshape(group.positions, group.size)
+        np.logical_and.at(constant, reader.ids[present], same[present])
+    ranks = np.where(silent, 0, np.where(constant, 1, 2)).reshape(group.positions, group.size)
     count = min(int((ranks < 2).sum(1).min()), group.size - 1)
     if count < 1:
         return None
@@ -225,7 +208,7 @@ def find_constant_channels(
 
 
 def _takes_up(model: nn.Module, reader: Consumer, wiring: ModuleGraph) -> bool:
-    """A constant that enters the reader can be given by a bias: its own, or that of norms.
+    """Whether a bias, the reader's own or that of norms behind it, can replace a constant input.
 
     Never in front of a spatial kernel or of padding: there the border sees zeros instead.
     """
@@ -239,9 +222,10 @@ def _takes_up(model: nn.Module, reader: Consumer, wiring: ModuleGraph) -> bool:
 
 
 def norms_behind(model: nn.Module, layer: str, wiring: ModuleGraph) -> tuple[str, ...]:
-    """Norms that are all that reads a layer, read nothing else, and can take up a constant.
+    """Batch norms behind a layer whose running means can take up a constant; often none.
 
-    A norm whose statistics also make a padding cannot.
+    They must be all that reads the layer, and read nothing else. A norm whose statistics also make
+    a padding cannot.
     """
     if not wiring.norm_after(layer):
         return ()

@@ -13,7 +13,7 @@ __all__ = ["LosslessRecord", "Removed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """Channels of one group that never change.
+    """How many channels of one group were removed because their value never changes.
 
     Attributes:
         group: the channel group.
@@ -30,7 +30,7 @@ class Removed:
     constant: int
 
     def seen(self, inputs: int) -> str:
-        """What was observed, for the plan.
+        """What was observed of them on calibration inputs, in words for the plan.
 
         Example:
             >>> Removed(group="fc", positions=1, channels=3, silent=3, constant=0).seen(1200)
@@ -42,7 +42,7 @@ class Removed:
 
 @dataclass(frozen=True, kw_only=True)
 class LosslessRecord:
-    """The lossless step in figures, all relative to the unpruned network.
+    """What the lossless step removed, in figures relative to the unpruned network.
 
     No figure of a policy holds any of it: savings and memory limits of a policy count from the
     network that this step leaves.
@@ -75,18 +75,19 @@ class LosslessRecord:
         return cls(**{**content, "channels": channels, "returned": tuple(content["returned"])})
 
     def of(self, group: str) -> Removed | None:
-        """What a group lost, if anything."""
+        """The channels that a group lost, or ``None``."""
         return next((each for each in self.channels if each.group == group), None)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know; nothing where nothing was removed."""
+        """Sentences for the report on what was removed; empty where nothing was."""
         found = []
         if self.parameters:
+            same = f" No prediction on {self.checked:,} inputs changed." if self.checked else ""
             found.append(
                 f"Lossless, before any pruning and in none of its figures: {self._parts()};"
                 f" {megabytes(self.parameter_bytes)} ({self.share:.2%} of the parameter memory)."
-                f"{self._check()} Saving and memory limits count from the network after it."
+                f"{same} Saving and memory limits count from the network after it."
             )
         if self.returned:
             found.append(
@@ -96,6 +97,7 @@ class LosslessRecord:
         return tuple(found)
 
     def _parts(self) -> str:
+        """What was removed, as parts of a sentence."""
         parts = []
         if self.dead_parameters:
             parts.append(f"{self.dead_parameters:,} parameters that no forward reads")
@@ -113,9 +115,6 @@ class LosslessRecord:
             counted = f"{_count(gone, 'channel')} of {_count(len(self.channels), 'group')}"
             parts.append(f"{counted}, {kinds.seen(self.inputs)}")
         return ", ".join(parts)
-
-    def _check(self) -> str:
-        return f" No prediction on {self.checked:,} inputs changed." if self.checked else ""
 
 
 def _count(number: int, noun: str) -> str:

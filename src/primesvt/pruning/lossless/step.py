@@ -1,4 +1,4 @@
-"""The network that pruning starts from: the given one without what changes no prediction."""
+"""Remove what changes no prediction, to get the network that pruning starts from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TOLERANCE = 1e-5  # relative, of outputs that are no logits
 
 
 class PredictionCheck:
-    """What a network answers to some inputs.
+    """The predictions of a network on some inputs, to compare those of other networks with.
 
     Of logits ``[batch, classes]`` it is the class; other outputs are the answer themselves, and the
     same up to 1e-5 of their largest value.
@@ -63,29 +63,32 @@ class PredictionCheck:
         self.inputs = sum(batch_of(tuple(expected)) for expected in self._expected)
 
     def same(self, model: nn.Module) -> bool:
-        """Whether another network answers the same to every input."""
+        """Whether another network predicts the same for every input."""
         with evaluating(model):
             pairs = zip(self._expected, self._source.run(model), strict=True)
             return all(_alike(expected, _answer(result)) for expected, result in pairs)
 
 
 def _answer(result: Any) -> list[Tensor]:
+    """What a network's output says: the class of logits, else the tensors themselves."""
     if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] > 1:
         return [result.argmax(1).cpu()]
     return [leaf.detach().cpu() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _alike(expected: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether two answers are the same: classes exactly, other outputs up to rounding."""
     if [x.shape for x in expected] != [x.shape for x in found]:
         return False
-    return all(_close(*pair) for pair in zip(expected, found, strict=True))
-
-
-def _close(expected: Tensor, found: Tensor) -> bool:
-    if not expected.is_floating_point():
-        return torch.equal(expected, found)
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(found, expected, rtol=0.0, atol=TOLERANCE * scale)
+    for one, other in zip(expected, found, strict=True):
+        if not one.is_floating_point():
+            same = torch.equal(one, other)
+        else:
+            scale = float(one.abs().max()) if one.numel() else 0.0
+            same = torch.allclose(other, one, rtol=0.0, atol=TOLERANCE * scale)
+        if not same:
+            return False
+    return True
 
 
 Same = Callable[[Sequence[ConstantChannels]], bool]
@@ -106,7 +109,7 @@ class Stripped:
 
 @dataclass(frozen=True, kw_only=True)
 class StartNetwork:
-    """What pruning starts from.
+    """The network that pruning starts from, with its channel graph and the groups to prune.
 
     Attributes:
         model: the network without what changes no prediction.
@@ -126,17 +129,17 @@ class StartNetwork:
     def whole(
         cls, model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]
     ) -> StartNetwork:
-        """The network as it was given, where the step was not asked for."""
+        """A start network from which nothing was removed."""
         sizes = {group.name: group.size for group in groups}
         return cls(model=model, graph=graph, groups=tuple(groups), sizes=sizes)
 
     def kept(self, group: str) -> tuple[tuple[int, ...], ...]:
-        """Channels of a group that are still there, original indices per front position."""
+        """Original indices of the channels that a group still has, per front position."""
         return tuple(tuple(map(int, row)) for row in self.graph.original(group))
 
     @property
     def removed(self) -> dict[str, int] | None:
-        """Group -> channels that went at each position: what later probes depend on."""
+        """Channels that each group lost at each position; ``None`` without the lossless step."""
         if self.account is None:
             return None
         return {each.group: each.channels for each in self.account.channels}
@@ -150,38 +153,40 @@ class StartNetwork:
         """
         account = self.account or LosslessRecord()
         policy = {step.group for step in steps}
-        own = [each for each in account.channels if each.group not in policy]
-        return (*map(self._step, own), *map(self._widened, steps))
-
-    def _step(self, removed: Removed) -> PlanStep:
-        assert self.account is not None
-        size = self.sizes[removed.group]
-        return PlanStep(
-            group=removed.group,
-            rate=removed.channels / size,
-            before=(removed.positions, size),
-            after=(removed.positions, size - removed.channels),
-            accuracy=None,
-            drop=None,
-            bound=None,
-            saving=0.0,
-            parameter_bytes=parameter_bytes(self.model),
-            recovery=f"lossless: {removed.seen(self.account.inputs)}",
-        )
-
-    def _widened(self, step: PlanStep) -> PlanStep:
-        removed = self.account.of(step.group) if self.account else None
-        if removed is None or self.account is None:
-            return step
-        told = f"{removed.channels} lossless: {removed.seen(self.account.inputs)}"
-        before = (step.before[0], self.sizes[step.group])
-        return replace(step, before=before, recovery=f"{step.recovery}; {told}")
+        found = []
+        for removed in account.channels:
+            if removed.group in policy:
+                continue
+            size = self.sizes[removed.group]
+            found.append(
+                PlanStep(
+                    group=removed.group,
+                    rate=removed.channels / size,
+                    before=(removed.positions, size),
+                    after=(removed.positions, size - removed.channels),
+                    accuracy=None,
+                    drop=None,
+                    bound=None,
+                    saving=0.0,
+                    parameter_bytes=parameter_bytes(self.model),
+                    recovery=f"lossless: {removed.seen(account.inputs)}",
+                )
+            )
+        for step in steps:
+            lost = account.of(step.group)
+            if lost is None:
+                found.append(step)
+                continue
+            before = (step.before[0], self.sizes[step.group])
+            note = f"{lost.channels} lossless: {lost.seen(account.inputs)}"
+            found.append(replace(step, before=before, recovery=f"{step.recovery}; {note}"))
+        return tuple(found)
 
 
 def remove_unused(
     model: nn.Module, check: Sequence[CalibrationSet] = (), processes: ProcessGroup = SINGLE_PROCESS
 ) -> Stripped:
-    """A copy of a network without leftovers.
+    """A copy of a network without unused parameters, its distillation head merged if it may be.
 
     Args:
         model: the network; not changed.
@@ -222,7 +227,7 @@ def remove_constant_channels(
 
     Args:
         original: the network given, to count from.
-        stripped: a copy of it without leftovers.
+        stripped: a copy of it without unused parameters.
         graph: the graph of that copy.
         groups: those that may be cut, in forward order.
         sources: the inputs to watch; without any, no channel goes.
@@ -230,30 +235,34 @@ def remove_constant_channels(
         processes: those that do the same; what the main one finds counts.
     """
     answers = stripped.answers
-    lean = StartNetwork.whole(stripped.model, graph, groups)
-    account = _leftovers(original, stripped)
+    start = StartNetwork.whole(stripped.model, graph, groups)
+    account = LosslessRecord(
+        checked=answers.inputs if answers else 0,
+        dead_parameters=stripped.dead_parameters,
+        merged_head=stripped.merged_head,
+    )
     if not sources or answers is None:
-        return replace(lean, account=account)
+        return replace(start, account=_with_savings(account, original, start.model))
     watch = _Watch.of(stripped.model, graph, groups, sources)
-    found = [cut for cut in watch.steady(groups) if cut.kept.shape[1] % multiple == 0]
+    found = [cut for cut in watch.removable(groups) if cut.kept.shape[1] % multiple == 0]
     taken = _agreeing(found, [], lambda cuts: answers.same(watch.cut(cuts)[0])) if found else []
     found, taken = processes.broadcast((found, taken))
     if taken:
         model, graph = watch.cut(taken)
         groups = [graph[group.name] for group in groups]
-        lean = replace(lean, model=model, graph=graph, groups=tuple(groups))
+        start = replace(start, model=model, graph=graph, groups=tuple(groups))
     account = replace(
-        _smaller(account, original, lean.model),
+        _with_savings(account, original, start.model),
         inputs=watch.levels.inputs,
         channels=tuple(_removed(cut, graph) for cut in taken),
         returned=tuple(cut.group for cut in found if all(cut is not each for each in taken)),
     )
-    return replace(lean, account=account)
+    return replace(start, account=account)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Watch:
-    """A network, who reads its groups, and what the readers saw."""
+    """A network, the layers that read its channel groups, and the range of their inputs."""
 
     model: nn.Module
     graph: ChannelGraph
@@ -279,8 +288,8 @@ class _Watch:
             wiring=trace_modules(model, next(iter(sources[0]))),
         )
 
-    def steady(self, groups: Sequence[ChannelGroup]) -> list[ConstantChannels]:
-        """The cuts that seem to be free."""
+    def removable(self, groups: Sequence[ChannelGroup]) -> list[ConstantChannels]:
+        """Channels whose removal should change no prediction, group by group."""
         watched = [group for group in groups if group.name in self.readers]
         cuts = [
             find_constant_channels(
@@ -308,28 +317,21 @@ class _Watch:
 def _agreeing(
     cuts: Sequence[ConstantChannels], known: list[ConstantChannels], same: Same
 ) -> list[ConstantChannels]:
-    """``known``, and as many of the cuts as can be made beside it."""
-    together = [*known, *cuts]
-    if not cuts or same(together):
-        return together
+    """The cuts ``known``, and those of ``cuts`` that change no prediction beside them.
+
+    By halves, as nearly always none changes one, and then a single check of all is enough.
+    """
+    united = [*known, *cuts]
+    if not cuts or same(united):
+        return united
     if len(cuts) == 1:
         return known
     middle = len(cuts) // 2
     return _agreeing(cuts[middle:], _agreeing(cuts[:middle], known, same), same)
 
 
-def _leftovers(original: nn.Module, stripped: Stripped) -> LosslessRecord:
-    """The account without channels."""
-    account = LosslessRecord(
-        checked=stripped.answers.inputs if stripped.answers else 0,
-        dead_parameters=stripped.dead_parameters,
-        merged_head=stripped.merged_head,
-    )
-    return _smaller(account, original, stripped.model)
-
-
-def _smaller(account: LosslessRecord, original: nn.Module, model: nn.Module) -> LosslessRecord:
-    """An account with what all parts of the step saved together."""
+def _with_savings(account: LosslessRecord, original: nn.Module, model: nn.Module) -> LosslessRecord:
+    """The record with the parameters and bytes that the whole step saved."""
     before, after = parameter_bytes(original), parameter_bytes(model)
     return replace(
         account,
@@ -340,6 +342,7 @@ def _smaller(account: LosslessRecord, original: nn.Module, model: nn.Module) -> 
 
 
 def _removed(cut: ConstantChannels, graph: ChannelGraph) -> Removed:
+    """A cut in figures, for the record."""
     positions = graph[cut.group].positions
     return Removed(
         group=cut.group,

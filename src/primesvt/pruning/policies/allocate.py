@@ -1,4 +1,4 @@
-"""One saving shared out over all groups by sensitivity, then improved on whole networks."""
+"""Policy ``allocate``: widths of all groups by dynamic programming on measured sensitivities."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AllocateOptions(OptionGroup):
 @POLICIES("allocate")
 @dataclass(frozen=True, kw_only=True)
 class Allocate(Policy):
-    """The best widths of all groups together, as far as the accuracy limit lets.
+    """The widths of all groups that save most within the limits, by dynamic programming.
 
     First the distance of every group cut alone gives its curve. A dynamic programme over groups
     gives, for any saving, the widths of least total distance, and the largest saving that the gate
@@ -82,13 +82,16 @@ class Allocate(Policy):
                 best = better or best
                 break
             best = better
-        return search.walk(best, curves)
+        return search.result(best, curves)
 
     @staticmethod
     def _round(
         search: Search, options: dict[str, list[Option]], best: ProbedNetwork | None
     ) -> ProbedNetwork | None:
-        """A better plan: less distance where enough is saved, nearer limits, or a larger saving."""
+        """One round of exchange: a better plan than ``best``, or ``None`` where it finds none.
+
+        Better is less distance where enough is saved, else nearer limits, or a larger saving.
+        """
         if best is not None and search.enough(best):
             return search.trade(options, best)
         better = search.climb(options, best)
@@ -97,7 +100,7 @@ class Allocate(Policy):
         return better
 
     def _gained(self, search: Search, before: ProbedNetwork | None, after: ProbedNetwork) -> bool:
-        """Another round is worth it."""
+        """Whether a round improved the plan enough to be worth another."""
         if before is not None and search.enough(before):
             return True
         if before is not None and not search.holds(before):
@@ -108,7 +111,7 @@ class Allocate(Policy):
 
 REACH = 2  # neighbouring widths that a round of exchange looks at, on either side
 APART = 3  # places between the widths whose curves are measured
-CORRECTIONS = 3  # plans looked at again for one saving, as a limit's estimate was too good
+CORRECTIONS = 3  # further plans for one saving, where a limit's estimate was too good
 SAFE = 0.99  # of what a plan proved
 CLEARLY = 0.97  # of what a limit needs: where all that can be cut gives less, it cannot hold
 Options = Mapping[str, list[Option]]
@@ -116,7 +119,7 @@ Options = Mapping[str, list[Option]]
 
 @dataclass(kw_only=True)
 class Search(ProbedNetworks):
-    """How to find better plans than those looked at; ``Allocate`` says in what order.
+    """The steps of ``Allocate``, each of which finds a better plan than those measured so far.
 
     ``trust`` is what the last plan that passed proved of each limit's estimate, as a share.
     """
@@ -142,7 +145,7 @@ class Search(ProbedNetworks):
                 )
 
     def alike(self) -> ProbedNetwork | None:
-        """A network that passes with all groups at one rate.
+        """The best network that passes with all groups pruned at one rate.
 
         The one of the largest saving; of those that save what was asked for, the mildest.
         """
@@ -164,38 +167,37 @@ class Search(ProbedNetworks):
     def around(
         self, base: Mapping[str, int], stage: str, widths: Callable[[WidthGrid, int], list[int]]
     ) -> dict[str, list[Option]]:
-        """Other widths of every group, all others as in the plan ``base``.
+        """Measure other widths of every group, one group at a time around the plan ``base``.
 
         Costs of widths between measured ones are on the line between them.
         """
-        looked = {g.group: widths(g, base.get(g.group, g.size)) for g in self.grids}
-        wanted = [_narrowed(base, grid, kept) for grid in self.grids for kept in looked[grid.group]]
+        tried = {g.group: widths(g, base.get(g.group, g.size)) for g in self.grids}
+        wanted = [_narrowed(base, grid, kept) for grid in self.grids for kept in tried[grid.group]]
         tell = partial(self.prober.tell, stage)
         costs = iter(self.prober.distances([base, *wanted], around=base, tell=tell))
         center = next(costs)
         found = {}
         for grid in self.grids:
-            known = {kept: next(costs) - center for kept in looked[grid.group]}
-            options = [
-                self._option(base, grid, kept, _between(known, kept))
-                for kept in (grid.size, *grid.widths)
-                if min(known) <= kept <= max(known)
-            ]
+            # Only what a change costs beyond the plan counts, so costs of groups add up around it.
+            known = {kept: next(costs) - center for kept in tried[grid.group]}
+            measured = sorted(known)
+            line = [known[kept] for kept in measured]
+            options = []
+            for kept in (grid.size, *grid.widths):
+                if measured[0] <= kept <= measured[-1]:
+                    cuts = _narrowed(base, grid, kept)
+                    option = Option(
+                        kept=kept,
+                        cost=float(np.interp(kept, measured, line)),
+                        saved=self.prober.bytes_saved(cuts),
+                        others=tuple(limit.saved(cuts) for limit in self.limits),
+                    )
+                    options.append(option)
             found[grid.group] = falling([counted_from(options[0], option) for option in options])
         return found
 
-    def _option(self, base: Mapping[str, int], grid: WidthGrid, kept: int, cost: float) -> Option:
-        """Another width of one group: all that the plan saves then."""
-        cuts = _narrowed(base, grid, kept)
-        return Option(
-            kept=kept,
-            cost=cost,
-            saved=self.prober.bytes_saved(cuts),
-            others=tuple(limit.saved(cuts) for limit in self.limits),
-        )
-
     def climb(self, options: Options, best: ProbedNetwork | None) -> ProbedNetwork | None:
-        """The plan of the largest saving that passes: widths of least distance for every saving.
+        """The plan of the largest saving that passes, of those of least distance for their saving.
 
         All limits hold there, and it saves more than ``best``, if they hold there too.
         """
@@ -207,13 +209,13 @@ class Search(ProbedNetworks):
             high = min(high, float(self.needed - floor))
 
         def look(asked: float) -> ProbedNetwork | None:
-            plan = self._held(options, base, asked)
+            plan = self._within_limits(options, base, asked)
             return plan if plan is not None and plan.saved > least else None
 
         return self.highest(look, low=low, high=high)
 
     def nearest(self, options: Options) -> ProbedNetwork | None:
-        """Where no plan holds the limits: the one of the largest saving, or one nearer to them."""
+        """The best plan where none holds the limits: of the largest saving, or nearer to them."""
         if not self.limits:
             return None
         knapsack = Knapsack(list(options.values()))
@@ -239,13 +241,13 @@ class Search(ProbedNetworks):
 
         return self.highest(look, low=1 - short, high=1.0, key=lambda plan: -self.shortfall(plan))
 
-    def _held(
+    def _within_limits(
         self, options: Options, base: Mapping[str, int], asked: float
     ) -> ProbedNetwork | None:
         """A plan that passes and holds the limits, for a saving beside that of ``base``.
 
         Estimates of what is saved are corrected by what the plan proves; where that is too little,
-        another plan is looked at.
+        another plan is tried.
         """
         for _ in range(1 + CORRECTIONS * bool(self.limits)):
             plan = self.look(self._widths(options, base, asked))
@@ -259,7 +261,7 @@ class Search(ProbedNetworks):
         return None
 
     def _learn(self, plan: ProbedNetwork) -> bool:
-        """Trust estimates as far as a plan proves them; whether one was trusted too much."""
+        """Correct the limits' estimates by what a plan proves; whether one was lowered."""
         lowered = False
         for limit in self.limits if plan.cuts else ():
             proved, estimate = limit.proved(plan.cuts), limit.saved(plan.cuts)
@@ -269,12 +271,13 @@ class Search(ProbedNetworks):
         return lowered
 
     def trusted(self, limit: Limit) -> float:
-        """What a limit's estimate is multiplied by."""
+        """The factor by which a limit's estimate is corrected, 1 at first."""
         return self.trust.get(limit.name, 1.0)
 
     def _widths(
         self, options: Options, base: Mapping[str, int], asked: float, *, share: float = 1.0
     ) -> dict[str, int]:
+        """The widths of least distance for a saving beside that of ``base``."""
         knapsack, _ = self._knapsack(options, base, share=share)
         return {**base, **dict(zip(options, knapsack.solve(asked), strict=True))}
 
@@ -284,12 +287,13 @@ class Search(ProbedNetworks):
         knapsack, floor = self._knapsack(options, base)
         assert self.needed is not None
         distance = self.prober.distances([base])[0]
+        # Savings of neighbours in one tensor do not quite add up: ask for a little more if need be.
         for extra in (1.0, 1.02, 1.05, 1.1):
             asked = extra * (self.needed - floor)
             kept = dict(zip(options, knapsack.solve(asked), strict=True))
             cuts = self.cuts({**base, **kept})
             if self.prober.bytes_saved(cuts) < self.needed:
-                continue  # savings of neighbours in one tensor do not quite add up
+                continue
             plan = self.look(cuts)
             better = plan.verdict.passed and self.prober.distances([plan.cuts])[0] < distance
             return plan if better and self.holds(plan) else None
@@ -298,7 +302,7 @@ class Search(ProbedNetworks):
     def _knapsack(
         self, options: Options, base: Mapping[str, int], *, share: float = 1.0
     ) -> tuple[Knapsack, int]:
-        """The programme over some options, and what their widest widths save already.
+        """The dynamic programme over some options, and what their widest widths save already.
 
         ``share`` is how much of each limit's need must be met.
         """
@@ -307,19 +311,19 @@ class Search(ProbedNetworks):
         needs = tuple(
             share * limit.needed / self.trusted(limit) - limit.saved(floor) for limit in self.limits
         )
+        # Its tables serve every saving; only other options or needs make new ones.
         if self._last is None or self._last[0] is not options or self._last[1] != needs:
             self._last = options, needs, Knapsack(list(options.values()), needs=needs)
         return self._last[2], self.prober.bytes_saved(floor)
 
-    def walk(self, best: ProbedNetwork | None, curves: Options) -> PolicyResult:
-        """The plan as cuts, with milder ones."""
-        return self.taken(best, () if best is None else self._milder(best, curves))
+    def result(self, best: ProbedNetwork | None, curves: Options) -> PolicyResult:
+        """The best plan as the policy's result, with milder ones to fall back on.
 
-    def _milder(self, best: ProbedNetwork, curves: Options) -> list[Mapping[str, int]]:
-        """From mild plans to the best one, which in every group removes at least what they do.
-
-        They save less of everything: limits that the best one holds are no floor for them.
+        In every group the best one removes at least what they do. They save less of everything:
+        limits that the best one holds are no floor for them.
         """
+        if best is None:
+            return self.taken(None)
         inside = {
             name: [
                 option for option in options if option.kept >= best.cuts.get(name, options[0].kept)
@@ -333,7 +337,7 @@ class Search(ProbedNetworks):
             found.append(dict(zip(curves, kept, strict=True)))
         unique = {frozenset(kept.items()): self.cuts(kept) for kept in found}
         milder = [cuts for cuts in unique.values() if cuts and cuts != best.cuts]
-        return [*sorted(milder, key=self.prober.bytes_saved), best.cuts]
+        return self.taken(best, [*sorted(milder, key=self.prober.bytes_saved), best.cuts])
 
 
 def near(grid: WidthGrid, kept: int) -> list[int]:
@@ -349,14 +353,8 @@ def spread(grid: WidthGrid, _: int) -> list[int]:
     return [k for n, k in enumerate(widths) if n == 0 or (len(widths) - 1 - n) % APART == 0]
 
 
-def _between(known: Mapping[int, float], kept: int) -> float:
-    """The cost of a width on the line between the measured ones beside it."""
-    places = sorted(known)
-    return float(np.interp(kept, places, [known[place] for place in places]))
-
-
 def _narrowed(base: Mapping[str, int], grid: WidthGrid, kept: int) -> dict[str, int]:
-    """The cuts of a plan with another width of one group."""
+    """The cuts of a plan with one group at another width."""
     cuts = {**base, grid.group: kept}
     if kept == grid.size:
         del cuts[grid.group]

@@ -1,4 +1,4 @@
-"""What a policy is, what it may have measured, and what it gives back."""
+"""What a policy is, which measurements it may ask for, and what it returns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TargetLayer:
-    """A layer as the selection of target layers saw it.
+    """A probed layer, how much it tolerates, and whether it is a target of pruning.
 
     Attributes:
         layer: the probed layer.
@@ -54,7 +54,9 @@ class TargetLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCut:
-    """One cut: the group, its front positions and channels before, and what it keeps of them.
+    """One group's share of a plan: how many channels it had and how many it keeps.
+
+    ``positions`` are its front positions (heads), ``size`` and ``kept`` channels at each of them.
 
     ``probe`` and ``verdict`` are those of the whole network after this cut and all before it, where
     that network was measured.
@@ -71,7 +73,7 @@ class LayerCut:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyResult:
-    """What a policy took.
+    """The cuts that a policy chose, and what it learned on the way.
 
     Attributes:
         choices: cuts in the order taken.
@@ -132,12 +134,12 @@ class PolicyResult:
 
     @property
     def cuts(self) -> dict[str, int]:
-        """Group -> channels kept at each position, in the order taken."""
+        """Channels that each cut group keeps at each position, in the order taken."""
         return cuts_of(self.choices)
 
 
 def cuts_of(choices: Iterable[LayerCut]) -> dict[str, int]:
-    """Group -> channels kept at each position.
+    """Channels that each cut group keeps at each position.
 
     Example:
         >>> cuts_of([LayerCut(group="fc", positions=1, size=8, rate=0.5, kept=4)])
@@ -152,7 +154,7 @@ MILDER = (0.5, 0.7, 0.8, 0.9, 0.95)  # savings of milder plans, as shares of the
 
 
 class NetworkProbe(Protocol):
-    """What a policy can have measured; cuts are channels kept per group.
+    """The measurements that a policy may ask for; cuts are channels kept per group.
 
     ``primesvt.pruning.prober.Prober`` is the one of a run.
 
@@ -178,20 +180,20 @@ class NetworkProbe(Protocol):
         around: Widths | None = None,
         tell: Callable[[int, int], None] = lambda *_: None,
     ) -> list[float]:
-        """Distance of each cut network's answers from the unpruned one's.
+        """Measure how far the answers of pruned networks are from the unpruned one's.
 
         ``around`` are cuts that most of them share; ``tell`` hears how many are known.
         """
         ...
 
     def probe(self, cuts: Widths, *, around: Widths | None = None) -> Probe:
-        """The cut network on the selection set; ``around`` are cuts that it differs little from."""
+        """Measure a pruned network on the selection set; it differs little from cuts ``around``."""
         ...
 
     def probes(
         self, wanted: Sequence[Widths], *, tell: Callable[[int, int], None] = lambda *_: None
     ) -> list[Probe]:
-        """Several cut networks on the selection set; those not yet known are measured together."""
+        """Measure several pruned networks on the selection set, those that are not known."""
         ...
 
     def bytes_saved(self, cuts: Widths) -> int:
@@ -203,7 +205,7 @@ class NetworkProbe(Protocol):
         ...
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        """Say how far the search is."""
+        """Report how far the search is."""
         ...
 
 
@@ -244,7 +246,7 @@ class Policy:
 
     @classmethod
     def needs_curves(cls, options: Mapping[str, Any], *, exact: bool) -> bool:
-        """Every layer is probed alone at all its rates."""
+        """Whether the policy has every layer probed alone at all its rates."""
         return False
 
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
@@ -272,7 +274,7 @@ def find_policy(name: str) -> type[Policy]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedNetwork:
-    """A network that was looked at: its cuts, what they save, and what the gate says."""
+    """A measured network: its cuts, the bytes that they save, and what the gate says."""
 
     cuts: dict[str, int]
     saved: int
@@ -283,13 +285,9 @@ class ProbedNetwork:
 Look = Callable[[float], "ProbedNetwork | None"]
 
 
-def _saved(plan: ProbedNetwork) -> float:
-    return plan.saved
-
-
 @dataclass(kw_only=True)
 class ProbedNetworks:
-    """The plans looked at so far.
+    """The networks that a policy has had measured so far, and the search for the best of them.
 
     Args:
         gate: decides on whole networks.
@@ -307,14 +305,14 @@ class ProbedNetworks:
 
     @property
     def limits(self) -> Sequence[Limit]:
-        """Those beside accuracy and parameter memory."""
+        """The limits beside accuracy and parameter memory."""
         return self.prober.limits
 
     def look(self, kept: Mapping[str, int]) -> ProbedNetwork:
-        """Measure a network, unless it is known."""
+        """The measured network that keeps so many channels per group; measured once."""
         cuts = self.cuts(kept)
-        looked = (*self.passed, *self.refused)
-        known = next((plan for plan in looked if plan.cuts == cuts), None)
+        probed = (*self.passed, *self.refused)
+        known = next((plan for plan in probed if plan.cuts == cuts), None)
         if known is not None:
             return known
         probe = self.prober.probe(cuts)
@@ -328,46 +326,64 @@ class ProbedNetworks:
         self.prober.tell("whole networks", len(self.passed) + len(self.refused), 0)
         return plan
 
+    def bytes_saved(self, kept: Mapping[str, int]) -> int:
+        """Parameter bytes that a plan frees."""
+        return self.prober.bytes_saved(self.cuts(kept))
+
     def cuts(self, kept: Mapping[str, int]) -> dict[str, int]:
-        """Only groups that lose something, from the largest to the smallest."""
+        """The same widths without groups that lose nothing, the largest group first."""
         wanted = {grid.group: kept.get(grid.group, grid.size) for grid in self.grids}
         return {g.group: wanted[g.group] for g in self.grids if wanted[g.group] < g.size}
 
     def enough(self, plan: ProbedNetwork) -> bool:
-        """All that was asked for is saved."""
+        """Whether a network saves all that was asked for, and the other limits hold."""
         return self.needed is not None and plan.saved >= self.needed and self.holds(plan)
 
     def holds(self, plan: ProbedNetwork) -> bool:
-        """The limits beside accuracy and parameter memory hold."""
+        """Whether a network holds the limits beside accuracy and parameter memory."""
         return self.shortfall(plan) <= 0
 
     def shortfall(self, plan: ProbedNetwork) -> float:
-        """The largest share that is missing of what such a limit needs; 0 where all hold."""
+        """The largest share that a network lacks of what such a limit needs; 0 where all hold."""
         asked = [limit for limit in self.limits if limit.needed > 0]
         shares = (limit.proved(plan.cuts) / limit.needed for limit in asked)
         return max((max(0.0, 1 - share) for share in shares), default=0.0)
 
     @staticmethod
     def highest(
-        look: Look, *, low: float, high: float, key: Callable[[ProbedNetwork], float] = _saved
+        look: Look,
+        *,
+        low: float,
+        high: float,
+        key: Callable[[ProbedNetwork], float] = lambda plan: plan.saved,
     ) -> ProbedNetwork | None:
-        """The plan of the largest saving that passes, from the most that can be had downwards.
+        """The network of the largest saving that passes, searched from ``high`` downwards.
 
         ``look`` gives the plan of a saving, or ``None`` where it does not pass. No bisection: near
         the limit, whether a network passes is partly chance, and one unlucky refusal would cut off
         all larger savings. ``key`` says which of two plans is the better one.
         """
-        refused = high
+        best, refused = None, high
         for asked in np.linspace(high, low, RUNGS):
-            if (plan := look(asked)) is not None:
-                return _refined(look, plan, asked, refused, key)
+            if (best := look(asked)) is not None:
+                break
             refused = asked
-        return None
+        if best is None:
+            return None
+        passed = asked  # now halve between it and the saving above, which did not pass
+        for _ in range(REFINEMENTS if passed < refused else 0):
+            middle = (passed + refused) / 2
+            plan = look(middle)
+            if plan is None:
+                refused = middle
+            else:
+                passed, best = middle, max(best, plan, key=key)
+        return best
 
     def taken(
         self, best: ProbedNetwork | None, alternatives: Iterable[Mapping[str, int]] = ()
     ) -> PolicyResult:
-        """The plan as cuts from the largest group to the smallest."""
+        """The policy's result: the best network found, and milder ones to fall back on."""
         if best is None:
             return PolicyResult(
                 choices=(), refused=len(self.refused), accuracy_bound=True, stopped=False
@@ -386,21 +402,8 @@ class ProbedNetworks:
         return tuple(_choice(grid, cuts[grid.group]) for grid in self.grids if grid.group in cuts)
 
 
-def _refined(
-    look: Look, best: ProbedNetwork, low: float, high: float, key: Callable[[ProbedNetwork], float]
-) -> ProbedNetwork:
-    """A plan between the first rung that passes and the one above it."""
-    for _ in range(REFINEMENTS if low < high else 0):
-        middle = (low + high) / 2
-        plan = look(middle)
-        if plan is None:
-            high = middle
-        else:
-            low, best = middle, max(best, plan, key=key)
-    return best
-
-
 def _choice(grid: WidthGrid, kept: int) -> LayerCut:
+    """One group's cut to so many channels."""
     return LayerCut(
         group=grid.group,
         positions=grid.positions,

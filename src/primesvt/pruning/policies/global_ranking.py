@@ -20,7 +20,7 @@ _TINY = 1e-300
 
 @POLICIES("global")
 class Global(OneParameterPolicy):
-    """One ranking over all groups: whatever group they are in, the channels of least worth go.
+    """Remove the channels of least worth by one ranking over all groups.
 
     Costs of removal are made comparable by ``shares_left``; of a group with several positions
     (heads) one channel of each goes at a time, at their mean. A group keeps at least what its grid
@@ -33,7 +33,7 @@ class Global(OneParameterPolicy):
     any_width = True
 
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
-        """Choose the share of channels that go."""
+        """Choose the share of all channels that is removed."""
         grids = tuple(map(every_width, grids))
         plans = self.begin(grids, prober)
         if not grids:
@@ -51,7 +51,7 @@ class Global(OneParameterPolicy):
 
 
 def _order(grids: Sequence[WidthGrid], costs: Mapping[str, Costs]) -> npt.NDArray[np.int64]:
-    """The places of the groups that lose a channel, one after another."""
+    """The order of removal over all groups: which group loses a channel next, by its place."""
     worths, places = [], []
     for place, grid in enumerate(grids):
         most = grid.size - min(grid.widths, default=grid.size)
@@ -63,7 +63,9 @@ def _order(grids: Sequence[WidthGrid], costs: Mapping[str, Costs]) -> npt.NDArra
 
 
 def shares_left(costs: Costs) -> Costs:
-    """Each cost squared, over the sum of its own and all later squares; rows are apart.
+    """Make the costs of removal comparable between groups, by the rule of LAMP; rows are apart.
+
+    Each cost squared, over the sum of its own and all later squares.
 
     The scale of a group drops out, the last channel of every row is worth 1, and a channel counts
     as much as it is of what would be left with it.

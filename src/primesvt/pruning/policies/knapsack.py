@@ -1,4 +1,4 @@
-"""The cheapest choice of one width per group for every total saving."""
+"""Dynamic programming: the cheapest choice of one width per group for every total saving."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Option:
 
 
 class Knapsack:
-    """Dynamic programme over groups: least total cost that saves at least so much.
+    """The widths of all groups of least total cost that save at least so much, for any saving.
+
+    A dynamic programme over groups.
 
     Exact for costs and savings that add up, on a grid of ``bins`` savings; savings are rounded down
     to it, so a promise is kept. Of equal costs the wider one is taken.
@@ -68,7 +70,7 @@ class Knapsack:
         self._all = (steps,) * len(asked)
         shape = (bins + 1, *(steps + 1 for _ in asked))
         best: npt.NDArray[np.float64] = np.full(shape, np.inf)
-        best[(0,) * len(shape)] = 0.0
+        best[(0,) * len(shape)] = 0.0  # [saving, needs...]: least cost of at least so much
         self.choices: list[npt.NDArray[np.int16]] = []
         for group in self.options:
             table = np.stack([best[self._before(option, shape)] + option.cost for option in group])
@@ -81,12 +83,18 @@ class Knapsack:
 
         Needs come first; where they cannot all be met, all are lowered alike.
         """
-        needs = self._reachable()
+        needs = (0,) * len(self._all)
+        for steps in range(max(self._all, default=0), 0, -1):
+            lowered = (steps,) * len(self._all)
+            if np.isfinite(self.costs[(0, *lowered)]):  # a plan saves that much of each need
+                needs = lowered
+                break
         met: Any = (slice(None), *needs)
         line = self.costs[met]
         most = int(np.flatnonzero(np.isfinite(line)).max())
         place = (min(max(0, int(np.ceil(saving / self.unit - 1e-9))), most), *needs)
         kept = []
+        # Backwards from the last group: each choice says from where on the grid it came.
         for group, choices in zip(self.options[::-1], self.choices[::-1], strict=True):
             option = group[int(choices[place])]
             kept.append(option.kept)
@@ -94,16 +102,11 @@ class Knapsack:
             place = tuple(max(here - steps, 0) for here, steps in moved)
         return kept[::-1]
 
-    def _reachable(self) -> tuple[int, ...]:
-        """All needs, or the largest share of them that can be had."""
-        for steps in range(max(self._all, default=0), -1, -1):
-            needs = (steps,) * len(self._all)
-            if np.isfinite(self.costs[(0, *needs)]):
-                return needs
-        return (0,) * len(self._all)
-
     def _before(self, option: Option, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
-        """Where every grid point was before an option was taken."""
+        """Index of the grid points from which an option leads to each grid point.
+
+        Counted from 0 upwards: saving more than is needed is as good as saving just that.
+        """
         axes = [
             np.maximum(np.arange(size) - steps, 0)
             for size, steps in zip(shape, self._steps(option), strict=True)
@@ -111,13 +114,13 @@ class Knapsack:
         return np.ix_(*axes)
 
     def _steps(self, option: Option) -> tuple[int, ...]:
-        """What an option saves, in grid points."""
+        """What an option saves of memory and of each need, in grid points."""
         needs = (round(option.others[number] / unit) for number, unit in self._needs.items())
         return (int(option.saved / self.unit + 1e-9), *(max(0, steps) for steps in needs))
 
 
 def counted_from(start: Option, option: Option) -> Option:
-    """An option counted from another one."""
+    """An option's cost and savings, as differences from those of another one."""
     return Option(
         kept=option.kept,
         cost=option.cost - start.cost,
@@ -127,7 +130,7 @@ def counted_from(start: Option, option: Option) -> Option:
 
 
 def falling(options: Sequence[Option]) -> list[Option]:
-    """Options from wide to narrow without cheaper narrow ones: a narrower width costs no less.
+    """Options from wide to narrow, with costs raised so that a narrower width costs no less.
 
     Where it seems to, that is noise of a few hundred inputs, and both count the same.
     """

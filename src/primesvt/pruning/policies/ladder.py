@@ -21,7 +21,7 @@ __all__ = ["Found", "NestedPlans", "OneParameterPolicy", "better", "climb"]
 
 @dataclass(frozen=True, kw_only=True)
 class NestedPlans:
-    """Nested plans, from the mildest to the hardest.
+    """A ladder of plans from the mildest to the hardest, each cutting at least the one before.
 
     Args:
         rungs: values of the parameter, ascending.
@@ -37,13 +37,13 @@ class NestedPlans:
     at: Callable[[float], Mapping[str, int]]
 
     def plan(self, place: int) -> Mapping[str, int]:
-        """The plan of one rung."""
+        """The plan at one of the values of the parameter."""
         return self.at(self.rungs[place])
 
     def reaching(
         self, saving: float, saved: Callable[[Mapping[str, int]], int]
     ) -> Mapping[str, int]:
-        """The mildest plan that saves so much, or the hardest there is."""
+        """The mildest plan that saves so many bytes, or the hardest there is."""
         places = range(len(self.rungs))
         place = bisect_left(places, saving, key=lambda place: saved(self.plan(place)))
         return self.plan(min(place, len(self.rungs) - 1))
@@ -51,17 +51,17 @@ class NestedPlans:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A plan that passes, and the ladder that it is on."""
+    """A network that passes, and the ladder of nested plans that it is from."""
 
     plan: ProbedNetwork
     ladder: NestedPlans
 
 
 class OneParameterPolicy(Policy):
-    """A policy whose plans lie on ladders."""
+    """A policy whose plans have one parameter, such as one pruning rate for all groups."""
 
     def begin(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> ProbedNetworks:
-        """No plan looked at yet; groups from the largest to the smallest, ties in forward order."""
+        """Begin a search: nothing measured yet, groups by falling size (ties in forward order)."""
         return ProbedNetworks(
             gate=self.gate,
             prober=prober,
@@ -70,26 +70,28 @@ class OneParameterPolicy(Policy):
         )
 
     def end(self, plans: ProbedNetworks, found: Found | None) -> PolicyResult:
-        """The plan found, with milder ones of its ladder."""
+        """End a search: the plan found as a result, with milder ones of its ladder."""
         if plans.needed is not None and plans.needed <= 0:
             return PolicyResult(choices=(), refused=0, accuracy_bound=False, stopped=True)
         if found is None:
             return plans.taken(None)
-        return plans.taken(found.plan, _milder(plans, found))
+        # Milder plans of the ladder, each once, then the one found.
+        whole = found.plan
+        asked = [found.ladder.reaching(part * whole.saved, plans.bytes_saved) for part in MILDER]
+        unique = {frozenset(cuts.items()): cuts for cuts in map(plans.cuts, asked)}
+        milder = [c for c in unique.values() if c and plans.bytes_saved(c) < whole.saved]
+        return plans.taken(whole, [*milder, whole.cuts])
 
 
 def climb(plans: ProbedNetworks, ladders: Sequence[NestedPlans]) -> Found | None:
-    """The plan of the largest saving that passes.
+    """Search some ladders of nested plans for the largest saving that passes the gate.
 
     Savings are asked for from the most that any ladder has downwards
-    (``ProbedNetworks.highest``); at each the ladders are looked at in their order, up to the first
-    that passes. Where just so much is needed, all of them are looked at there, and the one of the
+    (``ProbedNetworks.highest``); at each the ladders are tried in their order, up to the first
+    that passes. Where just so much is needed, all of them are tried there, and the one of the
     least drop is taken.
     """
-
-    def saved(kept: Mapping[str, int]) -> int:
-        return plans.prober.bytes_saved(plans.cuts(kept))
-
+    saved = plans.bytes_saved
     whole = [ladder for ladder in ladders if ladder.rungs and saved(ladder.plan(-1)) > 0]
     if not whole or (plans.needed is not None and plans.needed <= 0):
         return None
@@ -116,21 +118,9 @@ def climb(plans: ProbedNetworks, ladders: Sequence[NestedPlans]) -> Found | None
 
 
 def better(plans: ProbedNetworks, one: ProbedNetwork | None, other: ProbedNetwork) -> ProbedNetwork:
-    """Of two that pass: of the least drop where both save enough, else of the larger saving."""
+    """The better of two networks: of less drop where both save enough, else of larger saving."""
     if one is None:
         return other
     if plans.enough(one) and plans.enough(other):
         return min(one, other, key=lambda plan: plan.verdict.drop)
     return max(one, other, key=lambda plan: plan.saved)
-
-
-def _milder(plans: ProbedNetworks, found: Found) -> list[Mapping[str, int]]:
-    """From mild plans of the ladder up to the one that was found."""
-
-    def saved(kept: Mapping[str, int]) -> int:
-        return plans.prober.bytes_saved(plans.cuts(kept))
-
-    asked = [found.ladder.reaching(share * found.plan.saved, saved) for share in MILDER]
-    unique = {frozenset(plans.cuts(kept).items()): plans.cuts(kept) for kept in asked}
-    before = [cuts for cuts in unique.values() if cuts and saved(cuts) < found.plan.saved]
-    return [*before, found.plan.cuts]

@@ -57,35 +57,44 @@ class Prime(Policy):
 
     @classmethod
     def needs_curves(cls, options: Mapping[str, Any], *, exact: bool) -> bool:
-        """Benefits are compared, or curves are asked for; the walk alone can do without them."""
+        """Whether benefits are compared or curves asked for; pruning itself does without them."""
         asked = cls.Options(**options)
         return exact or asked.full_curves or asked.reading == "B" or asked.target_threshold > 0
 
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
-        """Probe the layers alone where that is needed, then visit them one by one."""
+        """Probe the layers alone where that is needed, then prune them one by one."""
         curves = self.needs_curves(self.options.model_dump(), exact=prober.exact)
         layers = probe_layers(prober, grids) if curves else unprobed(grids)
-        return self.walk(
+        return self.prune_layers(
             layers, lambda cuts, around: prober.probe(cuts, around=around), tell=prober.tell
         )
 
     def targets(self, layers: Sequence[Layer]) -> tuple[TargetLayer, ...]:
-        """Layers by falling size (ties in forward order), each with its benefit score."""
+        """All layers by falling size (ties in forward order), and which of them are targets."""
         ordered = sorted(layers, key=lambda layer: -layer.parameters)
-        drafts = [self._target(layer) for layer in ordered]
-        largest = max((draft.benefit for draft in drafts if draft.best), default=0.0)
-        return tuple(self._select(draft, largest) for draft in drafts)
+        targets = [self._target(layer) for layer in ordered]
+        largest = max((target.benefit for target in targets if target.best), default=0.0)
+        for place, target in enumerate(targets):
+            if target.best and target.benefit < self.options.target_threshold * largest:
+                reason = (
+                    f"its best benefit score {target.benefit:.4g} is below "
+                    f"{self.options.target_threshold:g} x the largest, {largest:.4g}"
+                )
+                targets[place] = replace(target, chosen=False, reason=reason)
+        return tuple(targets)
 
-    def walk(
+    def prune_layers(
         self,
         layers: Sequence[Layer],
         measure: Measure,
         tell: Callable[[str, int, int], None] = lambda *_: None,
     ) -> PolicyResult:
-        """Visit every target once.
+        """Prune the target layers one after another, each as far as the whole network passes.
 
-        ``measure`` gives the whole network for a set of cuts, and is told those that it goes out
-        from.
+        Args:
+            layers: all layers with their probes.
+            measure: gives the probe of a network by its cuts, and by those before the last one.
+            tell: called as ``tell(stage, done, total)``.
         """
         targets = self.targets(layers)
         chosen = [target for target in targets if target.chosen]
@@ -103,9 +112,11 @@ class Prime(Policy):
             if choice is not None:
                 choices.append(choice)
             tell("walk", number, len(chosen))
-            if choice is not None and self._enough(choice):
-                stopped = True
-                break
+            if choice is not None and choice.probe is not None and self.target_bytes is not None:
+                saved = self.gate.reference.parameter_bytes - choice.probe.parameter_bytes
+                if saved >= self.target_bytes:
+                    stopped = True
+                    break
         bound |= any(target.layer.points and not target.tolerated for target in targets)
         last = choices[-1] if choices else None
         return PolicyResult(
@@ -119,15 +130,15 @@ class Prime(Policy):
             alternatives=_milder(choices, {t.layer.group: t.layer.points for t in chosen}),
         )
 
-    @property
-    def _goes_down(self) -> bool:
-        """Lower rates of a layer are tried where a higher one does not pass (reading A)."""
-        return self.options.reading == "A"
-
     def _target(self, layer: Layer) -> TargetLayer:
+        """A layer as a target by its own tolerance, whatever the benefits of others are."""
         tolerated = tuple(
             p for p in layer.points if p.probe is None or self.gate.judge(p.probe).passed
         )
+        if not layer.points:
+            reason = f"none of the rates removes one of its {layer.size} channels"
+        else:
+            reason = "" if tolerated else "no probed rate is within the accuracy limit"
         best = max(tolerated, key=lambda p: (_benefit(p.probe), p.rate), default=None)
         return TargetLayer(
             layer=layer,
@@ -135,31 +146,16 @@ class Prime(Policy):
             best=best,
             benefit=_benefit(best.probe) if best else 0.0,
             chosen=best is not None,
-            reason="" if best else _why_not(layer),
-        )
-
-    def _select(self, draft: TargetLayer, largest: float) -> TargetLayer:
-        if draft.best is None or draft.benefit >= self.options.target_threshold * largest:
-            return draft
-        reason = (
-            f"its best benefit score {draft.benefit:.4g} is below "
-            f"{self.options.target_threshold:g} x the largest, {largest:.4g}"
-        )
-        return TargetLayer(
-            layer=draft.layer,
-            tolerated=draft.tolerated,
-            best=draft.best,
-            benefit=draft.benefit,
-            chosen=False,
             reason=reason,
         )
 
     def _visit(
         self, target: TargetLayer, cuts: dict[str, int], measure: Measure
     ) -> tuple[LayerCut | None, int]:
-        """The highest rate whose network passes, and how many were refused."""
+        """One layer's cut at the highest rate whose network passes, and how many were refused."""
         assert target.best is not None
-        points = target.tolerated[::-1] if self._goes_down else (target.best,)
+        downwards = self.options.reading == "A"
+        points = target.tolerated[::-1] if downwards else (target.best,)
         layer = target.layer
         for refused, point in enumerate(points):
             probe = measure({**cuts, layer.group: point.kept}, cuts)
@@ -177,42 +173,28 @@ class Prime(Policy):
                 return choice, refused
         return None, len(points)
 
-    def _enough(self, choice: LayerCut) -> bool:
-        assert choice.probe is not None
-        saved = self.gate.reference.parameter_bytes - choice.probe.parameter_bytes
-        return self.target_bytes is not None and saved >= self.target_bytes
-
 
 def _milder(
     choices: Sequence[LayerCut], points: Mapping[str, Sequence[Point]]
 ) -> tuple[tuple[LayerCut, ...], ...]:
-    """All cuts at the same share of their rates, share by share, up to the cuts themselves.
+    """Milder plans to fall back on: all cuts at the same share of their rates, share by share.
 
-    Not the walk as it grew: its first layers alone already lose nearly all that may be lost.
+    Not the plan as it grew: its first layers alone already lose nearly all that may be lost.
     """
     found = {}
     for share in SHARES:
-        shrunk = (_at(choice, points[choice.group], share) for choice in choices)
-        network = tuple(choice for choice in shrunk if choice is not None)
-        found[frozenset(cuts_of(network).items())] = network
+        network = []
+        for choice in choices:
+            highest = share * choice.rate + 1e-9  # or the next lower rate that the layer has
+            fitting = [point for point in points[choice.group] if point.rate <= highest]
+            if fitting:
+                rate, kept = fitting[-1].rate, fitting[-1].kept
+                network.append(replace(choice, rate=rate, kept=kept, probe=None, verdict=None))
+        found[frozenset(cuts_of(network).items())] = tuple(network)
     found[frozenset(cuts_of(choices).items())] = tuple(choices)
     return tuple(filter(None, found.values()))
 
 
-def _at(choice: LayerCut, points: Sequence[Point], share: float) -> LayerCut | None:
-    """A cut at a share of its rate, or at the next lower one that the layer has."""
-    fitting = [point for point in points if point.rate <= share * choice.rate + 1e-9]
-    if not fitting:
-        return None
-    return replace(choice, rate=fitting[-1].rate, kept=fitting[-1].kept, probe=None, verdict=None)
-
-
-def _why_not(layer: Layer) -> str:
-    if not layer.points:
-        return f"none of the rates removes one of its {layer.size} channels"
-    return "no probed rate is within the accuracy limit"
-
-
 def _benefit(probe: Probe | None) -> float:
-    """B = accuracy x memory saving; 0 where a rate was not measured."""
+    """The benefit score, accuracy x memory saving; 0 where a rate was not measured."""
     return probe.accuracy * probe.saving if probe is not None else 0.0

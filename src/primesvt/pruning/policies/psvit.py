@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from primesvt.channels.widths import WidthGrid, every_width, kept_count
 from primesvt.pruning.policies.base import NetworkProbe, PolicyResult, ProbedNetworks
@@ -20,7 +19,7 @@ RUNGS = tuple(step / 100 for step in range(1, 101))
 
 @POLICIES("psvit")
 class Psvit(OneParameterPolicy):
-    """Three steps, our reading of them (docs/method.md).
+    """The policy of PSViT in three steps, by our reading of its abstract (docs/method.md).
 
     1. Uniform: the large layers, of at least the mean number of parameters, at one rate,
        up to the highest of the pruning rates.
@@ -37,24 +36,25 @@ class Psvit(OneParameterPolicy):
     any_width = True
 
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
-        """Take the three steps."""
+        """Take the three steps, and the better of the two plans that they give."""
         highest = max((rate for grid in grids for rate in grid.rates), default=0.0)
         plans = self.begin(tuple(map(every_width, grids)), prober)
-        large = _large(plans.grids)
+        total = sum(grid.parameters for grid in plans.grids)
+        large = [grid for grid in plans.grids if grid.parameters * len(plans.grids) >= total]
         uniform = climb(plans, [_ladder(large, {grid.group: highest for grid in large})])
-        tolerated = {g.group: self._tolerance(g) for g in self._sensitivity(grids, prober)}
-        fine = climb(plans, [_ladder(plans.grids, tolerated)])
-        walk = self.end(plans, _of_both(plans, uniform, fine))
-        sensitive = any(rate < highest for rate in tolerated.values())
-        return replace(walk, accuracy_bound=not walk.stopped and (walk.accuracy_bound or sensitive))
-
-    def _sensitivity(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> Sequence[Layer]:
-        """Every layer alone: at all rates, or by halving up to the highest that passes."""
         if prober.exact:
-            return probe_layers(prober, grids)
-        return find_edges(prober, grids, passes=lambda probe: self.gate.judge(probe).passed)
+            layers = probe_layers(prober, grids)
+        else:
+            layers = find_edges(prober, grids, passes=lambda p: self.gate.judge(p).passed)
+        tolerated = {layer.group: self._tolerance(layer) for layer in layers}
+        fine = climb(plans, [_ladder(plans.grids, tolerated)])
+        found = self.end(plans, _of_both(plans, uniform, fine))
+        sensitive = any(rate < highest for rate in tolerated.values())
+        bound = not found.stopped and (found.accuracy_bound or sensitive)
+        return replace(found, accuracy_bound=bound)
 
     def _tolerance(self, layer: Layer) -> float:
+        """The highest rate at which a layer, cut alone, passes the gate; 0 for none."""
         passing = (
             point.rate
             for point in layer.points
@@ -64,27 +64,17 @@ class Psvit(OneParameterPolicy):
 
 
 def _of_both(plans: ProbedNetworks, uniform: Found | None, fine: Found | None) -> Found | None:
-    """The better of two."""
+    """The better of the two steps' plans, of which either may be missing."""
     if uniform is None or fine is None:
         return uniform or fine
     best = better(plans, uniform.plan, fine.plan)
     return uniform if best is uniform.plan else fine
 
 
-def _large(grids: Sequence[WidthGrid]) -> list[WidthGrid]:
-    """Layers of at least the mean number of parameters."""
-    total = sum(grid.parameters for grid in grids)
-    return [grid for grid in grids if grid.parameters * len(grids) >= total]
-
-
 def _ladder(grids: Sequence[WidthGrid], highest: Mapping[str, float]) -> NestedPlans:
-    """All groups at the same share of their highest rates, in steps of a hundredth."""
-    return NestedPlans(rungs=RUNGS, at=partial(_at, grids, highest))
+    """Plans with all groups at the same share of their highest rates, in steps of a hundredth."""
 
+    def at(share: float) -> Mapping[str, int]:
+        return {g.group: kept_count(g.size, round(share * highest[g.group], 6)) for g in grids}
 
-def _at(
-    grids: Sequence[WidthGrid], highest: Mapping[str, float], share: float
-) -> Mapping[str, int]:
-    return {
-        grid.group: kept_count(grid.size, round(share * highest[grid.group], 6)) for grid in grids
-    }
+    return NestedPlans(rungs=RUNGS, at=at)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -36,7 +35,7 @@ class Random(OneParameterPolicy):
 
     A draw gives every group a weight ``u``, uniform between 0 and 1. At ``t`` the rate of a group
     is ``t u``, at most its highest one; so a draw's plans are nested, and some ``t`` has nearly any
-    saving. At every saving that is asked for the draws are looked at in turn, up to the first that
+    saving. At every saving that is asked for the draws are tried in turn, up to the first that
     passes; where just so much is needed, all of them, and the one of the least drop is taken.
 
     Source: random search for channel configurations as the baseline of channel pruning, Li et al.
@@ -49,7 +48,7 @@ class Random(OneParameterPolicy):
     rates = PERCENTS
 
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
-        """Draw and choose."""
+        """Draw weights of the groups several times, and choose the best plan."""
         plans = self.begin(grids, prober)
         generator = np.random.default_rng(prober.seed)
         weights = 1 - generator.random((self.options.draws, len(grids)))  # none is 0
@@ -59,11 +58,11 @@ class Random(OneParameterPolicy):
 
 
 def _ladder(grids: Sequence[WidthGrid], weights: Mapping[str, float]) -> NestedPlans:
-    """The plans of one draw."""
+    """The nested plans of one draw, at rates in proportion to its weights."""
     steps = sorted(rate / weights[grid.group] for grid in grids for rate in grid.widths.values())
     places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), RUNGS)).round().astype(int))
-    return NestedPlans(rungs=[steps[place] for place in places], at=partial(_at, grids, weights))
 
+    def at(t: float) -> Mapping[str, int]:
+        return {grid.group: grid.at(t * weights[grid.group]) for grid in grids}
 
-def _at(grids: Sequence[WidthGrid], weights: Mapping[str, float], t: float) -> Mapping[str, int]:
-    return {grid.group: grid.at(t * weights[grid.group]) for grid in grids}
+    return NestedPlans(rungs=[steps[place] for place in places], at=at)

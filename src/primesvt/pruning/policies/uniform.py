@@ -14,7 +14,7 @@ __all__ = ["Uniform"]
 
 @POLICIES("uniform")
 class Uniform(OneParameterPolicy):
-    """The same rate for every group: the highest whose network stays within the limits.
+    """Prune every group at the same rate: the highest whose network stays within the limits.
 
     Example:
         >>> from primesvt.pruning.policies import AccuracyGate
@@ -40,7 +40,7 @@ class Uniform(OneParameterPolicy):
     rates = PERCENTS
 
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
-        """Choose the rate, one of those that the grids have."""
+        """Choose the rate, one of those of the grids."""
         plans = self.begin(grids, prober)
 
         def at(rate: float) -> Mapping[str, int]:
