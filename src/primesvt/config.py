@@ -293,6 +293,21 @@ class RunOptions(OptionGroup):
     verify: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: checked)")] = True
     """Check first, on a copy, that every group can be cut exactly."""
 
+    @model_validator(mode="after")
+    def _check_memory(self) -> RunOptions:
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise ValueError(
+                f"memory_limit is {self.memory_limit}, but must be above 0, such as '4GB'"
+            )
+        return self
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory limit in bytes."""
+        if isinstance(self.memory_limit, str):
+            return parse_bytes(self.memory_limit, name="memory_limit")
+        return self.memory_limit
+
 
 class PruneConfig(OptionGroup):
     """All that a pruning run is asked to do; ``recipe.yaml`` holds just this.

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, CalibrationSet, calibration_of
 from primesvt.checkpoint.load import Data
-from primesvt.config import PruneConfig, parse_bytes
+from primesvt.config import PruneConfig
 from primesvt.data import Splits
 from primesvt.evaluation.evaluator import (
     DataEvaluator,
@@ -37,7 +37,6 @@ __all__ = [
     "distance_inputs",
     "divide",
     "images_needed",
-    "memory_bytes",
     "parted",
     "set_aside",
     "unlabelled",
@@ -202,16 +201,6 @@ def calibration_for(
     size = max(batch_size, CALIBRATION_BATCH)
     workers = evaluate.workers if isinstance(evaluate, DataEvaluator) else 0
     return calibration_of(source, device=device, batch_size=size, workers=workers)
-
-
-def memory_bytes(limit: str | float | None) -> int | None:
-    """A memory limit in bytes; ``ValueError`` for what is no size, or none at all."""
-    found = parse_bytes(limit, name="memory_limit") if isinstance(limit, str) else limit
-    if found is None:
-        return None
-    if not 0 < found < math.inf:
-        raise ValueError(f"memory_limit is {limit}, but must be above 0, such as '4GB'")
-    return int(found)
 
 
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:

@@ -34,7 +34,6 @@ from primesvt.pruning.inputs import (
     Data,
     RunInputs,
     distance_inputs,
-    memory_bytes,
     set_aside,
     unlabelled,
     working_copy,
@@ -196,10 +195,9 @@ def _prune(
     )
     request = request.within(inputs.calibration)
     context = facts | _context(unpruned, request, inputs)
-    if folder is not None and (metrics := folder.metrics()) is not None and stored is not None:
-        stored.check(context)
-        return _finished(folder, metrics, stored, unpruned, config)
     reference = _reference(unpruned, inputs, context, (stored, earlier))
+    if folder is not None and (metrics := folder.metrics()) is not None:
+        return _finished(folder, metrics, stored or ProbeTable(reference), unpruned, config)
     _gate(request, reference, search)
     limits.required_bytes(reference.parameter_bytes)  # both say what is wrong with a limit
 
@@ -212,7 +210,7 @@ def _prune(
         table.check(context)
     if earlier is not None and request.needs_curves:
         check_probed(earlier, start.groups, method.rates or (), method.channel_multiple)
-    limit = memory_bytes(config.run.memory_limit)
+    limit = config.run.memory_bytes
     memory = memory_for_networks(start.model, inputs.example, search, limit=limit)
 
     # 3. The table of probes begins with the network that savings count from; the gate compares.
