@@ -200,8 +200,9 @@ def _prune(
         stored.check(context)
         return _finished(folder, metrics, stored, unpruned, config)
     reference = _reference(unpruned, inputs, context, (stored, earlier))
+    # Both raise where a limit cannot be meant, before the long steps begin.
     _gate(request, reference, search)
-    limits.required_bytes(reference.parameter_bytes)  # both say what is wrong with a limit
+    limits.required_bytes(reference.parameter_bytes)
 
     # 2. Where pruning starts: what changes no prediction goes first, and is counted apart.
     start, candidates = _start_network(unpruned, search, inputs, request, progress)
