@@ -59,10 +59,10 @@ class OneByOne(Prober):
 
         A recovered network runs the calibration images as well.
         """
-        seen = images + (calibration if self.recovery.kind != "none" else 0)
+        seen = images + (calibration if self.recovery.needs_inputs else 0)
         total = 0
         for probe in self.table:
-            network = every_step(plain(self.builder._raw(probe.cuts)))
+            network = every_step(plain(self.builder._pruned(probe.cuts)))
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 network(inputs)
             total += counter.get_total_flops() // 2 * seen // len(inputs)

@@ -197,17 +197,20 @@ def _prune(
     context = facts | _context(unpruned, request, inputs)
     reference = _reference(unpruned, inputs, context, (stored, earlier))
     if folder is not None and (metrics := folder.metrics()) is not None:
-        return _finished(folder, metrics, stored or ProbeTable(reference), unpruned, config)
+        probes = ProbeTable(reference) if stored is None else stored
+        return _finished(folder, metrics, probes, unpruned, config)
+    # Both raise where a limit cannot be meant, before the long steps begin.
     _gate(request, reference, search)
-    limits.required_bytes(reference.parameter_bytes)  # both say what is wrong with a limit
+    limits.required_bytes(reference.parameter_bytes)
 
     # 2. Where pruning starts: what changes no prediction goes first, and is counted apart.
     start, candidates = _start_network(unpruned, search, inputs, request, progress)
     context["lossless_cuts"] = start.removed
     groups = [group.name for group in start.groups]
     processes.check_same(lambda: {**context, "groups": groups})
-    for table in filter(None, (stored, earlier)):
-        table.check(context)
+    for table in (stored, earlier):
+        if table is not None:  # one without probes is empty, and false
+            table.check(context)
     if earlier is not None and request.needs_curves:
         check_probed(earlier, start.groups, method.rates or (), method.channel_multiple)
     limit = config.run.memory_bytes

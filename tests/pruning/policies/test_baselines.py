@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from primesvt.channels.widths import PERCENTS, WidthGrid
 from primesvt.pruning.policies import AccuracyGate, global_ranking
+from primesvt.pruning.policies.base import ProbedNetworks
 from primesvt.pruning.policies.global_ranking import shares_left
 from primesvt.pruning.policies.random_rates import DRAWS
 
@@ -269,3 +272,17 @@ def test_progress_is_told():
 
 def test_limits_of_a_world_are_in_whole_samples():
     assert LIMIT * SAMPLES == 200
+
+
+@pytest.mark.parametrize(("limit", "best"), [(1e3, 110), (68, 67.5), (4, 3.75), (-1, None)])
+def test_the_largest_saving_that_passes_is_come_near_to(limit: float, best: float | None) -> None:
+    """Twelve savings, 10 apart; halved three times above the first that passes."""
+    asked: list[float] = []
+
+    def look(saving: float) -> Any:
+        asked.append(saving)
+        return SimpleNamespace(saved=saving) if saving <= limit else None
+
+    found = ProbedNetworks.highest(look, low=0.0, high=110.0)
+    assert (None if found is None else found.saved) == best
+    assert len(asked) == len(set(asked)) and asked[0] == 110
