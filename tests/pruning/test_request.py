@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import typing
 from pathlib import Path
@@ -168,3 +169,16 @@ def test_a_recipe_with_an_unknown_field_is_one_line(tmp_path) -> None:
         read_recipe(tmp_path / "recipe.yaml")
     assert "reding: unknown field" in str(refused.value)
     assert "modell: unknown field" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_table_without_probes_is_checked_too(_pretrained, tmp_path) -> None:
+    """A run that was stopped right after the unpruned network: its lossless step must be ours."""
+    asked = {**QUICK, "lossless": True, "data": "digits", "out": tmp_path / "run"}
+    prune(_pretrained, constraints=Limits(max_accuracy_drop=8), **asked)
+    (tmp_path / "run/metrics.json").unlink()
+    table = tmp_path / "run/sensitivity.jsonl"
+    reference = json.loads(table.read_text().splitlines()[0])
+    reference["context"]["lossless_cuts"] = {"blocks.conv2a.conv1": 7}
+    table.write_text(json.dumps(reference) + "\n")
+    with pytest.raises(ValueError, match="another lossless cuts"):
+        prune(_pretrained, constraints=Limits(max_accuracy_drop=8), **asked)

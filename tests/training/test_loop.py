@@ -88,7 +88,7 @@ def test_it_goes_on_from_every_step(learning: TrainingConfig, tmp_path) -> None:
         best.offer(moving.result, -abs(len(moving.losses) - 2.0))
         keep()
     expected, losses = moving.model.state_dict(), moving.losses
-    assert len(snapshots) == 1 + 3 * 4 and moving.order.steps == 3
+    assert len(snapshots) == 1 + 3 * 4 and moving.batches.steps == 3
     assert best.epoch == 2
 
     for snapshot in snapshots:
@@ -204,7 +204,7 @@ def test_images_too_many_for_memory_are_loaded_batch_by_batch(monkeypatch) -> No
     monkeypatch.setattr("primesvt.training.loop.IN_MEMORY", 100)
     digits = load_data("digits").test
     asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 10}
-    assert isinstance(TrainingLoop(Net(), digits, LEARNING, **asked).loader, DataLoader)
+    assert isinstance(TrainingLoop(Net(), digits, LEARNING, **asked).batches._loader, DataLoader)
 
 
 def test_the_callers_random_state_is_put_back() -> None:
