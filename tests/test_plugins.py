@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import primesvt
 from primesvt import Limits, export, load, plugins, prune
 from primesvt.plugins import CriterionContext, Policy, PolicyResult, Recovery
 from primesvt.registry import CRITERIA, EXPORT_FORMATS, POLICIES, RECOVERIES, Registry
@@ -116,7 +117,7 @@ def options() -> dict:
 def test_a_policy_a_criterion_and_a_recovery_in_python(registries, model, digits) -> None:
     asked: dict = {}
 
-    @plugins.policy("first_rate")
+    @primesvt.policy("first_rate")
     class FirstRate(Policy):
         rates = (0.25,)
 
@@ -125,11 +126,11 @@ def test_a_policy_a_criterion_and_a_recovery_in_python(registries, model, digits
             probe = prober.probe({grid.group: grid.at(0.25) for grid in grids})
             return PolicyResult.of(grids, probe, self.gate.judge(probe))
 
-    @plugins.criterion("reversed", needs_inputs=False)
+    @primesvt.criterion("reversed", needs_inputs=False)
     def backwards(context: CriterionContext, group):
         return np.tile(-np.arange(group.size, dtype=float), (group.positions, 1))
 
-    @plugins.recovery("zero_bias")
+    @primesvt.recovery("zero_bias")
     class ZeroBias(Recovery):
         def after(self, batch, cuts, common=None) -> None:
             for network in batch.networks:
@@ -248,7 +249,7 @@ def test_a_registry_lists_its_own_names_first() -> None:
 def test_an_export_format_of_another_package(monkeypatch, model, tmp_path) -> None:
     monkeypatch.setattr(EXPORT_FORMATS, "_registered", dict(EXPORT_FORMATS._registered))
 
-    @plugins.export_format("state")
+    @primesvt.export_format("state")
     class StateFormat(plugins.ExportFormat):
         """The weights of the deployed network, saved by PyTorch."""
 

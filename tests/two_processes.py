@@ -29,7 +29,7 @@ def run_twice(script: str, folder: Path, *words: str) -> list[Any]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     return [json.loads((folder / f"answer{rank}.json").read_text()) for rank in range(2)]
 
 

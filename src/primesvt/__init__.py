@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from primesvt import recovery as recovery
     from primesvt._files import FolderInUse as FolderInUse
     from primesvt.channels import ChannelGraph as ChannelGraph
     from primesvt.channels import ChannelGroup as ChannelGroup
@@ -72,10 +73,14 @@ _HOMES = {
     "verify": "channels",
 }
 
-__all__ = ["__version__", *_HOMES]
+_ROOMS = ("recovery",)  # a room that is its own decorator
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

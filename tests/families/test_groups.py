@@ -54,7 +54,7 @@ def test_the_groups_are_those_of_the_table(case: Any, data: st.DataObject, seed:
 
 
 @families
-@examples(3)
+@examples(2)
 @given(data=st.data(), seed=SEEDS)
 def test_the_check_of_a_graph_finds_nothing(case: Any, data: st.DataObject, seed: int) -> None:
     config = data.draw(case.configs())
@@ -66,7 +66,7 @@ def test_the_check_of_a_graph_finds_nothing(case: Any, data: st.DataObject, seed
 
 
 @families
-@examples(5)
+@examples(4)
 @given(data=st.data(), seed=SEEDS)
 def test_groups_do_not_depend_on_coincidences(case: Any, data: st.DataObject, seed: int) -> None:
     """One channel per head, then other numbers of images, time steps, rows and columns."""

@@ -22,7 +22,7 @@ families = pytest.mark.parametrize("case", CASES, ids=NAMES)
 
 
 @families
-@examples(10)
+@examples(8)
 @given(data=st.data(), seed=SEEDS, streams=st.booleans())
 def test_removal_equals_readers_that_ignore_the_channels(
     case: Any, data: st.DataObject, seed: int, streams: bool
@@ -69,7 +69,7 @@ def test_a_cut_of_nothing_changes_nothing(case: Any, data: st.DataObject, seed: 
 
 
 @families
-@examples(10)
+@examples(8)
 @given(data=st.data(), seed=SEEDS)
 def test_cutting_twice_is_cutting_the_union(case: Any, data: st.DataObject, seed: int) -> None:
     """And a network shrinks by just what its graph foretells."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pickle
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,7 +17,6 @@ from primesvt.distributed import ProcessGroup
 from primesvt.models.digest import model_digest
 
 from ..played_processes import Played, play
-from ..two_processes import HEAD, ROOT
 from .test_processes_prune import ALLOCATE, LIMITS, PAPER, few, rows
 
 SOME = {"include": ["*.block4_0.mlp.fc1", "*.conv2a.conv1"]}
@@ -112,40 +108,3 @@ STEPS = (
     "metrics._test",
     "result.finish_run",
 )
-
-DIES = """
-import signal
-from primesvt.cli import main
-from primesvt.pruning import probe_table
-
-if RANK == 1:
-    made = []
-    def add(self, *probes, real=probe_table.ProbeTable.add):
-        made.extend(probes)
-        if len(made) >= 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, *probes)
-    probe_table.ProbeTable.add = add
-
-words = ["prune", "sdt_v2_digits", "--policy", "prime", "--importance", "l2", "--recovery", "none",
-         "--gate", "point", "--include", "*.conv1b*", "*.conv2a*", "--rates", "0.3", "0.9",
-         "--batch-size", "90", "--no-verify", "--out", sys.argv[2]]
-sys.exit(main(words))
-"""
-
-
-def test_one_that_is_killed_ends_the_others_with_one_line(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(HEAD + DIES)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, *map(str, (tmp_path / "script.py", tmp_path, tmp_path / "run"))],
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if "primesvt:" in line]
-    assert len(said) == 1, done.stderr
-    assert "another process of this run has ended" in said[0] or "terminated" in said[0]
-    lines = (tmp_path / "run/sensitivity.jsonl").read_text().splitlines()
-    assert all(json.loads(line) for line in lines) and len(lines) >= 3

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,32 @@ ALLOCATE = {**PAPER, **FEW, "policy": "allocate"}  # test_lockstep has more of i
 EVALUATE = ["evaluate", "sdt_v2_digits", "--batch-size", "40", "--json"]
 MISTAKE = ["prune", "sdt_v2_digits", "--include", "nothing_like_it"]
 
+# One process is killed after three probes; the other hears of it.
 KILLED = """
 import signal
-from primesvt.pruning import probe_table as probes
+from primesvt.cli import main
+from primesvt.pruning import probe_table, pipeline
 from tests.pruning.test_processes_prune import METHODS, pruned
 
-written = 0
-def append(self, *lines, real=probes.ProbeTable._append):
-    global written
-    for line in lines if self._log is not None else ():
-        real(self, line)
-        written += 1
-        if written == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
+if RANK == 1:
+    made = []
+    def add(self, *probes, real=probe_table.ProbeTable.add):
+        for probe in probes:
+            real(self, probe)
+            made.append(probe)
+            if len(made) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+    probe_table.ProbeTable.add = add
 
-probes.ProbeTable._append = append
-pruned(METHODS["prime"], f"{sys.argv[2]}/prime")
+class Run:
+    json = False
+
+    def run(self, console):
+        pruned(METHODS["prime"], f"{sys.argv[2]}/prime")
+
+from primesvt.cli import app
+app.parse = lambda _: Run()
+sys.exit(main(["prune"]))
 """
 
 TOGETHER = """
@@ -175,9 +186,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("two")
     ours = folder / "runs"
-    with pytest.raises(AssertionError, match="SIGKILL"):
+    with pytest.raises(AssertionError, match="SIGKILL") as killed:
         run_twice(KILLED, folder / "killed", str(ours))
-    assert len(rows(ours / "prime")) == 4  # the unpruned network and three probes
+    said = [line for line in str(killed.value).splitlines() if "primesvt:" in line]
+    assert len(said) == 1 and re.search("process of this run has ended|terminated", said[0]), said
+    assert 4 <= len(rows(ours / "prime")) <= 5  # the unpruned network, and three probes or four
     return ours, run_twice(TOGETHER, folder / "together", str(ours))
 
 

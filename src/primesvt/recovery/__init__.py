@@ -1,5 +1,27 @@
-"""Recovery without training: what is left of a network is adapted to make up for what was cut."""
+"""Recovery: what is left of a network makes up for what was cut, without training.
+
+The room bears the name of the decorator of its plug-ins, so it can be called as one:
+``@primesvt.recovery("mine")`` is ``@primesvt.plugins.recovery("mine")``.
+"""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import TypeVar
 
 from primesvt.recovery.recovery import BatchNorm, Recovery, Refit, find_recovery
+from primesvt.registry import RECOVERIES
 
 __all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
+
+Kind = TypeVar("Kind")
+
+
+class _Room(ModuleType):
+    """This package, which gives a class the name of a recovery when it is called."""
+
+    def __call__(self, name: str) -> Callable[[Kind], Kind]:
+        return RECOVERIES(name)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -130,7 +130,7 @@ def test_another_seed_draws_other_widths(modest):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("policy", POLICIES.builtin)
 def test_every_policy_has_rates_of_its_own(policy):
     rates = request_of(options={"policy": policy}).method.rates
     assert rates == find_policy(policy).rates
