@@ -35,17 +35,26 @@ def shared() -> Path:
     pytest.skip(message)
 
 
-# Files in which one test, or the fixture of all, takes longest.
-LONGEST = ("tests/pruning", "tests/docs", "tests/training", "tests/report", "tests/exporting")
+# Folders and files that take longest, one test or the fixture of all of them.
+LONGEST = (
+    "tests/pruning",
+    "tests/training",
+    "tests/docs",
+    "tests/test_",
+    "tests/exporting",
+    "tests/families",
+    "tests/report",
+    "tests/cli",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, so that no worker is left alone with one at the end."""
+    """Begin with the longest files and end with short examples: no worker is left alone."""
 
-    def shorter(item: pytest.Item) -> bool:
-        return not item.nodeid.startswith(LONGEST)
+    def rank(item: pytest.Item) -> int:
+        return 0 if item.nodeid.startswith(LONGEST) else 1 + item.nodeid.startswith("src")
 
-    items.sort(key=shorter)
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
