@@ -66,7 +66,7 @@ def test_the_check_of_a_graph_finds_nothing(case: Any, data: st.DataObject, seed
 
 
 @families
-@examples(4)
+@examples(3)
 @given(data=st.data(), seed=SEEDS)
 def test_groups_do_not_depend_on_coincidences(case: Any, data: st.DataObject, seed: int) -> None:
     """One channel per head, then other numbers of images, time steps, rows and columns."""

@@ -22,7 +22,7 @@ families = pytest.mark.parametrize("case", CASES, ids=NAMES)
 
 
 @families
-@examples(8)
+@examples(6)
 @given(data=st.data(), seed=SEEDS, streams=st.booleans())
 def test_removal_equals_readers_that_ignore_the_channels(
     case: Any, data: st.DataObject, seed: int, streams: bool
@@ -52,7 +52,7 @@ def test_removal_equals_readers_that_ignore_the_channels(
 
 
 @families
-@examples(4)
+@examples(3)
 @given(data=st.data(), seed=SEEDS)
 def test_a_cut_of_nothing_changes_nothing(case: Any, data: st.DataObject, seed: int) -> None:
     config = data.draw(case.configs())
@@ -69,7 +69,7 @@ def test_a_cut_of_nothing_changes_nothing(case: Any, data: st.DataObject, seed: 
 
 
 @families
-@examples(8)
+@examples(6)
 @given(data=st.data(), seed=SEEDS)
 def test_cutting_twice_is_cutting_the_union(case: Any, data: st.DataObject, seed: int) -> None:
     """And a network shrinks by just what its graph foretells."""

@@ -27,7 +27,7 @@ def images(case: Any, config: Any, data: st.DataObject, seed: int) -> torch.Tens
 
 
 @families
-@examples(12)
+@examples(9)
 @given(data=st.data(), seed=SEEDS)
 def test_they_load_with_what_tensors_do_not_tell(case: Any, data: Any, seed: int) -> None:
     config = data.draw(case.configs(depth=2))
@@ -49,7 +49,7 @@ def test_they_load_with_what_tensors_do_not_tell(case: Any, data: Any, seed: int
 
 
 @families
-@examples(8)
+@examples(6)
 @given(data=st.data(), seed=SEEDS)
 def test_images_of_a_batch_do_not_matter_to_each_other(case: Any, data: Any, seed: int) -> None:
     """Unless the config says so."""
