@@ -37,7 +37,8 @@ from primesvt.evaluation.evaluator import DataEvaluator, Measurement
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import CriterionContext, find_importance
 from primesvt.profiling.memory import parameter_bytes
-from primesvt.pruning.policies import AccuracyGate, PolicyResult, Prime
+from primesvt.pruning.policies import AccuracyGate, PolicyResult
+from primesvt.pruning.policies.prime import Prime
 from primesvt.pruning.probe_table import Probe, ProbeTable, Reference
 from primesvt.pruning.prober import Prober
 from primesvt.pruning.sensitivity import probe_layers, unprobed, width_grids

@@ -15,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from primesvt._files import FolderInUse, folder_lock
 from primesvt.data import Splits, load_data
-from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
+from primesvt.distributed import SINGLE_PROCESS, ProcessGroup, _exchange
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.models import SpikingViT, create_model
 from primesvt.training import Augmentation
@@ -278,3 +278,17 @@ def test_processes_that_were_given_different_things() -> None:
     told = "process 2 differs from process 0 in selection set; give all of them the same model"
     assert all(each.startswith(told) for each in play(3, refused))
     SINGLE_PROCESS.check_same(lambda: pytest.fail("nobody to compare with"))
+
+
+@pytest.mark.parametrize("said", ["Connection closed by peer [127.0.0.1]", "Broken pipe"])
+def test_a_lost_process_is_told_in_one_line(said: str) -> None:
+    with (
+        pytest.raises(ValueError, match="another process of this run has ended") as told,
+        _exchange(),
+    ):
+        raise RuntimeError(f"[gloo/transport/tcp/pair.cc:547]\n{said}")
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="another process"), _exchange():
+        raise torch.distributed.DistBackendError("NCCL error")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), _exchange():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,7 @@ PACKAGE += """
 import dataclasses, io
 import torch
 from primesvt.models.families import FAMILIES
-from primesvt.plugins import ExportFormat, Payload
+from primesvt.plugins import FileFormat, Payload
 
 known = FAMILIES["sdt_v2"]
 
@@ -75,7 +77,7 @@ FAMILY = dataclasses.replace(known, config=MyConfig, entries=lambda: [
     dataclasses.replace(entry, name="mine_digits", config=MyConfig(**values), weights=None)
 ])
 
-class StateFormat(ExportFormat):
+class StateFormat(FileFormat):
     file_name = "model.state"
 
     def payload(self, made, example, job):
@@ -149,7 +151,9 @@ def test_a_policy_a_criterion_and_a_recovery_in_python(registries, model, digits
     assert result.config.method.rates == (0.25,) and len(asked["grids"]) == 2
 
 
-def test_a_function_ranks_the_channels_and_is_asked_for_again(model, digits, tmp_path) -> None:
+def test_a_function_ranks_the_channels_and_is_asked_for_again(
+    model, digits, tmp_path, monkeypatch
+) -> None:
     asked = {**options(), "policy": "uniform", "rates": [0.5], "recovery": "none"}
     asked |= {"constraints": ASKED["limits"], "data": digits, "out": tmp_path / "run"}
     first = prune(model, importance=first_channels_last, **asked)
@@ -161,6 +165,10 @@ def test_a_function_ranks_the_channels_and_is_asked_for_again(model, digits, tmp
     assert prune(model, importance=first_channels_last, **asked).plan == first.plan
     with pytest.raises(ValueError, match="give it again as importance="):
         prune(model, importance=name, **asked)
+    source = inspect.getsource(first_channels_last)
+    monkeypatch.setattr(inspect, "getsource", lambda _: source.replace("float", "int"))  # edited
+    with pytest.raises(ValueError, match="probes of another importance source"):
+        prune(model, importance=first_channels_last, **asked)
 
 
 def first_channels_last(context: CriterionContext, group):
@@ -250,7 +258,7 @@ def test_an_export_format_of_another_package(monkeypatch, model, tmp_path) -> No
     monkeypatch.setattr(EXPORT_FORMATS, "_registered", dict(EXPORT_FORMATS._registered))
 
     @primesvt.export_format("state")
-    class StateFormat(plugins.ExportFormat):
+    class StateFormat(plugins.FileFormat):
         """The weights of the deployed network, saved by PyTorch."""
 
         file_name = "model.state"
@@ -279,3 +287,45 @@ def test_an_export_format_of_another_package(monkeypatch, model, tmp_path) -> No
         export(model, tmp_path / "two", format="state", example_input=shown, weight_bits=8)
     with pytest.raises(ValueError, match="unknown export format 'stat'; known: onnx"):
         export(model, tmp_path / "two", format="stat", example_input=shown)
+
+
+def entry_point(name: str, value: str, package: str) -> EntryPoint:
+    """An entry point as an installed package has it."""
+
+    class Package:
+        pass
+
+    Package.name = package
+    point = EntryPoint(name=name, value=value, group="tests.things")
+    vars(point)["dist"] = Package()
+    return point
+
+
+@pytest.mark.parametrize(
+    ("points", "asked", "phrase"),
+    [
+        ([("a", "math:tau", "one")], "a", "'a' is claimed by primesvt and by one"),
+        ([("x", "m:x", "one"), ("x", "n:x", "two")], "x", "'x' is claimed by one and by two"),
+        ([("x", "no_such_module:x", "one")], "x", "'x' cannot be loaded from one .*no_such_module"),
+        ([("x", "math:no_such", "one")], "x", "'x' cannot be loaded from one .*no_such"),
+    ],
+)
+def test_faults_of_other_packages_are_told_as_theirs(monkeypatch, points, asked, phrase) -> None:
+    found = [entry_point(*each) for each in points]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found)
+    registry = Registry("thing", group="tests.things", builtin={"a": "math:pi"})
+    with pytest.raises(ValueError, match=phrase):
+        registry.find(asked)
+
+
+def test_what_a_class_leaves_out_is_named(registries, monkeypatch, model, digits, tmp_path) -> None:
+    monkeypatch.setattr(EXPORT_FORMATS, "_registered", dict(EXPORT_FORMATS._registered))
+    plugins.policy("idle")(type("Idle", (Policy,), {}))
+    with pytest.raises(ValueError, match=r"policy 'idle' .*Idle\) must implement search"):
+        prune(model, data=digits, policy="idle")
+    plugins.export_format("idle")(type("Idle", (plugins.FileFormat,), {}))
+    with pytest.raises(ValueError, match=r"format 'idle' .*Idle\) must implement payload"):
+        export(model, tmp_path / "a", format="idle", example_input=torch.rand(2, 1, 8, 8))
+    plugins.recovery("function")(lambda: None)
+    with pytest.raises(ValueError, match=r"recovery 'function' is .*primesvt.plugins.Recovery"):
+        prune(model, data=digits, recovery="function")

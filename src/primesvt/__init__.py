@@ -73,13 +73,13 @@ _HOMES = {
     "verify": "channels",
 }
 
-_ROOMS = ("recovery",)  # a room that is its own decorator
+_PACKAGES = ("recovery",)  # public by itself, and a decorator
 
-__all__ = ["__version__", *_HOMES, *_ROOMS]
+__all__ = ["__version__", *_HOMES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

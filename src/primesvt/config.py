@@ -37,6 +37,7 @@ __all__ = [
     "PruneOptions",
     "RunOptions",
     "Selection",
+    "check_preset",
     "describe",
     "from_old_recipe",
     "parse_bytes",
@@ -356,11 +357,7 @@ class PruneConfig(OptionGroup):
             raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
         named = {} if preset is None else PRESETS[preset]
         for name in named.keys() & options.keys():
-            if options[name] != named[name]:
-                raise ValueError(
-                    f"preset {preset} means {name} {named[name]}, not {options[name]}; "
-                    f"leave out one of them"
-                )
+            check_preset(str(preset), name, options[name])
         given = {**named, **options}
         for name in given:
             _check_known(name)
@@ -436,7 +433,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "policy": "prime",
         "importance": "l2",
-        "policy_options": {"reading": "A", "target_threshold": 0.0, "full_curves": False},
+        "policy_options": {"reading": "A", "target_threshold": 0.0},
         "recovery": "none",
         "gate": "point",
         "confirm": False,
@@ -455,6 +452,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def check_preset(preset: str, name: str, value: Any, *, flag: str = "") -> None:
+    """Raise ``ValueError`` where an option contradicts a preset; ``flag`` is how it was given.
+
+    Of the options of a policy only those count that the preset names.
+    """
+    meant = PRESETS[preset][name]
+    if isinstance(meant, Mapping) and isinstance(value, Mapping):
+        value = {part: value.get(part, meant[part]) for part in meant}
+    if value != meant:
+        dashes = "--" if flag else ""
+        raise ValueError(
+            f"{dashes}preset {preset} means {name} {meant}, not {value}; leave out {dashes}preset or"
+            f" {flag or name}"
+        )
+
+
 def read_recipe(path: str | Path) -> PruneConfig:
     """Read a recipe file; fields left out keep their defaults, and older forms are understood.
 
@@ -467,7 +480,7 @@ def read_recipe(path: str | Path) -> PruneConfig:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
     try:
-        return PruneConfig(**from_old_recipe(content))
+        return PruneConfig(**from_old_recipe({str(name): value for name, value in content.items()}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -492,8 +505,10 @@ def from_old_recipe(content: Mapping[str, Any]) -> dict[str, Any]:
     places = {name: section for section, kind in SECTIONS.items() for name in kind.model_fields}
     for name in [*places, *_OWNERS]:
         if name in content:
-            section = dict(content.get(places.get(name, "method")) or {})
-            content[places.get(name, "method")] = section | {name: content.pop(name)}
+            place = places.get(name, "method")
+            section = content.get(place) or {}
+            if isinstance(section, Mapping):  # of another kind it is refused later
+                content[place] = {**section, name: content.pop(name)}
     method = content.get("method")
     if isinstance(method, Mapping) and method.keys() & _OWNERS.keys():
         own = {n: method[n] for n in _OWNERS if n in method and method.get("policy") == _OWNERS[n]}
@@ -535,8 +550,18 @@ def _one(problem: Mapping[str, Any]) -> str:
 _WORDS = {"true": True, "false": False, "none": None}
 
 
-def parse_overrides(words: Iterable[str], *, flag: str = "--override") -> dict[str, Any]:
+def parse_overrides(
+    words: Iterable[str],
+    *,
+    flag: str = "--override",
+    prefix: str = "",
+    example: str = "num_heads=12",
+) -> dict[str, Any]:
     """``NAME=VALUE`` words as settings; a word of another form raises ``ValueError``.
+
+    Args:
+        words: what was given, each with the prefix.
+        flag, prefix, example: how the words are given, for messages.
 
     Example:
         >>> parse_overrides(["tau=1.5", "num_heads=1,4,8", "dvs_mode=true", "pooling_stat=0011"])
@@ -544,11 +569,11 @@ def parse_overrides(words: Iterable[str], *, flag: str = "--override") -> dict[s
     """
     settings: dict[str, Any] = {}
     for word in words:
-        name, equals, text = word.partition("=")
-        if not (name and equals and text):
-            raise ValueError(f"{flag} {word!r} is no NAME=VALUE, such as num_heads=12")
+        name, equals, text = word.removeprefix(prefix).partition("=")
+        if not (word.startswith(prefix) and name and equals and text):
+            raise ValueError(f"{flag} {word!r} is no {prefix}NAME=VALUE, such as {example}")
         if name in settings:
-            raise ValueError(f"{flag} gives {name} twice")
+            raise ValueError(f"{flag} gives {prefix}{name} twice")
         settings[name.replace("-", "_")] = _value(text)
     return settings
 

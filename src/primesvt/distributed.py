@@ -269,7 +269,7 @@ def interleave(parts: Iterable[Sequence[Value]]) -> list[Value]:
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Say in one line that another process is gone, which gloo and NCCL tell in many."""
+    """Turn the error by which gloo or NCCL tells of a lost process into one line."""
     try:
         yield
     except RuntimeError as error:

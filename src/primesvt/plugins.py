@@ -20,7 +20,7 @@ from primesvt.calibration import ActivationStatistics
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.widths import WidthGrid
 from primesvt.config import OptionGroup
-from primesvt.exporting.formats import ExportFormat, ExportJob, Payload
+from primesvt.exporting.formats import ExportFormat, ExportJob, FileFormat, Payload
 from primesvt.importance import CriterionContext, Scores, criterion
 from primesvt.models.families import Family
 from primesvt.pruning.policies import (
@@ -44,6 +44,7 @@ __all__ = [
     "ExportFormat",
     "ExportJob",
     "Family",
+    "FileFormat",
     "GateDecision",
     "LayerCut",
     "NetworkProbe",

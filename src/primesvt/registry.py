@@ -21,17 +21,17 @@ __all__ = [
     "POLICIES",
     "RECOVERIES",
     "Registry",
-    "where",
+    "place_of",
 ]
 
 Object = TypeVar("Object")
 
 
-def where(thing: Any) -> str:
+def place_of(thing: Any) -> str:
     """Where a function or class is defined, as ``module:qualname``.
 
     Example:
-        >>> where(get_close_matches)
+        >>> place_of(get_close_matches)
         'difflib:get_close_matches'
     """
     kind = type(thing)
@@ -71,11 +71,12 @@ class Registry(Mapping[str, Any]):
 
         def register(thing: Object) -> Object:
             other = self._registered.get(name)
-            here = self.builtin.get(name) or (where(other) if other is not None else None)
-            named = hasattr(thing, "__qualname__")  # imported again it is another object
-            if here not in (None, where(thing)) or (other not in (None, thing) and not named):
+            here = self.builtin.get(name, None if other is None else place_of(other))
+            # A module that is imported again makes another object of the same place.
+            same = other is thing or (hasattr(thing, "__qualname__") and here == place_of(thing))
+            if here is not None and not same:
                 raise ValueError(
-                    f"{self.kind} {name!r} is already {here}; give {where(thing)} another name"
+                    f"{self.kind} {name!r} is already {here}; give {place_of(thing)} another name"
                 )
             self._registered[name] = thing
             return thing
@@ -110,22 +111,64 @@ class Registry(Mapping[str, Any]):
             raise ValueError(f"unknown {self.kind} {name!r}; known: {known}{hint}")
 
     def find(self, name: str) -> Any:
-        """The object of a name, imported now if need be; ``ValueError`` for an unknown one."""
+        """The object of a name, imported now if need be; ``ValueError`` for an unknown one.
+
+        So are names that several packages claim, and what cannot be imported from another package.
+        """
         self.check(name)
+        claims = self._entry_points.get(name, [])
+        owners = ["primesvt"] * (name in self.builtin) + [_package(point) for point in claims]
+        if len(owners) > 1:
+            raise ValueError(
+                f"{self.kind} {name!r} is claimed by {' and by '.join(owners)}; uninstall one of "
+                "them, or let it choose another name"
+            )
         if name not in self._registered:
-            builtin = self.builtin.get(name)
-            if builtin:
-                module, _, attribute = builtin.partition(":")
+            if name in self.builtin:
+                module, _, attribute = self.builtin[name].partition(":")
                 self._registered[name] = getattr(importlib.import_module(module), attribute)
             else:
-                self._registered[name] = self._entry_points[name].load()
+                self._registered[name] = self._loaded(name, claims[0])
         return self._registered[name]
 
+    def find_class(self, name: str, base: type) -> Any:
+        """The class of a name, which must extend a base class and implement what that leaves open.
+
+        Raises ``ValueError`` for anything else.
+        """
+        found = self.find(name)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            wanted = f"primesvt.plugins.{base.__name__}"
+            raise ValueError(f"{self.kind} {name!r} is {found!r}; it must extend {wanted}")
+        missing = sorted(getattr(found, "__abstractmethods__", ()))
+        if missing:
+            raise ValueError(
+                f"{self.kind} {name!r} ({place_of(found)}) must implement {', '.join(missing)}"
+            )
+        return found
+
+    def _loaded(self, name: str, point: importlib.metadata.EntryPoint) -> Any:
+        """The object of an entry point; an error of the other package's is one line."""
+        try:
+            return point.load()
+        except Exception as error:
+            raise ValueError(
+                f"{self.kind} {name!r} cannot be loaded from {_package(point)} ({point.value}): "
+                f"{type(error).__name__}: {error}; mend or uninstall that package"
+            ) from error
+
     @cached_property
-    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+    def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
         """The names that other packages give by entry points, not loaded yet."""
-        found = importlib.metadata.entry_points(group=self.group)
-        return {point.name: point for point in found if point.name not in self.builtin}
+        found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        for point in importlib.metadata.entry_points(group=self.group):
+            found.setdefault(point.name, []).append(point)
+        return found
+
+
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    """The name of the package that an entry point belongs to."""
+    return point.dist.name if point.dist is not None else point.value
 
 
 _POLICIES = "primesvt.pruning.policies"

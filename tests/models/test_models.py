@@ -351,7 +351,7 @@ def test_a_family_of_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
     known = FAMILIES["sdt_v2"]
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class OwnConfig(known.config):  # type: ignore[name-defined, misc]
+    class OwnConfig(SDTv2Config):
         family: ClassVar[str] = "own"
 
     entry = next(each for each in known.entries() if each.name == "sdt_v2_digits")

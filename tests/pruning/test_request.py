@@ -15,6 +15,7 @@ from primesvt.cli import main
 from primesvt.cli.app import parse
 from primesvt.config import SECTIONS, PruneOptions, read_recipe
 from primesvt.pruning.request import request_of
+from primesvt.recovery import Recovery
 from primesvt.registry import CRITERIA, POLICIES, RECOVERIES
 
 # Keywords take more than a recipe file can hold.
@@ -182,3 +183,75 @@ def test_a_table_without_probes_is_checked_too(_pretrained, tmp_path) -> None:
     table.write_text(json.dumps(reference) + "\n")
     with pytest.raises(ValueError, match="another lossless cuts"):
         prune(_pretrained, constraints=Limits(max_accuracy_drop=8), **asked)
+
+
+@pytest.mark.quick
+def test_what_needs_no_inputs_stays_where_there_are_none(monkeypatch) -> None:
+    """Only the part that needs calibration inputs is replaced, and a note says so."""
+    monkeypatch.setattr(RECOVERIES, "_registered", dict(RECOVERIES._registered))
+
+    @RECOVERIES("own")
+    class Own(Recovery):
+        pass
+
+    found = request_of(options={"importance": "obs", "recovery": "own"}).for_inputs(None)
+    assert found.recovery is Own and found.names == {"importance": "l2", "recovery": "own"}
+    assert [note.partition(",")[0] for note in found.notes] == ["There were no calibration inputs"]
+    kept = request_of(options={"importance": "l1", "recovery": "bn"}).for_inputs(None)
+    assert kept.recovery is Recovery and kept.names == {"importance": "l1", "recovery": "none"}
+
+
+@pytest.mark.quick
+def test_a_preset_and_the_options_of_its_policy() -> None:
+    """What the preset does not name is free; what it names is not, in Python and by flags."""
+    whole = {"full_curves": True}
+    asked = request_of(options={"preset": "paper", "policy_options": {"reading": "A"} | whole})
+    assert asked.method.policy_options["full_curves"] and asked.method.policy == "prime"
+    flags = ["prune", "m", "--preset", "paper", "--set"]
+    words = parse([*flags, "policy.full_curves=true"])._asked()
+    assert request_of(words).method == asked.method
+    for wrong in ("policy.reading=B", "policy.target_threshold=0.5"):
+        with pytest.raises(ValueError, match=r"paper means policy_options .*; leave out .* --set"):
+            parse([*flags, wrong])._asked()
+    with pytest.raises(ValueError, match="paper means policy_options"):
+        request_of(options={"preset": "paper", "policy_options": {"reading": "B"}})
+
+
+@pytest.mark.quick
+def test_a_preset_over_a_recipe_of_another_policy(tmp_path) -> None:
+    (tmp_path / "recipe.yaml").write_text(OLD_COMMAND.replace("POLICY", "prime"))
+    words = ["prune", "--recipe", str(tmp_path / "recipe.yaml"), "--preset", "best"]
+    asked = request_of(parse(words)._asked())
+    assert asked.method.policy == "allocate" and "reading" not in asked.method.policy_options
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("options", "phrase"),
+    [
+        ({"limits": {"max_accuracy_drop": 2}}, "constraints is .* must be a primesvt.Limits"),
+        ({"limits": 3.0}, "constraints is 3.0, but must be a primesvt.Limits"),
+        ({"config": "recipe.yaml"}, "config is 'recipe.yaml', but must be a primesvt.PruneConfig"),
+    ],
+)
+def test_what_is_no_config_is_named(options, phrase) -> None:
+    with pytest.raises(ValueError, match=phrase):
+        request_of(**options)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "text", ["1: 2\n", "policy: prime\nmethod: [1]\n", "method: 3\n", "limits: null\n"]
+)
+def test_recipes_of_strange_content_are_one_line(tmp_path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.yaml: ") as refused:
+        read_recipe(tmp_path / "recipe.yaml")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("word", ["reading=B", "policy.reading", "policy.=B"])
+def test_set_shows_the_word_that_was_given(word: str) -> None:
+    with pytest.raises(ValueError, match=f"--set '{word}' is no policy.NAME=VALUE"):
+        parse(["prune", "m", "--set", word])._asked()

@@ -1,4 +1,4 @@
-"""Mean and variance of the inputs of batch norms, batch by batch."""
+"""Mean and variance of the input of every batch norm, for each calibration batch."""
 
 from __future__ import annotations
 

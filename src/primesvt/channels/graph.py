@@ -115,7 +115,7 @@ def _and(names: Iterator[str] | Sequence[str], limit: int = 3) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Freed:
-    """The parameters, and the bytes of parameters and buffers, that a set of cuts removes."""
+    """Number of parameters, and bytes of parameters and buffers, that a set of cuts removes."""
 
     parameters: int
     parameter_bytes: int

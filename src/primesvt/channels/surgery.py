@@ -145,7 +145,7 @@ def _gather_blocks(tensor: torch.Tensor, axis: int, group: ChannelGroup, rows: I
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Give a new tensor the kind of an old one: memory format, Parameter, requires_grad."""
+    """Make a tensor like the one it replaces: memory format, ``Parameter``, ``requires_grad``."""
     new = new.detach()
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.dim())
     keeps_last = last is not None and not old.is_contiguous()

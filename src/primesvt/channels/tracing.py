@@ -179,7 +179,10 @@ class Builder:
         return classes
 
     def _block_fronts(self, info: TensorInfo, dim: int) -> tuple[int, ...]:
-        """Symbols of the groups of a grouped convolution, in front of axis 1 of its weight."""
+        """Numbers of the axes that count the groups of a convolution; empty for other axes than 1.
+
+        Axis 1 of a grouped weight holds the inputs of one group: the groups stand in front of it.
+        """
         if info.groups is None or dim != 1 or len(info.axes) < 2:
             return ()
         if info.groups.symbols() == info.axes[0].symbols():  # depthwise

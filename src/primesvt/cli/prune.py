@@ -18,6 +18,7 @@ from primesvt.config import (
     Method,
     Preset,
     PruneConfig,
+    check_preset,
     parse_overrides,
     read_recipe,
     unset,
@@ -125,7 +126,7 @@ class Prune:
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
-        named = Path((recipe.model or "").removesuffix(".tar")).stem
+        named = Path(str(recipe.model).removesuffix(".tar")).stem
         out = self.out or Path("runs") / named
         with console.progress() as progress:
             result = prune(
@@ -147,27 +148,16 @@ class Prune:
         recipe = self.recipe
         if not recipe.model:
             raise ValueError("no model given; name one, as in `primesvt prune sdt_v2_digits`")
-        own = dict(recipe.method.policy_options) | _policy_options(self.set)
+        policy = {"flag": "--set", "prefix": "policy.", "example": "policy.reading=B"}
+        own = parse_overrides(self.set, **policy)
         base = _base(self.recipe_file, self.preset)
-        if base is not None and base.method.policy != recipe.method.policy:
-            own = _policy_options(self.set)  # the file's are of another policy
-        for name, value in PRESETS.get(self.preset or "", {}).items():
-            asked = own if name == "policy_options" else getattr(recipe.method, name)
-            if asked != value:
-                raise ValueError(
-                    f"--preset {self.preset} means {name} {value}, not {asked}; "
-                    f"leave out --preset or --{name.replace('_', '-')}"
-                )
+        if base is None or base.method.policy == recipe.method.policy:
+            own = recipe.method.policy_options | own  # else the file's are of another policy
         method = Method(**{**recipe.method.model_dump(), "policy_options": own})
+        for name in PRESETS.get(self.preset or "", {}):
+            flag = "--set" if name == "policy_options" else f"--{name.replace('_', '-')}"
+            check_preset(str(self.preset), name, getattr(method, name), flag=flag)
         return PruneConfig(**{**recipe.model_dump(), "method": method})
-
-
-def _policy_options(words: Sequence[str]) -> dict[str, Any]:
-    """``policy.NAME=VALUE`` words as options of the policy."""
-    for word in words:
-        if not word.startswith("policy."):
-            raise ValueError(f"--set {word!r} is no policy.NAME=VALUE, such as policy.reading=B")
-    return parse_overrides((word.removeprefix("policy.") for word in words), flag="--set")
 
 
 def _close(console: Console, result: PruneResult, out: Path) -> None:
@@ -203,9 +193,7 @@ def _base(path: Path | None, preset: str | None) -> PruneConfig | None:
     recipe = None if path is None else read_recipe(path)
     if preset is None or preset not in PRESETS:
         return recipe
-    recipe = recipe or PruneConfig()
-    method = Method(**{**recipe.method.model_dump(), **PRESETS[preset]})
-    return PruneConfig(**{**recipe.model_dump(), "method": method})
+    return (recipe or PruneConfig()).with_options(preset=preset)
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:

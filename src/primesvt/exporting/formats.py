@@ -1,7 +1,8 @@
-"""What an export format is: how a file is made, compared with the network, and given its name."""
+"""Base classes of export formats: how a file is made, compared with the network, and named."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from primesvt.exporting.source import ExportSource
 from primesvt.profiling.memory import parameter_bytes
 from primesvt.registry import EXPORT_FORMATS
 
-__all__ = ["FLOAT", "ExportFormat", "ExportJob", "Payload", "find_format"]
+__all__ = ["FLOAT", "ExportFormat", "ExportJob", "FileFormat", "Payload", "find_format"]
 
 FLOAT = "Exported"  # the step of a file in float32 among the sizes
 
@@ -48,7 +49,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """One export.
+    """An export to be made: the network, the place of the result, and the comparison to pass.
 
     Attributes:
         origin: the network.
@@ -95,8 +96,8 @@ class ExportJob:
         ]
 
 
-class ExportFormat:
-    """A format: a subclass says how the bytes of its file are made, and has a name by a decorator.
+class ExportFormat(ABC):
+    """Base class of export formats, each of which writes a network and compares the result with it.
 
     Class attributes:
         file_name: what the result is called where no name is given.
@@ -112,7 +113,17 @@ class ExportFormat:
 
     def check(self) -> None:
         """Raise ``ValueError`` where a package that it needs is missing."""
+        return  # most need none
 
+    @abstractmethod
+    def write(self, job: ExportJob) -> ExportResult:
+        """Write the result where it is staged, compare it, and only then give it its name."""
+
+
+class FileFormat(ExportFormat):
+    """Base class of export formats that are one file; a subclass makes the bytes of it."""
+
+    @abstractmethod
     def payload(self, made: DeployedNetwork, example: Tensor, job: ExportJob) -> Payload:
         """The bytes of the file, and what runs them.
 
@@ -121,7 +132,6 @@ class ExportFormat:
             example: an input with two samples or more.
             job: what is asked for.
         """
-        raise NotImplementedError
 
     def write(self, job: ExportJob) -> ExportResult:
         """Write a file, compare it as it is on disk, and only then give it its name."""
@@ -154,5 +164,5 @@ def find_format(name: str) -> ExportFormat:
         >>> find_format("onnx").file_name
         'model.onnx'
     """
-    found: ExportFormat = EXPORT_FORMATS.find(name)()
+    found: ExportFormat = EXPORT_FORMATS.find_class(name, ExportFormat)()
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from primesvt.exporting.deploy import DeployedNetwork
-from primesvt.exporting.formats import FLOAT, ExportFormat, ExportJob, Payload
+from primesvt.exporting.formats import FLOAT, ExportJob, FileFormat, Payload
 from primesvt.exporting.result import Size
 from primesvt.exporting.runtime import module_runner, program_runner
 from primesvt.models.fast_paths import as_evaluated
@@ -26,7 +26,7 @@ BATCH = "batch"
 
 
 @EXPORT_FORMATS("torch-export")
-class TorchExportFormat(ExportFormat):
+class TorchExportFormat(FileFormat):
     """One .pt2 file for ``torch.export.load``."""
 
     file_name = "model.pt2"

@@ -12,7 +12,7 @@ from torch import nn
 
 from primesvt.calibration import ActivationStatistics
 from primesvt.channels import ChannelGraph, ChannelGroup
-from primesvt.registry import CRITERIA, where
+from primesvt.registry import CRITERIA, place_of
 
 __all__ = [
     "Criterion",
@@ -100,8 +100,8 @@ def score_channels(criterion: Criterion, context: CriterionContext, group: Chann
     wanted = (group.positions, group.size)
     if scores.shape != wanted or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
         raise ValueError(
-            f"importance {where(criterion)} gave {scores.dtype} of shape {list(scores.shape)} for "
-            f"{group.name}; it must give finite numbers of shape {list(wanted)}: one score for "
+            f"importance {place_of(criterion)} gave {scores.dtype} of shape {list(scores.shape)} "
+            f"for {group.name}; it must give finite numbers of shape {list(wanted)}: one score for "
             "every channel at every position"
         )
     return scores.astype(np.float64)

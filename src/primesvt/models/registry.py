@@ -72,7 +72,7 @@ def model_entry(name: str) -> ModelEntry:
 
 
 def listing() -> list[dict[str, Any]]:
-    """What is listed of every registered model: sizes, published accuracy, bundled weights.
+    """The rows of `primesvt models`: size, published accuracy and weights of every model.
 
     ``listing.json`` beside this file holds it of the models of the package, so that
     `primesvt models` need not build them.

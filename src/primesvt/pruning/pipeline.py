@@ -193,7 +193,7 @@ def _prune(
         measure=stored is None and earlier is None,
         progress=progress,
     )
-    request = request.within(inputs.calibration)
+    request = request.for_inputs(inputs.calibration)
     context = facts | _context(unpruned, request, inputs)
     reference = _reference(unpruned, inputs, context, (stored, earlier))
     if folder is not None and (metrics := folder.metrics()) is not None:
@@ -310,12 +310,14 @@ def _context(unpruned: nn.Module, request: Request, inputs: RunInputs) -> dict[s
     """The settings that the result of a probe depends on, beside model, data and cut."""
     method, calibration = request.method, inputs.calibration
     looks = request.looks_at_inputs or method.lossless
+    digest = request.function_digest
     return {
         "time_steps": getattr(unpruned, "time_steps", None),
         "lossless": method.lossless,
         **request.names,
         "calibration": calibration.digest() if looks and calibration is not None else None,
         "seed": request.config.run.seed if uses_seed(request.criterion) else None,
+        **({} if digest is None else {"importance_source": digest}),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from primesvt.config import Limits, Method, PruneConfig
 from primesvt.importance import Criterion, find_importance, needs_inputs
 from primesvt.pruning.policies import Policy, find_policy
 from primesvt.recovery import Recovery, find_recovery
-from primesvt.registry import CRITERIA, POLICIES, where
+from primesvt.registry import CRITERIA, POLICIES, place_of
 
 __all__ = ["Request", "request_of"]
 
@@ -25,6 +27,7 @@ class Request:
         config: every option; pruning rates and the policy's own options are filled in.
         policy, criterion, recovery: what the names of ``config.method`` stand for.
         names: those of the importance and the recovery, as they are used.
+        function_digest: of the source of an importance that was given as a function.
         from_run: folder of an earlier run whose probes are used again.
         notes: what was replaced, one sentence each.
     """
@@ -34,6 +37,7 @@ class Request:
     criterion: Criterion
     recovery: type[Recovery]
     names: Mapping[str, str]
+    function_digest: str | None = None
     from_run: Path | None = None
     notes: tuple[str, ...] = ()
 
@@ -53,7 +57,7 @@ class Request:
         method = self.method
         return self.policy.needs_curves(method.policy_options, exact=method.exact)
 
-    def within(self, calibration: CalibrationSet | None) -> Request:
+    def for_inputs(self, calibration: CalibrationSet | None) -> Request:
         """The request with what can be done without calibration inputs, where there are none."""
         if calibration is not None or not self.looks_at_inputs:
             return self
@@ -71,7 +75,7 @@ class Request:
         return replace(
             self,
             criterion=find_importance("l2") if needed["importance"] else self.criterion,
-            recovery=Recovery,
+            recovery=Recovery if needed["recovery"] else self.recovery,
             names=names,
             notes=(*self.notes, *notes),
         )
@@ -103,10 +107,13 @@ def request_of(
     options = dict(options or {})
     from_run, criterion = options.pop("from_run", None), options.get("importance")
     if callable(criterion):
-        options["importance"] = where(criterion)
+        options["importance"] = place_of(criterion)
     if options.get("device") is not None:
         options["device"] = str(options["device"])
-    config = config or PruneConfig()
+    config = PruneConfig() if config is None else config
+    for name, given, kind in (("config", config, PruneConfig), ("constraints", limits, Limits)):
+        if given is not None and not isinstance(given, kind):
+            raise ValueError(f"{name} is {given!r}, but must be a primesvt.{kind.__name__}")
     if limits is not None:
         config = config.model_copy(update={"limits": limits})
     if data is not None:
@@ -122,6 +129,7 @@ def request_of(
         criterion=criterion if callable(criterion) else _criterion(config.method.importance),
         recovery=find_recovery(config.method.recovery),
         names={"importance": config.method.importance, "recovery": config.method.recovery},
+        function_digest=_source_digest(criterion) if callable(criterion) else None,
         from_run=None if from_run is None else Path(from_run),
     )
 
@@ -136,6 +144,14 @@ def _complete(config: PruneConfig, policy: type[Policy]) -> PruneConfig:
     rates = policy.rates if method.rates is None else method.rates
     update = {"policy_options": own, "rates": tuple(rates)}
     return config.model_copy(update={"method": method.model_copy(update=update)})
+
+
+def _source_digest(function: Any) -> str | None:
+    """SHA-256 of a function's source, so that an edited one is another; ``None`` without a file."""
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
 def _criterion(name: str) -> Criterion:

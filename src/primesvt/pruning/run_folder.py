@@ -183,7 +183,7 @@ def stored_probes(run: str | Path) -> ProbeTable:
 
 
 # They change no result: what a run may take, and where it computes, which probes have on record.
-FREE = ("run.memory_limit", "run.workers", "run.device")
+NOT_COMPARED = ("run.memory_limit", "run.workers", "run.device")
 
 
 def _difference(there: Any, here: Any, path: str = "") -> str:
@@ -195,7 +195,7 @@ def _difference(there: Any, here: Any, path: str = "") -> str:
         )
         return next(filter(None, found), "")
     unnamed = path == "model" and None in (there, here)  # one given in Python; probes know which
-    if there == here or path in FREE or unnamed:
+    if there == here or path in NOT_COMPARED or unnamed:
         return ""
     return f"{path or 'all of it'} is {there!r} there and {here!r} here"
 

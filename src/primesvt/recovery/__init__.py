@@ -1,6 +1,6 @@
 """Recovery: what is left of a network makes up for what was cut, without training.
 
-The room bears the name of the decorator of its plug-ins, so it can be called as one:
+The package can be called as the decorator that gives a recovery its name:
 ``@primesvt.recovery("mine")`` is ``@primesvt.plugins.recovery("mine")``.
 """
 
@@ -17,11 +17,11 @@ __all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
 Kind = TypeVar("Kind")
 
 
-class _Room(ModuleType):
-    """This package, which gives a class the name of a recovery when it is called."""
+class _Decorator(ModuleType):
+    """A package that gives a class the name of a recovery when it is called."""
 
     def __call__(self, name: str) -> Callable[[Kind], Kind]:
         return RECOVERIES(name)
 
 
-sys.modules[__name__].__class__ = _Room
+sys.modules[__name__].__class__ = _Decorator

@@ -24,7 +24,7 @@ __all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
 @RECOVERIES("none")
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Makes up for a cut without training; this one does nothing, and others extend it.
+    """Base class of recoveries, which make up for a cut without training; this one does nothing.
 
     Statistics are those of the unpruned network.
 
@@ -75,7 +75,10 @@ class Recovery:
 
 @RECOVERIES("bn")
 class BatchNorm(Recovery):
-    """Re-estimates the batch norms behind a cut (``primesvt.recovery.batchnorm``)."""
+    """Re-estimate the running statistics of batch norms that follow a cut.
+
+    See ``primesvt.recovery.batchnorm``.
+    """
 
     needs_inputs = True
 
@@ -146,5 +149,5 @@ def find_recovery(name: str) -> type[Recovery]:
         >>> find_recovery("bn").__name__
         'BatchNorm'
     """
-    found: type[Recovery] = RECOVERIES.find(name)
+    found: type[Recovery] = RECOVERIES.find_class(name, Recovery)
     return found

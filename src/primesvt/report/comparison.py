@@ -171,7 +171,7 @@ def _by_measure(rows: list[Change]) -> dict[str, tuple[str, ...]]:
 
 
 def _has(run: RunFiles, group: str, runs: Sequence[RunFiles]) -> bool:
-    """Whether the run's model has that group, cut or not."""
+    """Whether a channel group exists in the model of a run, whether it was cut there or not."""
     if group in run.groups:
         return True
     config: Mapping[str, Any] | None = run.plan.get("config")

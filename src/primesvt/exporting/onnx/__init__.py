@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from primesvt.exporting.deploy import DeployedNetwork
-from primesvt.exporting.formats import FLOAT, ExportFormat, ExportJob, Payload
+from primesvt.exporting.formats import FLOAT, ExportJob, FileFormat, Payload
 from primesvt.exporting.onnx.channel_padding import aligned
 from primesvt.exporting.onnx.int8_weights import (
     fewest,
@@ -32,7 +32,7 @@ ROUNDED = "Exported, 8-bit weights"
 
 
 @EXPORT_FORMATS("onnx")
-class OnnxFormat(ExportFormat):
+class OnnxFormat(FileFormat):
     """One ONNX file (opset 18) for onnxruntime and device tools."""
 
     file_name = "model.onnx"

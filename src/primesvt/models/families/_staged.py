@@ -111,7 +111,7 @@ class StagedConfig(ModelConfig):
                     )
 
     def check_ratios(self, *names: str) -> None:
-        """Raise ``ValueError`` unless the named ratios leave a channel of the narrowest stage."""
+        """Raise ``ValueError`` where a width ratio leaves the narrowest stage without a channel."""
         narrowest = min(self.embed_dims[0] // 2, *self.embed_dims)
         for name in names:
             value = getattr(self, name)

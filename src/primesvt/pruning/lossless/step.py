@@ -70,7 +70,7 @@ class PredictionCheck:
 
 
 def _answer(result: Any) -> list[Tensor]:
-    """What a network's output says: the class of logits, else the tensors themselves."""
+    """The prediction in a network's output: the class of logits, else the tensors themselves."""
     if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] > 1:
         return [result.argmax(1).cpu()]
     return [leaf.detach().cpu() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]

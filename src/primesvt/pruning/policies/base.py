@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
@@ -210,8 +211,8 @@ class NetworkProbe(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
-    """Searches for cuts within the limits; a policy extends it and has a name by ``POLICIES``.
+class Policy(ABC):
+    """Base class of pruning policies, which search for cuts within the limits.
 
     Args:
         gate: decides whether a measured network may be kept.
@@ -249,6 +250,7 @@ class Policy:
         """Whether the policy has every layer probed alone at all its rates."""
         return False
 
+    @abstractmethod
     def search(self, grids: Sequence[WidthGrid], prober: NetworkProbe) -> PolicyResult:
         """Choose a width of every group within the limits.
 
@@ -256,7 +258,6 @@ class Policy:
             grids: what every group may take, in forward order.
             prober: measures networks.
         """
-        raise NotImplementedError
 
 
 def find_policy(name: str) -> type[Policy]:
@@ -266,9 +267,7 @@ def find_policy(name: str) -> type[Policy]:
         >>> find_policy("prime").rates[-1]
         0.9
     """
-    found: type[Policy] = POLICIES.find(name)
-    if not (isinstance(found, type) and issubclass(found, Policy)):
-        raise ValueError(f"policy {name!r} is {found!r}; it must extend primesvt.plugins.Policy")
+    found: type[Policy] = POLICIES.find_class(name, Policy)
     return found
 
 
