@@ -461,10 +461,9 @@ def check_preset(preset: str, name: str, value: Any, *, flag: str = "") -> None:
     if isinstance(meant, Mapping) and isinstance(value, Mapping):
         value = {part: value.get(part, meant[part]) for part in meant}
     if value != meant:
-        dashes = "--" if flag else ""
+        word = "--preset" if flag else "preset"
         raise ValueError(
-            f"{dashes}preset {preset} means {name} {meant}, not {value}; leave out {dashes}preset or"
-            f" {flag or name}"
+            f"{word} {preset} means {name} {meant}, not {value}; leave out {word} or {flag or name}"
         )
 
 
