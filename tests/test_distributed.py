@@ -119,7 +119,7 @@ def everything() -> dict[str, Any]:
         "on main": processes.on_main(lambda: processes.rank),
         "refused": refused(processes),
         "aligned": aligned(processes),
-        "mean": processes.mean(torch.tensor(float(processes.rank))),
+        "mean": processes.mean(torch.tensor(float(processes.rank))).item(),
     }
 
 

@@ -216,12 +216,13 @@ class ProcessGroup:
                     "of them the same model, data and settings"
                 )
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of a scalar over all processes."""
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over all processes, without its gradient."""
+        value = value.detach()
         if self.size > 1:
             with _exchange():
-                value = self._accelerator.reduce(value.detach(), reduction="mean")
-        return value.item()
+                value = self._accelerator.reduce(value, reduction="mean")
+        return value
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Wrap a model for training, so that gradients are averaged over all processes."""

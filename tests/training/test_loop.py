@@ -225,7 +225,7 @@ def test_a_damaged_state_is_named(tmp_path) -> None:
 @pytest.mark.parametrize("asked", [False, True])
 def test_compiling_is_asked_for(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or model)
     moving = loop(LEARNING.changed(epochs=1, compile=asked))
     moving.epoch(quiet)
     assert compiled == ([moving.model] if asked else [])
@@ -240,7 +240,7 @@ def test_many_networks_in_one_process_are_all_compiled(monkeypatch: pytest.Monke
         compiled[-1] += 1
         return graph
 
-    monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend=kernels))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compile(model, backend=kernels))
     for width in range(1, 11):
         compiled.append(0)
         net = nn.Sequential(nn.Conv2d(2, width, 3), nn.Flatten(), nn.Linear(16 * width, 3))
@@ -248,6 +248,22 @@ def test_many_networks_in_one_process_are_all_compiled(monkeypatch: pytest.Monke
         asked = {"loss": loss, "processes": ALONE, "fill": torch.zeros(1), "classes": 3}
         TrainingLoop(net, DATA, learning, **asked).epoch(quiet)
     assert min(compiled) > 0
+
+
+def test_a_loss_that_is_read_a_step_later_is_the_same() -> None:
+    """A GPU computes the next step while the loss of one is read."""
+    _, at_once = trained(loop(), BestWeights())
+    later = loop()
+    later._ahead = 1
+    assert trained(later, BestWeights())[1] == at_once
+    assert not later._unread
+
+
+def test_the_step_whose_loss_is_not_finite_is_named_also_when_it_is_read_later() -> None:
+    moving = loop(loss=lambda output, images, targets: output.sum() * float("nan"))
+    moving._ahead = 1
+    with pytest.raises(ValueError, match="the loss is nan in step 1: lower learning_rate"):
+        moving.epoch(quiet)
 
 
 def test_the_steps_are_those_of_a_plain_loop() -> None:

@@ -80,6 +80,9 @@ class TrainRecipe(TrainingConfig):
     """What to change in the registry entry, such as `time_steps: 4`."""
     data: str = "digits"
     """'digits', or data as `primesvt prune --data` takes them."""
+    start: str | None = None
+    """Folder of a model whose weights the training begins with, such as one trained with fewer
+    time steps; null draws them at random. `norm_weight` is then not used."""
     norm_weight: float = Field(1.0, gt=0)
     """Initial weight of all batch norms. With few time steps, above 1 lets neurons fire, and so
     learn, from the start (cf. threshold-dependent batch norm, Zheng et al., AAAI 2021)."""

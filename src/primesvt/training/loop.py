@@ -164,7 +164,8 @@ class TrainingBatches:
         workers: int = 0,
     ) -> None:
         self.learning, self.processes = learning, processes
-        self._images, self._fill, self._classes = images, fill, classes
+        self._images, self._fill = images, fill.to(processes.device)
+        self._classes = classes
         self.generator = torch.Generator().manual_seed(learning.seed)
         self.order = ResumableBatchSampler(
             len(cast(Sized, images)),
@@ -174,7 +175,7 @@ class TrainingBatches:
             size=processes.size,
         )
         self._loading = torch.Generator()
-        self._loader = _loader(images, self.order, self._loading, workers)
+        self._loader = _loader(images, self.order, self._loading, workers, processes.device)
 
     @property
     def steps(self) -> int:
@@ -197,7 +198,11 @@ class TrainingBatches:
         place = self.processes
         for images, labels in self._loader:
             changed = self.learning.augmentation(
-                images, self._fill, self.generator, rank=place.rank, size=place.size
+                images.to(place.device),
+                self._fill,
+                self.generator,
+                rank=place.rank,
+                size=place.size,
             )
             yield self._mixed(changed, labels, self.generator)
 
@@ -206,14 +211,18 @@ class TrainingBatches:
         draw = torch.Generator().manual_seed(self.learning.seed + number)
         size = self.order.batch_size
         chosen = torch.randperm(self.order.images, generator=draw)[: max(count, size)]
-        subset = Subset(self._images, chosen.tolist())
-        for images, labels in DataLoader(subset, size, drop_last=True):
-            changed = self.learning.augmentation(images, self._fill, draw)
+        loader: Iterable[tuple[Tensor, Tensor]]
+        if isinstance(self._loader, _Prepared):
+            loader = map(self._loader.batch, chosen[: len(chosen) // size * size].split(size))
+        else:
+            loader = DataLoader(Subset(self._images, chosen.tolist()), size, drop_last=True)
+        for images, labels in loader:
+            changed = self.learning.augmentation(images.to(self.processes.device), self._fill, draw)
             yield self._mixed(changed, labels, draw)[0]
 
     def _mixed(self, images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """A batch on the device, its images mixed where the augmentation says so."""
-        images, labels = images.to(self.processes.device), labels.to(self.processes.device)
+        labels = labels.to(self.processes.device)
         if not self.learning.augmentation.mixes:
             return images, labels
         return self.learning.augmentation.mix(images, labels, self._classes, generator)
@@ -261,9 +270,14 @@ class TrainingLoop:
         follow = get_ema_multi_avg_fn(learning.ema) if learning.ema else None
         self.average = AveragedModel(model, multi_avg_fn=follow) if follow else None
         wrapped = processes.wrap(model)
-        self.network: Callable[..., Any] = _compiled(wrapped) if learning.compile else wrapped
+        self.network: Callable[..., Any] = wrapped
+        if learning.compile:
+            self.network = _compiled(wrapped, processes)
         self.step = 0  # of this epoch
         self.total = 0.0  # of its losses
+        # A GPU computes on while the loss of the step before is read.
+        self._unread: list[tuple[int, Tensor]] = []
+        self._ahead = int(processes.device.type == "cuda")
         self.losses: list[float] = []
 
     @property
@@ -295,6 +309,7 @@ class TrainingLoop:
         if self.average is not None:
             self._estimate_statistics(self.average.module)
             self.processes.broadcast_state(self.average)
+        self._read_losses()
         self.losses.append(self.total / self.batches.steps)
         self.step, self.total = 0, 0.0
 
@@ -320,15 +335,22 @@ class TrainingLoop:
         reset(self.model)  # a network of the user's may not do it itself
         with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.loss(self.network(images), images, targets)
-        value = place.mean(loss)
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is {value} in step {self.done + 1}: lower learning_rate "
-                f"(now {self.learning.learning_rate}) or lengthen warmup_epochs"
-            )
+        self._unread.append((self.done + 1, place.mean(loss)))
+        self._read_losses(self._ahead)
         self._update(loss)
-        self.total += value
         self.step += 1
+
+    def _read_losses(self, ahead: int = 0) -> None:
+        """Check and add up the losses of all steps, but for the last few that still compute."""
+        while len(self._unread) > ahead:
+            step, loss = self._unread.pop(0)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the loss is {value} in step {step}: lower learning_rate "
+                    f"(now {self.learning.learning_rate}) or lengthen warmup_epochs"
+                )
+            self.total += value
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -346,6 +368,7 @@ class TrainingLoop:
 
     def snapshot(self) -> Snapshot:
         """The state of the training, with which it can be resumed exactly."""
+        self._read_losses()
         tensors = {
             "order": self.batches.order.state,
             "generator": self.batches.generator.get_state(),
@@ -403,13 +426,17 @@ def computes_in_bf16(precision: str, device: torch.device) -> bool:
 
 
 def _loader(
-    images: Dataset[Any], order: ResumableBatchSampler, generator: torch.Generator, workers: int
+    images: Dataset[Any],
+    order: ResumableBatchSampler,
+    generator: torch.Generator,
+    workers: int,
+    device: torch.device,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches of an epoch, out of one tensor where all images are ours and fit into memory."""
     if isinstance(images, ImageSet) and len(images):
         first, _ = images[0]
         if first.nbytes * len(images) <= IN_MEMORY:
-            return _Prepared(images, order)
+            return _Prepared(images, order, device)
     return DataLoader(
         images,
         batch_sampler=order,
@@ -420,28 +447,38 @@ def _loader(
 
 
 class _Prepared:
-    """Batches of images that are decoded once, when the first epoch begins."""
+    """Batches of images that are decoded once, when the first is asked, and kept on the device."""
 
-    def __init__(self, images: ImageSet, order: ResumableBatchSampler) -> None:
-        self._images, self._order = images, order
-        self._labels = torch.from_numpy(images.labels)
+    def __init__(
+        self, images: ImageSet, order: ResumableBatchSampler, device: torch.device
+    ) -> None:
+        self._images, self._order, self._device = images, order, device
+        self._labels = torch.from_numpy(images.labels).to(device)
         self._all: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._all is None:
-            self._all = torch.stack([image for image, _ in self._images.once()])
         for chosen in self._order:
-            yield self._all[chosen], self._labels[chosen]
+            yield self.batch(torch.tensor(chosen))
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels by their numbers."""
+        if self._all is None:
+            images = torch.stack([image for image, _ in self._images.once()])
+            self._all = images.to(self._device)
+        chosen = chosen.to(self._device)
+        return self._all[chosen], self._labels[chosen]
 
 
-def _compiled(network: nn.Module) -> Callable[..., Any]:
+def _compiled(network: nn.Module, processes: ProcessGroup) -> Callable[..., Any]:
     """Compile a network as a new process would.
 
     PyTorch keeps eight compiled versions of a ``forward``: of a class's ninth network in a process
     it would compile nothing, and which kernels another one gets would depend on those before it.
     """
     torch.compiler.reset()
-    return torch.compile(network)
+    # Small networks leave a GPU waiting for the next kernel: there, all of a pass start as one.
+    alone = processes.device.type == "cuda" and processes.size == 1
+    return torch.compile(network, mode="reduce-overhead" if alone else None)
 
 
 def _optimizer(model: nn.Module, learning: TrainingConfig) -> torch.optim.AdamW:
@@ -451,4 +488,6 @@ def _optimizer(model: nn.Module, learning: TrainingConfig) -> torch.optim.AdamW:
         {"params": weights, "weight_decay": learning.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning.learning_rate)
+    # On a GPU one fused kernel updates all weights; the CPU's results on record stay as they are.
+    fused = True if weights and weights[0].is_cuda else None
+    return torch.optim.AdamW(groups, lr=learning.learning_rate, fused=fused)

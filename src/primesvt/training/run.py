@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from primesvt.checkpoint.folder import save_model
+from primesvt.checkpoint.folder import load, save_model
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.data.digest import data_digest
 from primesvt.data.splits import HELD_OUT_SEED
@@ -22,6 +22,8 @@ from primesvt.evaluation.batch_dependence import batch_note
 from primesvt.evaluation.confidence import Accuracy, accuracy_of_outcomes
 from primesvt.evaluation.evaluator import Progress, outcomes
 from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, model_entry
+from primesvt.models.digest import model_digest
+from primesvt.models.state_dict import load_state
 from primesvt.training.config import TrainRecipe
 from primesvt.training.folder import Saver, TrainingFolder, check_free
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16, learning_rate_factor
@@ -51,8 +53,9 @@ class Fit:
         assert splits.train is not None
         self.model, self.splits, self.recipe, self.config = model, splits, recipe, config
         self.processes, self.workers = processes, workers
+        self._start = None if recipe.start is None else _start(model, recipe.start)
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if recipe.start is None and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 nn.init.constant_(module.weight, recipe.norm_weight)
         self.loop = TrainingLoop(
             model,
@@ -120,11 +123,12 @@ class Fit:
     def context(self) -> dict[str, Any]:
         """Facts beside the recipe that the weights depend on: images, selection set, device."""
         assert self.splits.train is not None
-        return {
+        facts = {
             "training_images": len(cast(Sized, self.splits.train)),
             "selection_set": data_digest(self.splits.selection),
             "device": self.processes.device.type,
         }
+        return facts if self._start is None else {**facts, "start": self._start}
 
     def progress(self) -> TrainProgress:
         """How many epochs are done, with their losses and accuracies."""
@@ -167,6 +171,13 @@ class Fit:
         heads = [head.float() for head in heads_of(output)]
         losses = [F.cross_entropy(head, targets, label_smoothing=smoothing) for head in heads]
         return torch.stack(losses).mean()
+
+
+def _start(model: SpikingViT, folder: str) -> str:
+    """Copy the weights of a saved model into another of the same sizes; returns their digest."""
+    given = load(folder)
+    load_state(model, given.state_dict(), source=f"start: the model in {folder}")
+    return model_digest(given)
 
 
 def heads_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
