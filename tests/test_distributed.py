@@ -129,7 +129,7 @@ ASKED = [(60, 16), (60, 25), (48, 16), (10, 16)]
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_twice(SCRIPT, tmp_path_factory.mktemp("two"))
+    return run_twice(SCRIPT, tmp_path_factory.mktemp("two"), torchrun=True)
 
 
 def test_two_processes_know_each_other(both) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +18,8 @@ import primesvt
 from primesvt import Limits, export, load, plugins, prune
 from primesvt.plugins import CriterionContext, Policy, PolicyResult, Recovery
 from primesvt.registry import CRITERIA, EXPORT_FORMATS, POLICIES, RECOVERIES, Registry
+
+from .forked import Forked, forked
 
 ASKED = {
     "limits": Limits(max_accuracy_drop=90),
@@ -102,6 +102,20 @@ doubled = mine:Doubled
 mine = mine:FAMILY
 [primesvt.export_formats]
 state = mine:StateFormat
+"""
+
+# Each command runs in a process of its own, where the package is installed.
+COMMANDS = """
+import contextlib, os, sys
+os.chdir({folder!r})
+sys.path.insert(0, "site")
+import primesvt.cli, primesvt.report
+
+def main(*words):
+    with open("stdout", "w") as out, open("stderr", "w") as err:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = primesvt.cli.main(list(words))
+    os._exit(code)
 """
 
 
@@ -209,15 +223,15 @@ def test_another_package_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "site/mine.py").write_text(PACKAGE)
     (tmp_path / "site/mine-1.0.dist-info/METADATA").write_text("Name: mine\nVersion: 1.0\n")
     (tmp_path / "site/mine-1.0.dist-info/entry_points.txt").write_text(ENTRY_POINTS)
-    source = Path(__file__).resolve().parents[1] / "src"
-    paths = os.pathsep.join(map(str, (tmp_path / "site", source)))
+    with forked(COMMANDS.format(folder=str(tmp_path))) as start:
+        commands_of_another_package(tmp_path, start)
 
-    def primesvt(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "primesvt", *words],
-            cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+
+def commands_of_another_package(tmp_path: Path, start: Forked) -> None:
+    def primesvt(*words: str) -> SimpleNamespace:
+        code = start(*words)
+        said = {name: (tmp_path / name).read_text() for name in ("stdout", "stderr")}
+        return SimpleNamespace(returncode=code, **said)
 
     helped = primesvt("prune", "--help").stdout
     assert "random,alike" in helped and "none,doubled" in helped.replace(" │\n│ ", "")

@@ -187,7 +187,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     folder = tmp_path_factory.mktemp("two")
     ours = folder / "runs"
     with pytest.raises(AssertionError, match="SIGKILL") as killed:
-        run_twice(KILLED, folder / "killed", str(ours))
+        run_twice(KILLED, folder / "killed", str(ours), torchrun=True)
     said = [line for line in str(killed.value).splitlines() if "primesvt:" in line]
     assert len(said) == 1 and re.search("process of this run has ended|terminated", said[0]), said
     assert 4 <= len(rows(ours / "prime")) <= 5  # the unpruned network, and three probes or four
