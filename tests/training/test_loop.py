@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from primesvt.data import ImageSet, load_data
 from primesvt.distributed import ProcessGroup
-from primesvt.models.neurons import lif, reset
+from primesvt.models import lif, reset
 from primesvt.training import Augmentation
 from primesvt.training.config import TrainingConfig
 from primesvt.training.loop import BestWeights, TrainingLoop, learning_rate_factor

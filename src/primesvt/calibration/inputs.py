@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from primesvt.models import reset
+from primesvt.models.forward import in_its_dtype
+from primesvt.models.state import drawing_alike
 
 __all__ = ["CALIBRATION_BATCH", "CalibrationSet", "calibration_of"]
 
@@ -66,11 +68,17 @@ class CalibrationSet:
                     digest.update(dense.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def fitting(self, model: nn.Module) -> CalibrationSet:
+        """The same inputs in the dtype of a network all of whose weights have one."""
+        return replace(self, source=lambda: (in_its_dtype(model, batch) for batch in self.source()))
+
     def run(self, model: nn.Module) -> Iterator[Any]:
         """Run every batch through a model with reset neurons; yields the model's outputs."""
-        for batch in self:
+        for number, batch in enumerate(self.fitting(model)):
             reset(model)
-            yield model(*batch)
+            with drawing_alike(model, number):
+                answer = model(*batch)
+            yield answer
             reset(model)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from primesvt.calibration.inputs import CalibrationSet
-from primesvt.models.forward import NORMS, evaluating, hooked
+from primesvt.models.forward import evaluating, hooked
+from primesvt.models.norms import Norm, norms_of, time_axes
 
-__all__ = ["Norm", "NormInput", "before_each", "norm_input", "norms_of", "seen_by"]
-
-Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+__all__ = ["NormInput", "before_each", "norm_input", "seen_by"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ def norm_input(norm: Norm, x: Tensor) -> NormInput:
         >>> found.mean.item(), found.variance.item(), found.count
         (2.0, 1.0, 2)
     """
-    merged = x.flatten(0, 1) if getattr(norm, "step_mode", "s") == "m" else x
+    merged = x.flatten(0, 1) if time_axes(norm) else x
     rows = merged.flatten(2) if merged.ndim > 2 else merged[:, :, None]
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
@@ -44,15 +43,6 @@ def norm_input(norm: Norm, x: Tensor) -> NormInput:
     # Ten times as fast as torch.var_mean over several axes on a CPU.
     spread = torch.linalg.vector_norm(rows - mean[:, None], dim=2)
     return NormInput(mean=mean, variance=spread.square().sum(0) / count, count=count)
-
-
-def norms_of(model: nn.Module) -> dict[str, Norm]:
-    """The batch norms that have running statistics, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, NORMS) and module.running_mean is not None
-    }
 
 
 def seen_by(
@@ -89,5 +79,6 @@ def before_each(
     def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         return lambda norm, args: note(name, norm, args[0])
 
-    with hooked(norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()):
+    modules = {name: cast(nn.Module, norm) for name, norm in norms.items()}
+    with hooked(norm.register_forward_pre_hook(hook(name)) for name, norm in modules.items()):
         yield

@@ -61,7 +61,11 @@ class ActivationStatistics:
     @cached_property
     def readers(self) -> dict[str, tuple[Consumer, ...]]:
         """Group -> the layers that read it."""
-        return {g.name: readers_of(self.model, self.graph, g) for g in self.groups}
+        runs = set(self.wiring.order)  # others are read in training only
+        return {
+            g.name: tuple(r for r in readers_of(self.model, self.graph, g) if r.module in runs)
+            for g in self.groups
+        }
 
     def neurons(self, group: ChannelGroup) -> tuple[str, ...]:
         """Neurons whose channels are those of a group."""

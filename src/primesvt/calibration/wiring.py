@@ -13,14 +13,15 @@ from torch.utils.hooks import RemovableHandle
 
 from primesvt.channels import ChannelGroup
 from primesvt.models import reset
-from primesvt.models.forward import LAYERS, NORMS, evaluating, hooked
+from primesvt.models.forward import LAYERS, evaluating, hooked, in_its_dtype
 from primesvt.models.neurons import neurons
+from primesvt.models.norms import is_norm, norms_of
 
 __all__ = ["ModuleGraph", "channel_axis", "trace_modules"]
 
 # They leave every channel where it is.
 _POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.AvgPool2d: 2, nn.MaxPool3d: 3}
-_PASSING = (*NORMS, *_POOLS, nn.Dropout)
+_PASSING = (*_POOLS, nn.Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def trace_modules(model: nn.Module, example: tuple[Any, ...]) -> ModuleGraph:
     watch = _Watch(model)
     with evaluating(model), hooked(watch.hooks()):
         reset(model)
-        model(*example)
+        model(*in_its_dtype(model, example))
         reset(model)
     return watch.wiring()
 
@@ -103,17 +104,19 @@ class _Watch:
 
     def hooks(self) -> Iterator[RemovableHandle]:
         for name, module in self.model.named_modules():
-            if id(module) in self.spiking or isinstance(module, (*LAYERS, *_PASSING)):
+            known = id(module) in self.spiking or isinstance(module, (*LAYERS, *_PASSING))
+            if known or is_norm(module):
                 yield module.register_forward_hook(partial(self._note, name))
 
     def wiring(self) -> ModuleGraph:
-        norms = {n for n, m in self.model.named_modules() if isinstance(m, NORMS)}
+        norms = set(norms_of(self.model))
+        passing = {n for n, m in self.model.named_modules() if isinstance(m, _PASSING)}
         return ModuleGraph(
             order=tuple(self.order),
             feeds={name: tuple(readers) for name, readers in self.feeds.items()},
             norms=frozenset(norms & self.order.keys()),
             axes=dict(self.axes),
-            passing=frozenset(n for n, m in self.model.named_modules() if isinstance(m, _PASSING)),
+            passing=frozenset(passing | norms),
         )
 
     def _note(self, name: str, module: nn.Module, args: Any, out: Any) -> None:

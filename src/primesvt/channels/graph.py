@@ -140,6 +140,8 @@ KeptChannels = Mapping[str, npt.ArrayLike]
 class ChannelGraph:
     """All channel groups of one model, and the layout of every tensor they touch.
 
+    ``unread`` names the parameters that the traced forward never reads: they keep their shapes.
+
     A graph belongs to the widths it was traced at: ``remove_channels`` raises on a model of others
     and returns the graph of the smaller model, whose ``original`` indices still count in the first.
     """
@@ -150,6 +152,7 @@ class ChannelGraph:
     originals: Mapping[str, Ids] = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
     example: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    unread: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)

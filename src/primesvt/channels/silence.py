@@ -98,6 +98,7 @@ class Silenced(TorchDispatchMode):
         self.stack: list[str] = []
         self.call = 0
         self.prints: list[list[Print]] = []
+        self.drawn: list[torch.Tensor] = []  # of random numbers, those that remain
         self.reads: dict[int, list[tuple[int, int]]] = {}
         self._keeps: dict[tuple[int, ...], torch.Tensor] = {}
         for call, operand, dim, layout in traced.reads:
@@ -114,7 +115,10 @@ class Silenced(TorchDispatchMode):
         if func._schema.name not in PASSIVE:
             outputs = [t for t in tree_leaves(result) if is_tensor(t)]
             pairs = zip(outputs, self.traced.results[self.call], strict=True)
-            self.prints.append([_fingerprint(self._survivors(t, x)) for t, x in pairs])
+            left = [self._survivors(t, x) for t, x in pairs]
+            self.prints.append([_fingerprint(t) for t in left])
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                self.drawn += [t.clone() for t in left]
         self.call += 1
         return result
 
@@ -176,11 +180,14 @@ def _along(values: Ids, dim: int, rank: int) -> torch.Tensor:
 
 
 class Compared(TorchDispatchMode):
-    """Runs the pruned model and compares each result with the silenced original's."""
+    """Runs the pruned model and compares each result with the silenced original's.
 
-    def __init__(self, *, expected: list[list[Print]]) -> None:
+    It draws the random numbers that the original drew, where their shapes fit.
+    """
+
+    def __init__(self, *, expected: list[list[Print]], drawn: list[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.expected = expected
+        self.expected, self.drawn = expected, list(drawn)
         self.stack: list[str] = []
         self.call = 0
         self.failure: Failure | None = None
@@ -192,6 +199,11 @@ class Compared(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            for tensor in (t for t in tree_leaves(result) if is_tensor(t)):
+                drawn = self.drawn.pop(0) if self.drawn else tensor
+                if drawn.shape == tensor.shape:
+                    tensor.copy_(drawn)
         if func._schema.name not in PASSIVE:
             if self.failure is None:
                 outputs = [t for t in tree_leaves(result) if is_tensor(t)]

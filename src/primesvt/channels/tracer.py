@@ -10,7 +10,10 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from spikingjelly.activation_based import base
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -29,6 +32,7 @@ from primesvt.channels.symbols import (
     unit,
 )
 from primesvt.models.forward import hooked, is_tensor, state_tensors
+from primesvt.models.state import reset
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]
@@ -78,6 +82,7 @@ class Record:
     outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
     results: list[list[Axes]] = field(default_factory=list)  # of every call
     freezes: dict[Freeze, None] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads
 
 
 class Tracer(TorchDispatchMode):
@@ -89,6 +94,7 @@ class Tracer(TorchDispatchMode):
         self.stack: list[str] = []
         self._axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._memories: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     # --- what rules ask -------------------------------------------------------------------
@@ -135,6 +141,7 @@ class Tracer(TorchDispatchMode):
                 self.record.tensors[name] = self._axes[tensor]
                 continue
             self.record.tensors[name] = self.follow(tensor, Origin.WEIGHTS)
+            self._names[tensor] = name
             self._weights[tensor] = (name, tuple(range(tensor.dim())))
 
     def follow(self, tensor: torch.Tensor, origin: Origin) -> Axes:
@@ -153,6 +160,7 @@ class Tracer(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         arguments = bind(func, args, kwargs or {})
         tensors = [a for a in tree_leaves(list(arguments.values())) if is_tensor(a)]
+        self.record.used.update(self._names[t] for t in tensors if t in self._names)
         outputs = [o for o in tree_leaves(result) if is_tensor(o)]
         call = Call(
             name=func._schema.name,
@@ -346,17 +354,33 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
         yield
 
 
-def run(model: nn.Module, args: tuple[Any, ...]) -> Record:
-    """Trace one forward of a working copy."""
+def run(model: nn.Module, args: tuple[Any, ...], *, training: bool = False) -> Record:
+    """Trace one forward of a working copy, with ``training`` a second one that trains.
+
+    In that one, modules that people wrote are in training mode: it may read weights that no forward
+    in evaluation mode does. Both share the symbols of all weights.
+    """
     tracer = Tracer()
     tracer.name_state(model)
     for tensor in tree_leaves(args):
         if is_tensor(tensor):
             axes = tracer.follow(tensor, Origin.ACTIVATION)
             protect((s for axis in axes for s in axis), "input")
-    with torch.no_grad(), module_stack(model, tracer.stack, tracer), tracer:
-        result = model(*args)
-    for tensor in tree_leaves(result):
-        if is_tensor(tensor) and tensor in tracer._axes:
-            protect((s for axis in tracer.axes(tensor) for s in axis), "output")
+    for mode in (False, True) if training else (False,):
+        reset(model)
+        _train(model, mode)
+        with torch.no_grad(), module_stack(model, tracer.stack, tracer), tracer:
+            result = model(*args)
+        for tensor in tree_leaves(result):
+            if is_tensor(tensor) and tensor in tracer._axes:
+                protect((s for axis in tracer.axes(tensor) for s in axis), "output")
+    _train(model, False)
+    reset(model)
     return tracer.record
+
+
+def _train(model: nn.Module, mode: bool) -> None:
+    """Set the mode of modules that people wrote; norms, dropout and neurons only evaluate."""
+    for module in model.modules():
+        written = not isinstance(module, (_BatchNorm, _DropoutNd, base.MemoryModule))
+        module.training = mode and written and not type(module).__module__.startswith("torch.nn.")

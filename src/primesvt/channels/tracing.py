@@ -26,6 +26,8 @@ from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run
 from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.models.neurons import neurons
+from primesvt.models.spiking_vit import SpikingViT
+from primesvt.models.state import drawing_alike, settle
 
 
 def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
@@ -58,8 +60,27 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
     duplicate = working_copy(inner)
     args = example_args(duplicate, example_input)
     shorten(duplicate)
-    record = run(duplicate, args)
-    return Builder(model=duplicate, record=record).graph(example_input)
+    settle(duplicate, args)
+    with drawing_alike(duplicate):
+        graph = Builder(model=duplicate, record=run(duplicate, args)).graph(example_input)
+        if graph.unread and not isinstance(inner, SpikingViT):
+            return _with_training(duplicate, args, graph)
+    return graph
+
+
+def _with_training(model: nn.Module, args: tuple[Any, ...], graph: ChannelGraph) -> ChannelGraph:
+    """The graph in which weights that only a training forward reads are cut along.
+
+    Where the training forward fails, or would forbid cuts that the other allows, they are left.
+    """
+    try:
+        record = run(model, args, training=True)
+    except Exception:  # it may want labels, or gradients
+        return graph
+    both = Builder(model=model, record=record).graph(graph.example)
+    free = {(g.name, g.size, g.fronts) for g in graph.groups if g.prunable}
+    kept = {(g.name, g.size, g.fronts) for g in both.groups if g.prunable}
+    return both if free <= kept and len(both.unread) < len(graph.unread) else graph
 
 
 @dataclass(kw_only=True)
@@ -110,6 +131,11 @@ class Builder:
             originals=originals,
             notes=tuple(dict.fromkeys(str(f) for f in self.record.freezes)),
             example=example,
+            unread=tuple(
+                name
+                for name, parameter in self.model.named_parameters()
+                if parameter.ndim and name not in self.record.used
+            ),
         )
 
     # --- layouts --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from primesvt.channels.layout import Layout
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced
 from primesvt.channels.surgery import check_widths, remove_channels
 from primesvt.channels.symbols import Axis
-from primesvt.channels.tracer import module_stack, run
+from primesvt.channels.tracer import bind, module_stack, run
 from primesvt.channels.tracing import Builder
 from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
-from primesvt.models.neurons import neurons, reset
+from primesvt.models.neurons import neurons
+from primesvt.models.state import drawing_alike, reset, settle, unrepeatable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +161,11 @@ class _TracedCopy:
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
         self.args = tuple(_varied(a) for a in self.args)
-        _soften_neurons(self.copy)
-        self.record = run(self.copy, self.args)
+        with _InDouble():
+            self._check_repeatable()
+            _soften_neurons(self.copy)
+            with drawing_alike(self.copy):
+                self.record = run(self.copy, self.args)
         self.builder = Builder(model=self.copy, record=self.record)
         self.own = self.builder.graph(self.args)
         self.results = [
@@ -178,6 +182,11 @@ class _TracedCopy:
             self.operands.setdefault(r.call, {})[r.operand] = layouts
         self.sizes = {n: s.size for s, n in self.builder.numbers.items()}
 
+    def _check_repeatable(self) -> None:
+        """Two forwards have to agree, or nothing can be told from comparing them."""
+        if not settle(self.copy, self.args).repeatable:
+            raise ValueError(unrepeatable(self.copy))
+
     def layout(self, axis: Axis) -> Layout:
         if axis not in self._layouts:
             self._layouts[axis] = self.builder.layout(axis)
@@ -190,7 +199,7 @@ class _TracedCopy:
         _forward(self.copy, self.args, silenced, silenced.stack)
         pruned = working_copy(self.copy)
         remove_channels(pruned, self.own, cuts)
-        compared = Compared(expected=silenced.prints)
+        compared = Compared(expected=silenced.prints, drawn=silenced.drawn)
         try:
             _forward(pruned, self.args, compared, compared.stack)
         except Exception as error:  # whatever a foreign forward raises is the finding
@@ -230,6 +239,40 @@ def _forward(
     model: nn.Module, args: tuple[Any, ...], mode: TorchDispatchMode, stack: list[str]
 ) -> None:
     reset(model)
-    with torch.no_grad(), module_stack(model, stack, None), mode:
+    watched = module_stack(model, stack, None)
+    with torch.no_grad(), drawing_alike(model), watched, mode, _InDouble():
         model(*args)
     reset(model)
+
+
+class _InDouble(TorchDispatchMode):
+    """Keeps a forward in double precision where it asks for another one, as ``.float()`` does.
+
+    Rounding would hide small differences, and layers cannot read what has another dtype than they.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._before = torch.get_default_dtype()
+
+    def __enter__(self) -> Self:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        entered: Self = super().__enter__()  # type: ignore[no-untyped-call]
+        return entered
+
+    def __exit__(self, *found: Any) -> None:
+        torch.set_default_dtype(self._before)
+        super().__exit__(*found)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        wanted = bind(func, args, kwargs or {})
+        dtype = wanted.get("dtype")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            return func(*args, **(kwargs or {}))
+        names = [argument.name for argument in func._schema.arguments[: len(args)]]
+        wanted["dtype"] = torch.float64
+        given = [wanted.pop(name) for name in names]
+        return func(*given, **wanted)

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from primesvt.calibration.wiring import ModuleGraph, trace_modules
 from primesvt.models.attention import PaddedBN, RepConv
-from primesvt.models.forward import LAYERS, NORMS, Layer
+from primesvt.models.forward import LAYERS, Layer
+from primesvt.models.norms import Norm, affine_of, is_norm, norms_of, time_axes
 
 __all__ = ["Folded", "ScaleShift", "fold_norms"]
-
-Moments = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,10 @@ class ScaleShift(nn.Module):
 def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False) -> Folded:
     """Fold the batch norms of a network in evaluation mode into its layers, in place.
 
-    One that is all that reads a convolution or a linear layer, perhaps through other such norms or
-    a view, goes into its weight and bias: ``W g / sqrt(var + eps)`` and
+    Norms are told by what they compute (``primesvt.models.norms``); one that is no scale and shift
+    per channel is left as it is. One that is all that reads a convolution or a linear layer,
+    perhaps through other such norms or a view, goes into its weight and bias:
+    ``W g / sqrt(var + eps)`` and
     ``(b - mean) g / sqrt(var + eps) + beta``, computed in double precision and rounded once. Any
     other becomes a ``ScaleShift``. The padding of a ``RepConv`` moves to its depthwise layer, which
     spares the 1x1 convolution in front the border.
@@ -73,13 +75,23 @@ def fold_norms(model: nn.Module, example: tuple[Any, ...], *, keep: bool = False
     """
     wiring = trace_modules(model, example)
     sources = {} if keep else _sources(model, wiring)
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, NORMS)}
+    _check_statistics(model)
+    norms = {n: m for n, m in norms_of(model).items() if affine_of(m) is not None}
     places = {name: place for place, name in enumerate(wiring.order)}
     with torch.no_grad():  # in the order in which they run; those that never do come last
         for name in sorted(norms, key=lambda name: places.get(name, len(places))):
             _replace(model, name, norms[name], sources.get(name))
     folded = tuple(name for name in norms if name in sources)
     return Folded(folded=folded, scaled=tuple(name for name in norms if name not in sources))
+
+
+def _check_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase) and module.running_mean is None:
+            raise ValueError(
+                f"{name} has no running statistics, so its answer depends on the batch and cannot"
+                " be written down; make it with track_running_stats=True"
+            )
 
 
 def _sources(model: nn.Module, wiring: ModuleGraph) -> dict[str, str]:
@@ -97,10 +109,10 @@ def _sources(model: nn.Module, wiring: ModuleGraph) -> dict[str, str]:
 def _takes(model: nn.Module, source: str, reader: str) -> bool:
     """Whether a norm can be folded into a layer."""
     layer, norm = model.get_submodule(source), model.get_submodule(reader)
-    if not isinstance(layer, LAYERS) or not isinstance(norm, NORMS):
+    if not isinstance(layer, LAYERS) or not is_norm(norm) or affine_of(norm) is None:
         return False
     own = "weight" in layer._parameters  # a parametrized weight is computed anew each time
-    if not own or norm.num_features != len(layer.weight):
+    if not own or len(norm.running_mean) != len(layer.weight):
         return False
     if not isinstance(_owner(model, reader), PaddedBN):
         return True
@@ -113,26 +125,33 @@ def _takes(model: nn.Module, source: str, reader: str) -> bool:
     )
 
 
-def _replace(model: nn.Module, name: str, norm: Any, source: str | None) -> None:
+def _replace(model: nn.Module, name: str, norm: Norm, source: str | None) -> None:
     """Fold a norm into the layer ``source``, or make it a ``ScaleShift`` where there is none."""
-    scale, shift = _affine(norm, name)
+    affine = affine_of(norm)
+    assert affine is not None
+    scale, shift = affine
     owner = _owner(model, name)
     if source is None:
         if not isinstance(owner, PaddedBN):  # that one reads its norm's statistics
             dtype = norm.running_mean.dtype
-            # SpikingJelly's norms for sequences have time steps in front.
-            axis = 2 if getattr(norm, "step_mode", "s") == "m" else 1
-            module = ScaleShift(scale.to(dtype), shift.to(dtype), axis=axis)
-            model.set_submodule(name, module)
+            module = ScaleShift(scale.to(dtype), shift.to(dtype), axis=1 + time_axes(norm))
+            _put(model, name, module, norm)
         return
     layer = model.get_submodule(source)
     assert isinstance(layer, LAYERS)
     _into(layer, scale, shift)
-    model.set_submodule(name, nn.Identity())
+    _put(model, name, nn.Identity(), norm)
     if isinstance(owner, PaddedBN) and isinstance(layer, nn.Conv2d):
         pad = name.rpartition(".")[0]
         model.set_submodule(pad, nn.Identity())
         _pad(layer, _owner(model, pad))
+
+
+def _put(model: nn.Module, name: str, module: nn.Module, norm: Norm) -> None:
+    """Put a module in a norm's place; a forward may ask it for its step mode."""
+    if hasattr(norm, "step_mode"):
+        vars(module)["step_mode"] = norm.step_mode
+    model.set_submodule(name, module)
 
 
 def _pad(layer: nn.Conv2d, owner: nn.Module) -> None:
@@ -147,20 +166,6 @@ def _pad(layer: nn.Conv2d, owner: nn.Module) -> None:
     constant = layer.bias * behind.weight.sum((1, 2, 3))
     behind.bias = nn.Parameter(constant, requires_grad=False)
     behind.padding, layer.bias = (1, 1), None
-
-
-def _affine(norm: Any, name: str) -> Moments:
-    """Scale and shift of a norm, in double precision."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(
-            f"{name} has no running statistics, so its answer depends on the batch and cannot be"
-            " written down; make it with track_running_stats=True"
-        )
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
 def _into(layer: Layer, scale: Tensor, shift: Tensor) -> None:

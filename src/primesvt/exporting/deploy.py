@@ -175,6 +175,14 @@ def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
     after = _answer(made.network, double)
     if not torch.allclose(before, after, rtol=1e-6, atol=1e-6):
         made = _made(model, double, keep=True)
+        after = _answer(made.network, double)
+        if not torch.allclose(before, after, rtol=1e-6, atol=1e-6):
+            off = float((after - before).abs().max())
+            raise ValueError(
+                f"a {type(model).__name__} cannot be written out of plain operators: its logits"
+                f" would be off by up to {off:.2g}; a module of it computes something else than"
+                " its class says, such as a neuron or norm with a forward of its own"
+            )
     made.network.float()
     return made
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Member
 from primesvt.importance.base import CriterionContext, Scores, criterion
-from primesvt.models.forward import NORMS
+from primesvt.models.norms import affine_of, is_norm
 
 __all__ = ["l1", "l2", "l2_folded", "random"]
 
@@ -96,10 +96,10 @@ def _gain(evidence: CriterionContext, group: ChannelGroup, member: Member) -> Te
     gain = torch.ones(evidence.graph.shape(member.tensor)[member.axis], dtype=torch.float64)
     for name in _norms_behind(evidence.model, evidence.graph, group, member):
         norm = evidence.model.get_submodule(name)
-        assert isinstance(norm, NORMS)
-        if norm.running_var is not None and norm.weight is not None:
-            deviation = torch.sqrt(norm.running_var.double() + norm.eps)
-            gain = gain * (norm.weight.detach().double() / deviation).cpu()
+        assert is_norm(norm)
+        affine = affine_of(norm)
+        if affine is not None:
+            gain = gain * affine[0].cpu()
     return gain
 
 
@@ -116,5 +116,5 @@ def _norms_behind(
     return [
         name
         for name in names
-        if start < order.index(name) < end and isinstance(model.get_submodule(name), NORMS)
+        if start < order.index(name) < end and is_norm(model.get_submodule(name))
     ]

@@ -11,12 +11,13 @@ from primesvt.models.config import ModelConfig
 from primesvt.models.entry import ModelEntry, Published
 from primesvt.models.families import build_model
 from primesvt.models.families.sdt_v2 import SDTv2Config
-from primesvt.models.neurons import IntegerNeuron, lif, plif, reset
+from primesvt.models.neurons import IntegerNeuron, lif, plif
 from primesvt.models.official.convert import from_official, to_official
 from primesvt.models.official.names import official_keys, official_modules
 from primesvt.models.provenance import CheckpointReport, Provenance
 from primesvt.models.registry import create_model, list_models, listing, model_entry
 from primesvt.models.spiking_vit import SpikingViT
+from primesvt.models.state import reset
 from primesvt.models.state_dict import load_state
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,12 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from primesvt.models.neurons import reset
 from primesvt.models.spiking_vit import SpikingViT
+from primesvt.models.state import reset
 
 __all__ = [
     "LAYERS",
-    "NORMS",
     "Layer",
     "batch_of",
     "check_no_nan",
@@ -52,9 +52,6 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextlib.contextmanager
@@ -120,29 +117,74 @@ def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
         for tensor in state_tensors(duplicate).values():
             tensor.detach().zero_()
     duplicate = duplicate.cpu()
-    duplicate = duplicate.double() if double else duplicate
+    if double:
+        _cast_attributes(duplicate.double(), torch.float64)
     for parameter in duplicate.parameters():
         parameter.requires_grad_(False)
     return duplicate.eval()
 
 
+def _cast_attributes(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the tensors that modules keep as plain attributes, which ``Module.to`` leaves."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _PARTS and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+                vars(module)[name] = tree_map_only(Tensor, cast, value)
+
+
 def shorten(model: nn.Module, time_steps: int = 2) -> None:
-    """Lower a model's number of time steps, as few of them show the same channel groups as many."""
-    steps = getattr(model, "time_steps", None)
-    if isinstance(steps, int) and steps > time_steps:
-        model.time_steps = time_steps  # type: ignore[assignment]
+    """Lower a model's number of time steps, as few of them show the same channel groups as many.
+
+    Somebody's own module keeps its number: it may have weights for every step.
+    """
+    if isinstance(model, SpikingViT) and model.time_steps > time_steps:
+        model.time_steps = time_steps
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of a network's first floating-point tensor; single precision without any.
+
+    Example:
+        >>> dtype_of(nn.Linear(2, 2).double())
+        torch.float64
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
+def in_its_dtype(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs in the dtype of a network all of whose weights have one, such as bfloat16.
+
+    Example:
+        >>> in_its_dtype(nn.Linear(2, 2).double(), (torch.zeros(1, 2),))[0].dtype
+        torch.float64
+    """
+    given = {x.dtype for x in tree_leaves(inputs) if is_tensor(x) and x.is_floating_point()}
+    own = dtype_of(model)
+    if given <= {own} or any(p.is_floating_point() and p.dtype != own for p in model.parameters()):
+        return inputs
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(own) if tensor.is_floating_point() else tensor
+
+    cast_inputs: tuple[Any, ...] = tree_map_only(Tensor, cast, inputs)
+    return cast_inputs
 
 
 def example_args(model: nn.Module, example_input: Any, *, double: bool = False) -> tuple[Any, ...]:
     """The example as positional arguments, on the device and in the dtype of the working copy."""
     args = example_input if isinstance(example_input, tuple) else (example_input,)
-    reference = next(iter(state_tensors(model).values()), torch.empty(0))
+    own = torch.float64 if double else dtype_of(model)
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         tensor = torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
         if not tensor.is_floating_point():
             return tensor
-        return tensor.to(torch.float64 if double else reference.dtype)
+        return tensor.to(own)
 
     return tuple(tree_map_only(torch.Tensor, move, args))
 
@@ -173,9 +215,45 @@ def copy_of(model: nn.Module, *, shared: Iterable[nn.Module] = ()) -> nn.Module:
         (True, False)
     """
     known: dict[int, Any] = {id(module): module for module in shared}
-    if not isinstance(model, SpikingViT):
+    if isinstance(model, SpikingViT):
+        return _module(model, known)
+    return _deep_copy(model, known)
+
+
+def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy`` that also takes what it refuses in modules that people write.
+
+    A kept tensor with a graph, such as a membrane after a training step, is copied without it; an
+    object that cannot be copied, such as a lock or an open file, is shared.
+    """
+    held = [(m, name, v) for m in model.modules() for name, v in vars(m).items()]
+    for _, _, value in held:
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                known[id(leaf)] = leaf.detach().clone()
+    try:
+        return copy.deepcopy(model, dict(known))
+    except Exception:  # copying runs whatever code the objects have
+        for module, name, value in held:
+            if name not in _PARTS and not _can_be_copied(value, known):
+                if isinstance(value, Tensor):
+                    kind = type(module).__name__
+                    raise ValueError(
+                        f"'{name}' of a {kind} cannot be copied; make it a parameter or buffer"
+                    ) from None
+                known[id(value)] = value
         return copy.deepcopy(model, known)
-    return _module(model, known)
+
+
+_PARTS = ("_parameters", "_buffers", "_modules")
+
+
+def _can_be_copied(value: Any, known: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(known))
+    except Exception:
+        return False
+    return True
 
 
 def _module(module: nn.Module, known: dict[int, Any]) -> nn.Module:

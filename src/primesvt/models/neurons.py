@@ -18,10 +18,8 @@ __all__ = [
     "Surrogate",
     "integer",
     "lif",
-    "memories",
     "neurons",
     "plif",
-    "reset",
 ]
 
 Spike = Callable[..., nn.Module]  # spike(threshold=1.0) makes a neuron layer
@@ -162,40 +160,6 @@ def neurons(model: nn.Module) -> Iterator[nn.Module]:
             stateful and all(p.ndim < 2 for p in module.parameters())
         ):
             yield module
-
-
-def reset(model: nn.Module) -> None:
-    """Reset the membrane potentials of every SpikingJelly neuron inside any module.
-
-    Example:
-        >>> import torch
-        >>> layer = lif()
-        >>> _ = layer(torch.ones(1, 2))
-        >>> reset(layer)
-        >>> layer.v
-        0.0
-    """
-    for module in memories(model):
-        module.reset()
-
-
-def memories(*models: nn.Module) -> list[base.MemoryModule]:
-    """Every stateful SpikingJelly module inside some modules; shared ones several times.
-
-    Example:
-        >>> len(memories(nn.Sequential(nn.Linear(2, 2), lif()), lif()))
-        2
-    """
-    left = list(models)
-    found: list[base.MemoryModule] = []
-    while left:  # model.modules() makes the names of all, and takes ten times as long
-        module = left.pop()
-        if isinstance(module, base.MemoryModule):
-            found.append(module)
-        parts = module._modules
-        if parts:
-            left += [part for part in parts.values() if part is not None]
-    return found
 
 
 class AcrossImages(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt.models.forward import evaluating
-from primesvt.models.neurons import reset
+from primesvt.models.forward import evaluating, in_its_dtype
 from primesvt.models.spiking_vit import SpikingViT
+from primesvt.models.state import drawing_alike, reset
 
 __all__ = ["ActivationCache", "CacheKey", "VariantBatch", "block_of"]
 
@@ -116,7 +116,7 @@ class VariantBatch:
         data only.
         """
         if self.common is None:
-            return [_alone(network, inputs) for network in self.networks]
+            return [_alone(network, inputs, batch) for network in self.networks]
         (x,) = inputs
         networks = [network for network in self.networks if isinstance(network, SpikingViT)]
         for network in networks:
@@ -195,8 +195,9 @@ def block_of(model: nn.Module) -> Callable[[str], int]:
     return find
 
 
-def _alone(network: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _alone(network: nn.Module, inputs: tuple[Any, ...], batch: int) -> Any:
     reset(network)
-    result = network(*inputs)
+    with drawing_alike(network, batch):
+        result = network(*in_its_dtype(network, inputs))
     reset(network)
     return result

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from primesvt.models.config import ModelConfig
 from primesvt.models.fast_paths import forgetting
-from primesvt.models.neurons import memories
 from primesvt.models.provenance import CheckpointReport, Provenance
+from primesvt.models.state import memories
 
 __all__ = ["SpikingViT"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset, Subset
 
 from primesvt.calibration import CALIBRATION_BATCH, CalibrationSet, calibration_of
@@ -27,7 +27,8 @@ from primesvt.evaluation.evaluator import (
 )
 from primesvt.evaluation.recording import record_inputs
 from primesvt.models import reset
-from primesvt.models.forward import first_samples
+from primesvt.models.forward import copy_of, evaluating, first_samples, in_its_dtype
+from primesvt.models.state import Behaviour, settle, unrepeatable
 from primesvt.pruning.probe_table import ProbeTable, Reference
 
 __all__ = [
@@ -140,11 +141,13 @@ class RunInputs:
         example: inputs to trace with, as the model takes them.
         calibration: inputs for statistics; ``None`` where there are none.
         measurement: the unpruned network's, where finding inputs took one.
+        notes: what was done about state between forwards, and about randomness.
     """
 
     example: tuple[Any, ...]
     calibration: CalibrationSet | None
     measurement: Measurement | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -163,26 +166,50 @@ class RunInputs:
         With ``measure`` the network is measured in any case.
         """
         device = evaluate.processes.device
-        found = example_for(example, calibration, evaluate)
+        found = in_its_dtype(unpruned, example_for(example, calibration, evaluate))
         inputs = calibration_for(calibration, evaluate, device, batch_size)
+        if inputs is not None:
+            inputs = inputs.fitting(unpruned)
+        behaviour = settled(unpruned, found, device) if found else Behaviour()
         if found and inputs is not None and not measure:
-            return cls(example=found, calibration=inputs)
-        recorded = record_inputs(unpruned, telling(evaluate, progress))
+            return cls(example=found, calibration=inputs, notes=behaviour.notes)
+        # The first call may leave a state behind that is not known of yet.
+        measured = unpruned if found else copy_of(unpruned)
+        recorded = record_inputs(measured, telling(evaluate, progress))
         if not found and not recorded.batches:
             raise ValueError(
                 "score never called the model with an input, so nothing can be traced; "
                 "give example_input="
             )
+        if not found:
+            found = first_samples(recorded.batches[0])
+            behaviour = settled(unpruned, found, device)
+            if behaviour.notes:  # it was measured with what earlier forwards had left
+                recorded = record_inputs(unpruned, telling(evaluate, progress))
         return cls(
-            example=found or first_samples(recorded.batches[0]),
+            example=found,
             calibration=inputs or recorded.calibration(unpruned),
             measurement=recorded.measurement,
+            notes=behaviour.notes,
         )
 
     @property
     def batch(self) -> tuple[Any, ...]:
         """A batch of inputs: the first for statistics, or the example."""
         return self.example if self.calibration is None else next(iter(self.calibration))
+
+
+def settled(model: nn.Module, example: tuple[Any, ...], device: torch.device) -> Behaviour:
+    """Find the state and the randomness of a network, which ``reset`` then takes care of.
+
+    Raises ``ValueError`` where two forwards differ all the same: no two networks could be compared.
+    """
+    inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), example)
+    with evaluating(model):
+        behaviour = settle(model, inputs)
+    if not behaviour.repeatable:
+        raise ValueError(unrepeatable(model))
+    return behaviour
 
 
 def calibration_for(
@@ -206,7 +233,7 @@ def calibration_for(
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a network on a device, in evaluation mode and with reset neurons."""
     reset(model)
-    return copy.deepcopy(model).to(device).eval()
+    return copy_of(model).to(device).eval()
 
 
 def unlabelled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import check_no_nan, first_samples, unwrap
+from primesvt.models.spiking_vit import SpikingViT
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
@@ -206,6 +208,7 @@ def _prune(
     # 2. Where pruning starts: what changes no prediction goes first, and is counted apart.
     start, candidates = _start_network(unpruned, search, inputs, request, progress)
     context["lossless_cuts"] = start.removed
+    unread = _unread_note(start)
     groups = [group.name for group in start.groups]
     processes.check_same(lambda: {**context, "groups": groups})
     for table in (stored, earlier):
@@ -283,6 +286,7 @@ def _prune(
     remarks = list(notes)
     if request.from_run is not None:
         remarks.append(f"Solved again from the probes of {request.from_run}.")
+    remarks += [*inputs.notes, *unread]
     remarks += [*limit_notes(limits, method), *request.notes]
     metrics = processes.broadcast(conclusion.metrics(unpruned, solved, remarks))
     if folder is not None:
@@ -382,6 +386,23 @@ def _start_network(
         unpruned, stripped, graph, candidates.groups, sources, multiple, search.processes
     )
     return start, candidates
+
+
+def _unread_note(start: StartNetwork) -> tuple[str, ...]:
+    """A sentence, also given as a warning, on weights of somebody's network that stay as wide.
+
+    No traced forward reads them, so nothing tells which of their channels go.
+    """
+    unread = () if isinstance(start.model, SpikingViT) else start.graph.unread
+    if not unread:
+        return ()
+    shown = ", ".join(unread[:4]) + (f" and {len(unread) - 4} more" if len(unread) > 4 else "")
+    note = (
+        f"No forward that could be traced reads {shown}: they keep their shapes, and a training "
+        "that reads them may not fit the smaller network."
+    )
+    warnings.warn(note, stacklevel=4)
+    return (note,)
 
 
 def _probes(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from primesvt.calibration import CalibrationSet
-from primesvt.calibration.norm_inputs import Norm, NormInput, before_each, norm_input, norms_of
+from primesvt.calibration.norm_inputs import NormInput, before_each, norm_input
+from primesvt.models.norms import Norm, norms_of
 from primesvt.models.shared_prefix import VariantBatch, block_of
 
 __all__ = ["reestimate"]
@@ -79,7 +80,6 @@ class _NormTracker:
         self.norms = {n: m for n, m in norms_of(network).items() if find(n) >= start}
         self.before: dict[str, tuple[Tensor, Tensor]] = {}
         for name, norm in self.norms.items():
-            assert norm.running_mean is not None and norm.running_var is not None
             self.before[name] = norm.running_mean.double(), norm.running_var.double()
         self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
         self.calls: dict[str, int] = {}
@@ -126,6 +126,5 @@ class _NormTracker:
 
 def _set(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     """Write running statistics to a norm."""
-    assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance)

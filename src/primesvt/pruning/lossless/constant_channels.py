@@ -20,7 +20,8 @@ from primesvt.calibration.wiring import channel_axis
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Ids, kept_mask
 from primesvt.models.attention import PaddedBN
-from primesvt.models.forward import NORMS, batch_of, hooked
+from primesvt.models.forward import batch_of, hooked
+from primesvt.models.norms import is_norm
 
 __all__ = [
     "ConstantChannels",
@@ -71,7 +72,7 @@ def _take_up(
         return
     for name in norms_behind(model, reader.module, wiring):
         norm = model.get_submodule(name)
-        assert isinstance(norm, NORMS) and norm.running_mean is not None
+        assert is_norm(norm)
         norm.running_mean.copy_(norm.running_mean.double() - added)
 
 
@@ -234,8 +235,7 @@ def norms_behind(model: nn.Module, layer: str, wiring: ModuleGraph) -> tuple[str
     fed = [name for readers in wiring.feeds.values() for name in readers]
     for name in names:
         norm, owner = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
-        fits = isinstance(norm, NORMS) and norm.running_mean is not None
-        if not fits or norm.num_features != outputs or isinstance(owner, PaddedBN):
+        if not is_norm(norm) or len(norm.running_mean) != outputs or isinstance(owner, PaddedBN):
             return ()
         if fed.count(name) != 1:
             return ()

@@ -1,0 +1,357 @@
+"""What networks keep between forwards: reset it, find it in anybody's modules, draw alike."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Behaviour", "drawing_alike", "memories", "reset", "settle", "unrepeatable"]
+
+REST = "_primesvt_rest"  # of a module: the attributes that a forward changes, as they are at rest
+DRAWS = "_primesvt_draws"  # of a network: its forward draws random numbers
+ABSENT = "absent"  # marks an attribute that is not there at rest
+SEED = 2024
+
+
+def reset(model: nn.Module) -> None:
+    """Put back what every module of a network keeps between forwards, such as its potentials.
+
+    SpikingJelly's modules are reset; of other modules, the attributes are put back that ``settle``
+    has seen a forward change.
+
+    Example:
+        >>> from primesvt.models import lif
+        >>> layer = lif()
+        >>> _ = layer(torch.ones(1, 2))
+        >>> reset(layer)
+        >>> layer.v
+        0.0
+    """
+    for module in _keepers(model):
+        if REST in module.__dict__:
+            for name, value in module.__dict__[REST].items():
+                _put_back(module, name, value)
+        if isinstance(module, base.MemoryModule):
+            module.reset()
+
+
+def memories(*models: nn.Module) -> list[base.MemoryModule]:
+    """Every stateful SpikingJelly module inside some modules; shared ones several times.
+
+    Example:
+        >>> from primesvt.models import lif
+        >>> len(memories(nn.Sequential(nn.Linear(2, 2), lif()), lif()))
+        2
+    """
+    return [module for module in _keepers(*models) if isinstance(module, base.MemoryModule)]
+
+
+def _keepers(*models: nn.Module) -> list[nn.Module]:
+    """Modules that keep something between forwards, as far as is known."""
+    left = list(models)
+    found: list[nn.Module] = []
+    while left:  # model.modules() makes the names of all, and takes ten times as long
+        module = left.pop()
+        if isinstance(module, base.MemoryModule) or REST in module.__dict__:
+            found.append(module)
+        parts = module._modules
+        if parts:
+            left += [part for part in parts.values() if part is not None]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """How the forwards of a network depend on each other.
+
+    Attributes:
+        state: attributes that a forward changes and a later one is influenced by, such as
+            ``layer1.mem``.
+        draws: the forward draws random numbers, of torch, numpy or Python.
+        repeatable: two forwards with the same state and seeds agree.
+    """
+
+    state: tuple[str, ...] = ()
+    draws: bool = False
+    repeatable: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for a result, on what was done about state and randomness."""
+        found = []
+        if self.state:
+            shown = ", ".join(self.state[:3]) + (", ..." if len(self.state) > 3 else "")
+            found.append(f"State between forwards is put back before every batch: {shown}.")
+        if self.draws:
+            found.append(
+                "The forward draws random numbers: every network is measured with the same ones, "
+                "and other seeds would give other accuracies."
+            )
+        return tuple(found)
+
+
+def settle(model: nn.Module, args: tuple[Any, ...]) -> Behaviour:
+    """Find what a forward of somebody's network leaves behind, so that ``reset`` puts it back.
+
+    The network is run on the same inputs a few times, with its state put back or left and with
+    seeds alike or different. Methods such as ``reset`` or ``reset_mem`` of its modules are called
+    first; afterwards it is at rest.
+
+    Args:
+        model: a copy to work on, in evaluation mode; attributes that note the state are added.
+        args: its inputs.
+
+    Raises:
+        ValueError: the forward fails, or a module still holds what an earlier forward left and has
+            no method that resets it.
+
+    Example:
+        >>> class Counter(nn.Module):
+        ...     calls = 0
+        ...     def forward(self, x):
+        ...         self.calls += 1
+        ...         return x * self.calls
+        >>> net = Counter()
+        >>> settle(net, (torch.ones(1),)).state
+        ('calls',)
+        >>> net(torch.ones(1)).item(), reset(net), net(torch.ones(1)).item()
+        (1.0, None, 1.0)
+    """
+    from primesvt.models.spiking_vit import SpikingViT  # which imports this module
+
+    if isinstance(model, SpikingViT):
+        reset(model)
+        return Behaviour()
+    _reset_as_they_do(model)
+    reset(model)
+    before = _Kept(model)
+    with drawing_alike(model, always=True):
+        first = _answer(model, args)
+    changed = before.changes()
+    with drawing_alike(model, always=True):
+        second = _answer(model, args)
+    for module, _, name in changed:
+        module.__dict__.setdefault(REST, {})[name] = before.rest(module, name)
+    again: list[Tensor] = []
+    others: list[Tensor] = []
+    for found, number in ((again, 0), (others, 1)):
+        reset(model)
+        with drawing_alike(model, number, always=True):
+            found += _answer(model, args)
+    reset(model)
+    names = tuple(f"{path}.{name}" if path else name for _, path, name in changed)
+    carries = not _same(first, second)
+    behaviour = Behaviour(
+        state=names if carries else (),
+        draws=_same(first, again) and not _same(first, others),
+        repeatable=_same(first, again),
+    )
+    if carries:
+        _check_fresh(changed)
+    if behaviour.draws:
+        model.__dict__[DRAWS] = True
+    return behaviour
+
+
+def unrepeatable(model: nn.Module) -> str:
+    """What to tell of a network of which two forwards on the same input differ."""
+    return (
+        f"two forwards of {type(model).__name__} on the same input differ, with the same seeds and "
+        "with what its modules keep put back: it draws random numbers from a generator of its own, "
+        "or keeps something outside of its modules' attributes; make its forward in evaluation "
+        "mode repeatable"
+    )
+
+
+@contextlib.contextmanager
+def drawing_alike(model: nn.Module, number: int = 0, *, always: bool = False) -> Iterator[None]:
+    """Seed all generators in a ``with`` block, for a network that draws random numbers.
+
+    What they would have drawn afterwards stays as it was.
+
+    Args:
+        model: nothing is done for one of which ``settle`` has not seen that it draws.
+        number: of the batch; each has draws of its own.
+        always: for any network.
+    """
+    if not (always or DRAWS in model.__dict__):
+        yield
+        return
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[d for d in devices if d.index is not None]):
+        torch.manual_seed(SEED + number)
+        random.seed(SEED + number)
+        np.random.seed(SEED + number)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _answer(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that a forward gives, copied: a network may write to them in the next one."""
+    try:
+        with torch.no_grad():
+            found = model(*args)
+    except Exception as error:  # whatever a foreign forward raises is the finding
+        shapes = ", ".join(str(list(x.shape)) for x in tree_leaves(args) if isinstance(x, Tensor))
+        line = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"the forward of {type(model).__name__} fails on an input of shape {shapes} "
+            f"({type(error).__name__}: {line}); give inputs that it takes, or correct it"
+        ) from error
+    return [leaf.clone() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(_equal, one, other))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return bool(torch.equal(one, other))
+    return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+
+
+_TORCH = frozenset(vars(nn.Module())) | {REST, DRAWS}
+_CONTAINERS = (list, dict, set, deque)
+
+
+def _foreign(module: nn.Module) -> bool:
+    """Whether a module's attributes may be changed by its forward: torch's own ones are not."""
+    return not (
+        type(module).__module__.startswith("torch.nn.") or isinstance(module, base.MemoryModule)
+    )
+
+
+class _Kept:
+    """The attributes and buffers of all modules of a network, at one moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [(path, m) for path, m in model.named_modules() if _foreign(m)]
+        self.found = {module: _attributes(module) for _, module in self.modules}
+        self.copies = {
+            module: {name: _copied(value) for name, value in found.items()}
+            for module, found in self.found.items()
+        }
+
+    def changes(self) -> list[tuple[nn.Module, str, str]]:
+        """What is no longer as it was: the module, its path and the attribute's name."""
+        changed = []
+        for path, module in self.modules:
+            now, was = _attributes(module), self.found[module]
+            changed += [
+                (module, path, name)
+                for name in [*was, *(n for n in now if n not in was)]
+                if name not in now or name not in was or not self._as_it_was(module, name, now)
+            ]
+        return changed
+
+    def _as_it_was(self, module: nn.Module, name: str, now: dict[str, Any]) -> bool:
+        before, value = self.copies[module][name], now[name]
+        if value is not self.found[module][name]:
+            return isinstance(value, bool | int | float | str) and value == before
+        if isinstance(value, Tensor):
+            return _equal(value, before)
+        if isinstance(value, _CONTAINERS):
+            return len(value) == len(before) and all(
+                a is b for a, b in zip(_parts(value), _parts(before), strict=True)
+            )
+        return True
+
+    def rest(self, module: nn.Module, name: str) -> Any:
+        """The value of an attribute at that moment."""
+        return self.copies[module].get(name, ABSENT)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    own = {name: value for name, value in vars(module).items() if name not in _TORCH}
+    return own | dict(module._buffers)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
+
+
+def _parts(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [part for pair in container.items() for part in pair]
+    return list(container)
+
+
+def _put_back(module: nn.Module, name: str, value: Any) -> None:
+    if isinstance(value, str) and value == ABSENT:
+        if name in vars(module) or name in module._buffers:
+            delattr(module, name)
+        return
+    now = vars(module).get(name, module._buffers.get(name))
+    fresh = _copied(value)
+    if isinstance(fresh, Tensor) and isinstance(now, Tensor):
+        fresh = fresh.to(now.device, now.dtype if now.is_floating_point() else fresh.dtype)
+    if name in module._buffers:
+        module._buffers[name] = fresh
+    else:
+        vars(module)[name] = fresh
+
+
+# Methods without arguments by which spiking modules forget, where they have one: BrainCog's,
+# snnTorch's, and what people call their own.
+_RESETS = ("reset", "n_reset", "reset_mem", "reset_state", "reset_states", "reset_net")
+
+
+def _reset_as_they_do(model: nn.Module) -> None:
+    """Call what modules have to reset themselves, unless it would change parameters."""
+    for module in model.modules():
+        for method in _resets_of(module) if _foreign(module) else ():
+            weights = [(p, p.detach().clone()) for p in module.parameters()]
+            try:
+                method()
+            except Exception:  # it needs something that is not there before a forward
+                continue
+            for parameter, before in weights:
+                if not torch.equal(parameter, before):
+                    parameter.data.copy_(before)
+
+
+def _resets_of(module: nn.Module) -> list[Callable[[], Any]]:
+    found: list[Callable[[], Any]] = []
+    for name in _RESETS:
+        method = getattr(module, name, None)
+        if inspect.ismethod(method) and method.__self__ is module:
+            try:
+                inspect.signature(method).bind()
+            except TypeError:
+                continue
+            found.append(method)
+    return found
+
+
+def _check_fresh(changed: list[tuple[nn.Module, str, str]]) -> None:
+    """Raise ``ValueError`` where what would be put back is what an earlier forward left."""
+    for module, path, name in changed:
+        value = module.__dict__[REST][name]
+        stale = isinstance(value, Tensor) and name not in module._buffers and bool(value.any())
+        if stale and not _resets_of(module):
+            raise ValueError(
+                f"module '{path}' ({type(module).__name__}) still holds '{name}' of an earlier "
+                "forward and has no method that resets it; give a network that has run nothing, or "
+                "give the class a method reset()"
+            )
