@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,16 @@ def _accuracy(content: Mapping[str, Any] | None) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a training depends on."""
-    packages = ("torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
-    ours = {"python": platform.python_version(), "primesvt": version("primesvt")}
-    return ours | {name: version(name) for name in packages}
+    packages = ("primesvt", "torch", "spikingjelly", "numpy", "pillow", "scikit-learn")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    """The version of a package; one on the path that was never installed has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def recorded_recipe(source: str | Path) -> TrainRecipe | None:
