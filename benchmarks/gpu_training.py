@@ -1,10 +1,10 @@
-"""Train small networks side by side on one GPU until a deadline: T = 1, then T = 4 from its weights.
+"""Train small networks side by side on one GPU until a deadline: T = 1, then T = 4 from that.
 
     python benchmarks/gpu_training.py --minutes 8 --out OUT sdt_v2 spikformer qkformer
 
 One process a network, each through the loop of ``primesvt train``. The number of epochs follows
-from how long the first ones took, so that the learning rate has come down to zero at the deadline:
-two thirds of the time for T = 1, the rest for T = 4. ``OUT/NAME_t1`` and ``OUT/NAME_t4`` are folders
+from how long the first ones took, so that the learning rate is zero at the deadline: two thirds of
+the time for T = 1, the rest for T = 4. ``OUT/NAME_t1`` and ``OUT/NAME_t4`` are folders
 as `primesvt train` writes them. `--device cpu` tries it out.
 """
 
@@ -91,7 +91,7 @@ def recipe_of(name: str, time_steps: int, out: Path, *, seed: int, device: str) 
 
 
 def train_until(recipe: TrainRecipe, deadline: float, folder: Path, device: str) -> None:
-    """Train as many epochs as end before a deadline (of ``time.monotonic``), and write the folder."""
+    """Train as many epochs as end before a deadline, a time of the monotonic clock."""
     place = torch.device(device)
     with repeatable(recipe.seed, recipe.threads, place):
         fit = _prepared(recipe, ProcessGroup.start(place), 0)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from torch.utils.data import Subset
 
-from primesvt import Constraints
+from primesvt import Constraints, prune
 from primesvt.data import Splits
 from primesvt.evaluation.confidence import paired_drop_bound, wilson_interval
-from primesvt.evaluation.evaluator import Measurement
+from primesvt.evaluation.evaluator import Measurement, OutcomePart
 from primesvt.pruning.confirmation import confirm, confirmed, sequence
 from primesvt.pruning.inputs import divide, images_needed
 from primesvt.pruning.metrics import conclude
@@ -185,3 +189,58 @@ def test_images_needed_tell_half_the_limit_from_the_limit(limit: float) -> None:
     assert (lost - gained) / n == pytest.approx(limit / 2, rel=0.05)
     assert paired_drop_bound(lost, gained, n) <= limit * 1.02
     assert paired_drop_bound(round(lost / 2), round(gained / 2), n // 2) > limit
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2 = nn.Linear(12, 40), nn.Linear(40, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(x).relu())  # type: ignore[no-any-return]
+
+
+SAMPLES = torch.randn(3000, 12, generator=torch.Generator().manual_seed(1))
+UNPRUNED = Small().eval()
+LABELS = UNPRUNED(SAMPLES).argmax(1)
+SCORED = {"constraints": Constraints(max_accuracy_drop=0.05), "lossless": False, "verify": False}
+
+
+def outcomes_of(network: nn.Module, count: int = 3000) -> torch.Tensor:
+    """Right or wrong, sample by sample."""
+    return network(SAMPLES[:count]).argmax(1) == LABELS[:count]
+
+
+def test_outcomes_of_a_score_are_set_aside_too(tmp_path: Path) -> None:
+    result = prune(UNPRUNED, score=outcomes_of, out=tmp_path / "run", **SCORED)
+    assert result.metrics.confirmation["images"] == 1800
+    assert "1,800 of 3,000 outcomes of the score confirm the plan" in " ".join(result.metrics.notes)
+    assert {probe.samples for probe in result.probes if not probe.rejected} == {1200}
+    part = OutcomePart(total=3000, share=0.4, seed=0)
+    aside = replace(part, rest=True).rows
+    assert not set(part.rows) & set(aside)
+    right = outcomes_of(result.model).numpy()[aside]
+    assert result.metrics.confirmation["accuracy"] == right.mean()
+    (tmp_path / "run/metrics.json").unlink()  # stopped at its end: the same outcomes are set aside
+    again = prune(UNPRUNED, score=outcomes_of, out=tmp_path / "run", **SCORED)
+    assert again.metrics.confirmation == result.metrics.confirmation
+    solved = prune(UNPRUNED, score=outcomes_of, from_run=tmp_path / "run", **SCORED)
+    assert solved.metrics.confirmation == result.metrics.confirmation
+
+
+def test_few_outcomes_and_numbers_are_not_divided() -> None:
+    few = prune(UNPRUNED, score=lambda net: outcomes_of(net, 500), **SCORED)
+    assert few.metrics.confirmation is None
+    assert "500 outcomes of the score are too few to set some aside" in " ".join(few.metrics.notes)
+    asked = SCORED | {"gate": "point"}
+    one = prune(UNPRUNED, score=lambda net: float(outcomes_of(net).float().mean()), **asked)
+    assert one.metrics.confirmation is None
+
+
+def test_a_score_that_changes_its_length_is_refused() -> None:
+    counts = iter((3000, 2000))
+    with pytest.raises(
+        ValueError, match=r"score returned 2000 outcome\(s\) .* and 3000 for the unp"
+    ):
+        prune(UNPRUNED, score=lambda net: outcomes_of(net, next(counts)), **SCORED)

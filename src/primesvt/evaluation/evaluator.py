@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "DataEvaluator",
     "Evaluator",
     "Measurement",
+    "OutcomePart",
     "Progress",
     "Score",
     "ScoreEvaluator",
@@ -85,30 +87,72 @@ def measured(value: Any) -> Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutcomePart:
+    """Some of the outcomes of a score: a share of them, drawn by a seed, or the others.
+
+    Example:
+        >>> searched = OutcomePart(total=5, share=0.4, seed=0)
+        >>> others = replace(searched, rest=True)
+        >>> sorted([*searched.rows, *others.rows])
+        [0, 1, 2, 3, 4]
+    """
+
+    total: int
+    share: float
+    seed: int
+    rest: bool = False
+
+    @property
+    def rows(self) -> list[int]:
+        """Their places in what the score returns."""
+        order = np.random.default_rng(self.seed).permutation(self.total).tolist()
+        first = math.ceil(self.share * self.total)
+        return list(map(int, order[first:] if self.rest else order[:first]))
+
+    def of(self, found: Measurement) -> Measurement:
+        """The part of a measurement; ``ValueError`` where the score has another length now."""
+        count = 1 if found.outcomes is None else len(found.outcomes)
+        if found.outcomes is None or count != self.total:
+            raise ValueError(
+                f"score returned {count} outcome(s) for a network and {self.total} for the unpruned"
+                " one; it must judge the same samples each time"
+            )
+        return measured(found.outcomes[self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreEvaluator:
     """A user's own score: model -> number (higher is better), or a vector of outcomes.
 
-    Each of several ``processes`` calls it, and what it gives the first one counts for all.
+    Each of several ``processes`` calls it, and what it gives the first one counts for all. With a
+    ``part`` only some of its outcomes count.
     """
 
     score: Score
     device: torch.device
     points: bool = False
     processes: ProcessGroup = SINGLE_PROCESS
+    part: OutcomePart | None = None
 
     def __call__(self, model: nn.Module) -> Measurement:
         """Call the score on a network in evaluation mode with fresh neurons."""
         model.to(self.device)
         reset(model)
         with evaluating(model):
-            return self.processes.gather_calls(lambda: measured(self.score(model)))[0]
+            found = self.processes.gather_calls(lambda: measured(self.score(model)))[0]
+        return found if self.part is None else self.part.of(found)
 
     def context(self) -> dict[str, Any]:
-        """The name of the score and the kind of device."""
+        """The name of the score, the kind of device, and which outcomes count."""
         kind = type(self.score)
         module = getattr(self.score, "__module__", kind.__module__)
         name = getattr(self.score, "__qualname__", kind.__qualname__)
-        return {"score": f"{module}.{name}", "device": self.device.type}
+        facts = {"score": f"{module}.{name}", "device": self.device.type}
+        return facts if self.part is None else facts | {"outcomes": self.part.to_dict()}
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         """A note where the result depends on the batches that the score forms."""

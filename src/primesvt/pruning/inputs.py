@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,7 +21,9 @@ from primesvt.evaluation.evaluator import (
     DataEvaluator,
     Evaluator,
     Measurement,
+    OutcomePart,
     Progress,
+    ScoreEvaluator,
     example_for,
     telling,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "calibration_for",
     "distance_inputs",
     "divide",
+    "divide_outcomes",
     "images_needed",
     "parted",
     "set_aside",
@@ -66,6 +69,58 @@ def images_needed(limit: float, *, level_quantile: float = 1.645) -> int:
     return math.ceil((level_quantile / limit) ** 2 * DISAGREEMENT * limit * 4)
 
 
+def divide_outcomes(
+    search: Evaluator,
+    inputs: RunInputs,
+    config: PruneConfig,
+    tables: Sequence[ProbeTable | None],
+) -> tuple[Evaluator, Evaluator | None, RunInputs, tuple[str, ...]]:
+    """Set outcomes of a score aside for the confirmation, as images are of a data set.
+
+    Args:
+        search: nothing is done where it has data, or a score that is one number.
+        inputs: with the measurement of the unpruned network.
+        config: whether a confirmation is asked for, and the limit.
+        tables: probes made before, whose division is kept.
+
+    Returns:
+        What searches, what confirms (or ``None``), the inputs with the measurement of the part that
+        searches, and sentences for the result.
+    """
+    method, drop = config.method, config.limits.max_accuracy_drop
+    wanted = method.confirm and method.gate == "bound" and drop > 0
+    before = next((t.reference.context for t in tables if t is not None), None)
+    if not isinstance(search, ScoreEvaluator):
+        return search, None, inputs, ()
+    found = None if inputs.measurement is None else inputs.measurement.outcomes
+    size = 0 if found is None or found.dtype != np.bool_ else len(found)
+    notes: tuple[str, ...] = ()
+    if before is not None:
+        part = OutcomePart(**before["outcomes"]) if "outcomes" in before else None
+    else:
+        enough = size >= math.ceil(images_needed(drop) / SEARCHED) if wanted else False
+        part = OutcomePart(total=size, share=SEARCHED, seed=config.run.seed) if enough else None
+        if wanted and size and part is None:
+            notes = (_too_few(size, drop, "outcomes of the score"),)
+    if part is None:
+        return search, None, inputs, notes
+    if inputs.measurement is not None:
+        inputs = replace(inputs, measurement=part.of(inputs.measurement))
+    rest = replace(search, part=replace(part, rest=True))
+    kept = len(rest.part.rows) if rest.part is not None else 0
+    told = f"{kept:,} of {part.total:,} outcomes of the score confirm the plan and choose nothing."
+    return replace(search, part=part), rest if wanted else None, inputs, (told,) if wanted else ()
+
+
+def _too_few(size: int, limit: float, what: str) -> str:
+    wanted = math.ceil(images_needed(limit) / SEARCHED)
+    return (
+        f"{size:,} {what} are too few to set some aside and confirm the plan on them (a limit of"
+        f" {100 * limit:g} points wants {wanted:,}): what was searched for on them is judged on"
+        " them too, and looks a little too good."
+    )
+
+
 def divide(
     splits: Splits, limit: float, *, seed: int = 0
 ) -> tuple[Splits, Dataset[Any] | None, str]:
@@ -75,16 +130,9 @@ def divide(
     confirmation decides. Returns the splits to search with, the images set aside (or ``None``), and
     a sentence for the result.
     """
-    size, needed = len(cast(Sized, splits.selection)), images_needed(limit)
-    wanted = math.ceil(needed / SEARCHED)
-    if size < wanted:
-        return (
-            splits,
-            None,
-            f"{size:,} selection images are too few to set some aside and confirm the plan on them"
-            f" (a limit of {100 * limit:g} points wants {wanted:,}): what was searched for on"
-            " them is judged on them too, and looks a little too good.",
-        )
+    size = len(cast(Sized, splits.selection))
+    if size < math.ceil(images_needed(limit) / SEARCHED):
+        return splits, None, _too_few(size, limit, "selection images")
     rest, aside = parted(splits, seed=seed)
     kept = len(cast(Sized, aside))
     note = f"{kept:,} of {size:,} selection images confirm the plan and choose nothing."
@@ -108,7 +156,7 @@ def set_aside(
     """
     method, drop, seed = config.method, config.limits.max_accuracy_drop, config.run.seed
     wanted = method.confirm and method.gate == "bound" and drop > 0
-    if not isinstance(evaluate, DataEvaluator):
+    if not isinstance(evaluate, DataEvaluator):  # a score is divided once it has been called
         return evaluate, None, ()
     if earlier is not None:
         return _as_before(evaluate, earlier.reference, wanted=wanted, seed=seed)

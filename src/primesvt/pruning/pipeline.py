@@ -21,7 +21,14 @@ from primesvt.config import Limits, PruneConfig, PruneOptions
 from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.divergence import OutputDivergence
-from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress, Score, evaluator_for
+from primesvt.evaluation.evaluator import (
+    DataEvaluator,
+    Evaluator,
+    Progress,
+    Score,
+    evaluator_for,
+    telling,
+)
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models.digest import config_of, model_digest
@@ -36,6 +43,7 @@ from primesvt.pruning.inputs import (
     Data,
     RunInputs,
     distance_inputs,
+    divide_outcomes,
     set_aside,
     unlabelled,
     working_copy,
@@ -195,7 +203,9 @@ def _prune(
         measure=stored is None and earlier is None,
         progress=progress,
     )
+    search, confirms, inputs, divided = divide_outcomes(search, inputs, config, (stored, earlier))
     request = request.for_inputs(inputs.calibration)
+    facts |= search.context()
     context = facts | _context(unpruned, request, inputs)
     reference = _reference(unpruned, inputs, context, (stored, earlier))
     if folder is not None and (metrics := folder.metrics()) is not None:
@@ -250,7 +260,9 @@ def _prune(
     found = policy.search(grids, prober)
 
     # 5. Images that chose nothing confirm the plan, or a milder one.
-    found, confirmation = _confirm(found, prober, gate, source, unpruned, progress)
+    if source.held_out is not None and isinstance(search, DataEvaluator):
+        confirms = replace(search, splits=replace(search.splits, selection=source.held_out))
+    found, confirmation = _confirm(found, prober, gate, confirms, unpruned, progress)
 
     # 6. The smaller network, its plan, and what was traded for what (the test set is read once).
     pruned = prober.cut(found.cuts)
@@ -283,7 +295,7 @@ def _prune(
         confirmation=confirmation,
         others=tuple(each.at(found.cuts) for each in others),
     )
-    remarks = list(notes)
+    remarks = [*notes, *divided]
     if request.from_run is not None:
         remarks.append(f"Solved again from the probes of {request.from_run}.")
     remarks += [*inputs.notes, *unread]
@@ -486,20 +498,19 @@ def _confirm(
     found: PolicyResult,
     prober: Prober,
     gate: AccuracyGate,
-    source: _Source,
+    confirms: Evaluator | None,
     unpruned: nn.Module,
     progress: Progress | None,
 ) -> tuple[PolicyResult, Confirmation | None]:
-    """Confirm the plan, or a milder one, on images set aside that no probe was measured on."""
-    held_out, search = source.held_out, source.search
-    if held_out is None or not found.choices:
+    """Confirm the plan, or a milder one, on samples set aside that no probe was measured on."""
+    if confirms is None or not found.choices:
         return found, None
-    assert isinstance(search, DataEvaluator)
+    evaluate = telling(confirms, None)
 
     def outcomes(network: nn.Module) -> Outcomes:
         if progress is not None:
             progress("confirming", 0, 0)
-        answers = search.on(held_out, network).outcomes
+        answers = evaluate(network).outcomes
         assert answers is not None
         return answers
 
