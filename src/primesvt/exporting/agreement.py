@@ -14,6 +14,7 @@ from primesvt.evaluation.batch_dependence import mixing_of
 from primesvt.exporting.runtime import Runner, model_runner
 from primesvt.exporting.source import Samples
 from primesvt.models.forward import working_copy
+from primesvt.models.state import settle
 
 __all__ = ["Agreement", "Comparison", "Progress", "compare"]
 
@@ -76,6 +77,7 @@ class Comparison:
     def reference(self) -> Runner:
         """A runner of the network; one sample at a time if samples of a batch affect each other."""
         network = working_copy(self.model).float()
+        settle(network, (self.samples.example()[:2].float(),))
         return model_runner(network, axis=self.samples.axis, alone=bool(mixing_of(network)))
 
     @cached_property

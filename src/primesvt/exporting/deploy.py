@@ -17,6 +17,7 @@ from primesvt.models import reset
 from primesvt.models.blocks import ConvBN
 from primesvt.models.forward import working_copy
 from primesvt.models.neurons import AcrossImages, neurons
+from primesvt.models.state import settle
 from primesvt.models.strip import merge_head, strip_unused
 
 __all__ = ["DeployedNetwork", "deploy", "quick", "simplify", "spiking_modules"]
@@ -171,7 +172,7 @@ def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
     """
     double = example.double()
     made = _made(model, double)
-    before = _answer(working_copy(model, double=True), double, alone=bool(made.mixing))
+    before = _answer(_at_rest(model, double), double, alone=bool(made.mixing))
     after = _answer(made.network, double)
     if not torch.allclose(before, after, rtol=1e-6, atol=1e-6):
         made = _made(model, double, keep=True)
@@ -187,9 +188,20 @@ def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
     return made
 
 
+def _at_rest(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy in double precision, with what its modules keep between forwards known."""
+    copy = working_copy(model, double=True)
+    if settle(copy, (example[:2],)).draws:
+        raise ValueError(
+            f"the forward of {type(model).__name__} draws random numbers, which an exported network"
+            " would draw otherwise; export what comes behind them"
+        )
+    return copy
+
+
 def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> DeployedNetwork:
     """In double precision, so that folding rounds once."""
-    copy = working_copy(model, double=True)
+    copy = _at_rest(model, example)
     _answer(copy, example)  # some networks fix what depends on the image size now
     norms = simplify(copy, example, keep=keep)
     return DeployedNetwork(
