@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from primesvt.config import PruneConfig, parse_overrides, read_recipe
 from primesvt.evaluation.evaluator import Evaluator, example_for
 from primesvt.models import reset
 from primesvt.models.digest import config_of, model_digest
-from primesvt.models.forward import unwrap
+from primesvt.models.forward import copy_of, unwrap
 from primesvt.training.config import TrainRecipe
 from primesvt.training.record import recorded_recipe
 
@@ -146,7 +145,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     """A deep copy of a model, without DDP and ``torch.compile`` wrappers."""
     model = unwrap(model)
     reset(model)
-    return copy.deepcopy(model)
+    return copy_of(model)
 
 
 def _recipe_of(path: Path) -> PruneConfig:

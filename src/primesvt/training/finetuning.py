@@ -22,8 +22,9 @@ from primesvt.evaluation.confidence import Accuracy, accuracy_of
 from primesvt.evaluation.evaluator import DataEvaluator, Progress, evaluator_for
 from primesvt.models import SpikingViT
 from primesvt.models.digest import model_digest
-from primesvt.models.forward import check_no_nan
+from primesvt.models.forward import check_no_nan, evaluating
 from primesvt.models.registry import provenance_of
+from primesvt.models.state import settle
 from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
@@ -86,7 +87,11 @@ class FinetuneLoop:
         self.context = self._context(teacher, images)
         self.start = {name: value.clone() for name, value in student.state_dict().items()}
         self.loss = Distillation(student, teacher, recipe)
-        classes = self.loss.check(student, *self._few(images))
+        few = self._few(images)
+        for network in (student,) if teacher is None else (student, teacher):
+            with evaluating(network):
+                settle(network.to(processes.device), (few[0],))
+        classes = self.loss.check(student, *few)
         self.loop = TrainingLoop(
             student,
             images,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -196,6 +197,29 @@ def test_a_network_of_ones_own(own, splits, short, tmp_path) -> None:
     )
     assert finished.record == result.record
     assert same(weights(finished.model), weights(result.model))
+
+
+class KeptMembrane(nn.Module):
+    """A neuron of one's own, which keeps its membrane between forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mem: Any = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.mem, torch.Tensor) and self.mem.shape != x.shape:
+            self.mem = 0.0
+        self.mem = self.mem * 0.5 + x
+        return self.mem.sigmoid()
+
+
+def test_a_membrane_that_stays_is_put_back_before_every_step(own, splits, short) -> None:
+    """Else the second step would go back through the graph of the first."""
+    net = copy.deepcopy(own[0])
+    net.lif = KeptMembrane()
+    result = finetune(net, teacher=net, data=splits, recipe=short | {"learning_rate": 1e-9})
+    assert result.record.unpruned == result.record.before
+    assert net.lif.mem == 0.0 and result.model.lif.mem == 0.0
 
 
 def test_a_run_of_ones_own_network(own, splits, short, tmp_path) -> None:
