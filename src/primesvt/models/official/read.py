@@ -312,8 +312,7 @@ def _renamed(
 ) -> dict[str, Tensor]:
     """Tensors under the names of a key map: the first pattern that fits a name counts."""
     compiled = {
-        pattern: re.compile("(.*?)".join(map(re.escape, pattern.split("*"))))
-        for pattern in renames
+        pattern: re.compile("(.*?)".join(map(re.escape, pattern.split("*")))) for pattern in renames
     }
     used, found = set(), dict[str, Tensor]()
     origin: dict[str, str] = {}
@@ -338,6 +337,7 @@ def _renamed(
     if unused:
         near = get_close_matches(unused[0], list(state), n=1, cutoff=0.0)
         raise ValueError(
-            f"no tensor of {path} fits {unused[0]!r} of the key map; the nearest name is {near[0]!r}"
+            f"no tensor of {path} fits {unused[0]!r} of the key map; the nearest name is"
+            f" {near[0]!r}"
         )
     return found

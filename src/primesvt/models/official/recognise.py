@@ -18,7 +18,7 @@ from primesvt.models.official.names import official_shapes
 from primesvt.models.provenance import CheckpointReport
 from primesvt.models.state_dict import Differences, differences
 
-__all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "interpret", "recognise"]
+__all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "guesses", "interpret", "recognise"]
 
 State = Mapping[str, Tensor]
 
@@ -34,6 +34,34 @@ SETTINGS = (
     "spike_levels",
     "tau",
 )
+
+
+# Those with values that can be tried on data; predictions depend on each of them.
+TRIABLE = (
+    "pooling_stat",
+    "strides",
+    "time_steps",
+    "num_heads",
+    "dvs_mode",
+    "proj_neuron",
+    "spike_levels",
+    "tau",
+    "attn_scale",
+)
+
+
+def guesses(loaded: CheckpointReport) -> tuple[str, ...]:
+    """The settings of a report that were assumed, and of which other values can be tried.
+
+    Example:
+        >>> from primesvt.models import create_model, from_official, to_official
+        >>> guesses(from_official(to_official(create_model("sdt_v2_digits")), time_steps=2).loaded)
+        ('strides', 'num_heads', 'tau', 'attn_scale')
+    """
+    # The neurons of integer levels have no time axis.
+    still = loaded.family.startswith("sdt_v3")
+    names = [name for name in TRIABLE if name in loaded.assumed]
+    return tuple(name for name in names if not (still and name == "time_steps"))
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -275,8 +303,8 @@ def _counter_note(absent: Mapping[str, Tensor]) -> tuple[str, ...]:
         return ()
     many = len(absent) > 1
     return (
-        f"{len(absent)} counter{'s' * many} num_batches_tracked {'are' if many else 'is'} not in the"
-        " file and starts at 0, which changes no prediction",
+        f"{len(absent)} counter{'s' * many} num_batches_tracked {'are' if many else 'is'} not in"
+        " the file, and 0 is taken, which changes no prediction",
     )
 
 
