@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from primesvt.config import Limits as Limits
     from primesvt.config import PruneConfig as PruneConfig
     from primesvt.data import load_data as load_data
+    from primesvt.evaluation.settings import find_settings as find_settings
     from primesvt.exporting import ExportResult as ExportResult
     from primesvt.exporting import export as export
     from primesvt.importance import criterion as criterion
@@ -59,6 +60,7 @@ _HOMES = {
     "create_model": "models",
     "criterion": "importance",
     "export": "exporting",
+    "find_settings": "evaluation.settings",
     "finetune": "training",
     "list_models": "models",
     "load": "checkpoint.load",

@@ -41,6 +41,7 @@ __all__ = [
     "describe",
     "from_old_recipe",
     "parse_bytes",
+    "override_text",
     "parse_overrides",
     "read_recipe",
     "unset",
@@ -330,6 +331,10 @@ class PruneConfig(OptionGroup):
     """Family of an official checkpoint; its tensors decide when not given."""
     override: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, unset("NAME=VALUE")] = ()
     """A setting that the tensors of an official checkpoint do not tell; may be given often."""
+    container: Annotated[str | None, unset("KEY")] = None
+    """Key under which a checkpoint file has the weights, where it has several sets of them."""
+    key_map: Annotated[str | None, unset("FILE")] = None
+    """Official names for tensors that have others (YAML or JSON); null leaves tensors out."""
     limits: Annotated[Limits, _Flat] = Limits()
     selection: Annotated[Selection, _Flat] = Selection()
     method: Annotated[Method, _Flat] = Method()
@@ -575,6 +580,18 @@ def parse_overrides(
             raise ValueError(f"{flag} gives {prefix}{name} twice")
         settings[name.replace("-", "_")] = _value(text)
     return settings
+
+
+def override_text(value: Any) -> str:
+    """A setting as the right side of a ``NAME=VALUE`` word, which ``parse_overrides`` reads.
+
+    Example:
+        >>> override_text((1, 4, 8)), override_text(True), override_text("0011")
+        ('1,4,8', 'true', '0011')
+    """
+    if isinstance(value, tuple | list):
+        return ",".join(map(override_text, value))
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
 def _value(text: str) -> Any:

@@ -30,7 +30,7 @@ from primesvt.models import (
     model_entry,
 )
 from primesvt.models.nearest import agrees
-from primesvt.models.official.read import SUFFIXES, read_state_file
+from primesvt.models.official.read import SUFFIXES, KeyMap, StateFile, read_state_file
 from primesvt.models.official.recognise import check_names
 from primesvt.models.registry import nearest_data, provenance_of
 
@@ -42,6 +42,8 @@ def load(
     *,
     into: nn.Module | None = None,
     family: str | None = None,
+    container: str | None = None,
+    key_map: KeyMap | str | Path | None = None,
     quiet: bool = False,
     **overrides: Any,
 ) -> Any:
@@ -57,6 +59,10 @@ def load(
         into: for a folder with a module of your own: a fresh, unpruned instance, which is cut as
             the plan says, filled and returned.
         family: the family of the checkpoint, where its tensors should not decide.
+        container: the key that holds the weights, for a file that has several sets of them.
+        key_map: official names for tensors that have others, or a YAML or JSON file of them, such
+            as ``{"layers.*.fc1.*": "block.*.mlp.fc1_conv.*", "aux.*": None}``; ``None`` leaves
+            them out.
         quiet: print nothing.
         overrides: settings such as ``time_steps``, ``num_heads``, ``pooling_stat``, ``dvs_mode``,
             ``spike_mode``, ``img_size``, ``group_size``, ``spike_levels``, ``tau``; a saved model
@@ -80,19 +86,26 @@ def load(
     check_names(overrides)
     folder = model_folder(path)
     if folder is not None:
+        if container is not None or key_map is not None:
+            raise ValueError(
+                f"container= and key_map= are for checkpoint files; {path} was written by PrimeSVT"
+            )
         return _saved(folder, into, family, overrides)
     if into is not None:
         raise ValueError(f"into= is for folders that PrimeSVT wrote, and {path} is none")
-    model = _official(Path(path), family, overrides)
+    path = Path(path)
+    if not path.exists() and str(path) in list_models():
+        raise ValueError(f"{path} is a registered name, no file: use primesvt.create_model")
+    file = read_state_file(path, container=container, key_map=key_map)
+    model = _official(path, file, family, overrides)
     if not quiet and model.loaded is not None:
         sys.stderr.write("\n  ".join(model.loaded.lines()) + "\n")
     return model
 
 
-def _official(path: Path, family: str | None, overrides: Mapping[str, Any]) -> SpikingViT:
-    if not path.exists() and str(path) in list_models():
-        raise ValueError(f"{path} is a registered name, no file: use primesvt.create_model")
-    file = read_state_file(path)
+def _official(
+    path: Path, file: StateFile, family: str | None, overrides: Mapping[str, Any]
+) -> SpikingViT:
     try:
         model = from_official(file.state, family=family, **overrides)
     except ValueError as error:
@@ -170,11 +183,13 @@ def open_model(
     time_steps: int | None = None,
     pretrained: bool = True,
     family: str | None = None,
+    container: str | None = None,
+    key_map: KeyMap | str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> OpenedModel:
     """Open a registry name, an official checkpoint file, or a folder that PrimeSVT wrote.
 
-    ``family`` and ``overrides`` are those of ``primesvt.load``. ``pretrained=False`` takes fresh
+    ``family``, ``container``, ``key_map`` and ``overrides`` are those of ``primesvt.load``. ``pretrained=False`` takes fresh
     weights where the package has none for a name, which is enough to look at a network's
     structure. Raises ``ValueError`` in one line for anything unusable.
 
@@ -193,8 +208,14 @@ def open_model(
         )
     path = Path(source)
     if str(path) not in list_models() and (path.exists() or path.suffix in SUFFIXES):
-        model = load(path, family=family, quiet=True, **settings)
+        reading: dict[str, Any] = {"container": container, "key_map": key_map}
+        model = load(path, family=family, quiet=True, **reading, **settings)
     else:
+        if container is not None or key_map is not None:
+            raise ValueError(
+                f"--container and --key-map are for checkpoint files, and {path} is a name of the"
+                " registry; leave them out"
+            )
         entry = model_entry(str(path))
         if family not in (None, entry.family):
             raise ValueError(f"{entry.name} is of the family {entry.family}, not {family}")

@@ -38,6 +38,8 @@ class Apply:
     """Folder of the smaller model."""
     family: flags.Family = None
     override: flags.Override = ()
+    container: flags.Container = None
+    key_map: flags.KeyMap = None
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
@@ -61,7 +63,11 @@ class Apply:
 
         plan = Plan.load(self.plan)
         opened = open_model(
-            self.model, family=self.family, overrides=parse_overrides(self.override)
+            self.model,
+            family=self.family,
+            container=self.container,
+            key_map=self.key_map,
+            overrides=parse_overrides(self.override),
         )
         console.loaded(opened.loaded)
         model = opened.model

@@ -14,8 +14,10 @@ from primesvt.config import parse_overrides
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
+    from torch.utils.data import Dataset
 
     from primesvt.checkpoint.load import OpenedModel
+    from primesvt.data import Splits
 
 __all__ = ["Evaluate"]
 
@@ -43,6 +45,8 @@ class Evaluate:
     time_steps: flags.TimeSteps = None
     family: flags.Family = None
     override: flags.Override = ()
+    container: flags.Container = None
+    key_map: flags.KeyMap = None
     device: flags.Device = "cpu"
     batch_size: flags.BatchSize = 64
     workers: flags.Workers = 0
@@ -55,21 +59,29 @@ class Evaluate:
         """Measure and print one row."""
         from primesvt.checkpoint.load import open_model, own_data, splits_for
         from primesvt.evaluation.batch_dependence import batch_note
+        from primesvt.evaluation.confidence import accuracy_of, chance_note
+        from primesvt.models.forward import check_no_nan
 
         opened = open_model(
             self.model,
             time_steps=self.time_steps,
             family=self.family,
+            container=self.container,
+            key_map=self.key_map,
             overrides=parse_overrides(self.override),
         )
-        console.loaded(opened.loaded)
+        check_no_nan(opened.model)
         own = own_data(self.model)
         splits = splits_for(opened.model, self.data, own=own, seed=self.seed)
         dataset = splits.test if self.set == "test" else splits.selection
         if dataset is None:
             raise ValueError(f"{splits.name} has no test set; measure with --set selection")
+        opened, dataset, notes = self._settled(opened, splits, dataset, console)
+        console.loaded(opened.loaded)
         found = self._measured(opened, dataset, console)
-        notes = [*batch_note(opened.model, self.batch_size, **{self.set: dataset})]
+        notes += batch_note(opened.model, self.batch_size, **{self.set: dataset})
+        measured = accuracy_of(found["accuracy"], found["images"])
+        notes += chance_note(measured, opened.num_classes, name=self.set)
         if self.folded:
             notes.append(FOLDED)
         facts = {
@@ -87,10 +99,40 @@ class Evaluate:
             console.sentence(f"Data: {own.spec}, as {own.told} says.")
         if splits.form:
             console.line(f"Event frames: {splits.form}.")
+        for remark in splits.remarks:
+            console.sentence(f"Data: {remark}.")
         for note in notes:
             console.sentence(note)
         console.say(_table(found))
         return 0
+
+    def _settled(
+        self, opened: OpenedModel, splits: Splits, dataset: Dataset[Any], console: Console
+    ) -> tuple[OpenedModel, Dataset[Any], list[str]]:
+        """Try guessed settings on images that are then not measured on; with notes on it."""
+        import dataclasses
+
+        from primesvt.distributed import ProcessGroup, resolve_device
+        from primesvt.evaluation.settings import find_settings, settings_note, tried_on
+
+        ProcessGroup.take_gpu()
+        processes = ProcessGroup.start(resolve_device(self.device))
+        seed = self.seed or 0
+        with console.progress() as progress:
+            model = find_settings(
+                opened.model,
+                splits,
+                seed=seed,
+                batch_size=self.batch_size,
+                device=processes.device,
+                processes=processes,
+                progress=progress,
+            )
+        notes = list(settings_note(model))
+        if model is not opened.model and self.set == "selection":
+            dataset, tried = tried_on(splits, seed=seed)
+            notes.append(f"The {len(tried):,} selection images of that are left out here.")  # type: ignore[arg-type]
+        return dataclasses.replace(opened, model=model), dataset, notes
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:
         """Measure the accuracy of a model on a data set, with its sizes, as plain values."""

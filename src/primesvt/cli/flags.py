@@ -11,10 +11,12 @@ from primesvt.config import DATA
 
 __all__ = [
     "BatchSize",
+    "Container",
     "Data",
     "Device",
     "Family",
     "Json",
+    "KeyMap",
     "Model",
     "Out",
     "Override",
@@ -54,6 +56,23 @@ Override = Annotated[
         metavar="NAME=VALUE",
         help="A setting that the tensors of an official checkpoint do not tell, such as "
         "num_heads=12; may be given several times.",
+        help_behavior_hint="",
+    ),
+]
+Container = Annotated[
+    str | None,
+    _arg(
+        metavar="KEY",
+        help="Key under which a checkpoint file has the weights, where it has several sets.",
+        help_behavior_hint="",
+    ),
+]
+KeyMap = Annotated[
+    Path | None,
+    _arg(
+        metavar="FILE",
+        help="Official names for tensors that have others (YAML or JSON), such as "
+        "'layers.*.fc: block.*.fc'; null leaves tensors out.",
         help_behavior_hint="",
     ),
 ]

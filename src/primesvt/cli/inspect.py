@@ -56,6 +56,8 @@ class Inspect:
     time_steps: flags.TimeSteps = None
     family: flags.Family = None
     override: flags.Override = ()
+    container: flags.Container = None
+    key_map: flags.KeyMap = None
     json: flags.Json = False
 
     def run(self, console: Console) -> int:
@@ -70,6 +72,8 @@ class Inspect:
             time_steps=self.time_steps,
             pretrained=False,
             family=self.family,
+            container=self.container,
+            key_map=self.key_map,
             overrides=parse_overrides(self.override),
         )
         with tracing(console, opened.model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from primesvt.config import (
     Preset,
     PruneConfig,
     check_preset,
+    override_text,
     parse_overrides,
     read_recipe,
     unset,
@@ -48,6 +50,8 @@ def _with_choices() -> type[PruneConfig]:
 
 
 if TYPE_CHECKING:
+    from primesvt.checkpoint.load import OpenedModel
+    from primesvt.data import Splits
     from primesvt.pruning.result import PruneResult
 
     Asked = PruneConfig
@@ -111,9 +115,10 @@ class Prune:
             recipe.model,
             time_steps=recipe.time_steps,
             family=recipe.family,
+            container=recipe.container,
+            key_map=recipe.key_map,
             overrides=parse_overrides(recipe.override),
         )
-        console.loaded(opened.loaded)
         own = own_data(recipe.model)
         if recipe.data is None and own is not None:  # recipe.yaml is to name them
             recipe = recipe.model_copy(update={"data": own.found()})
@@ -123,6 +128,8 @@ class Prune:
             seed=recipe.run.seed,
             selection_from_train=recipe.run.selection_from_train,
         )
+        opened, recipe = _settled(opened, splits, recipe, console)
+        console.loaded(opened.loaded)
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
@@ -160,6 +167,32 @@ class Prune:
         return PruneConfig(**{**recipe.model_dump(), "method": method})
 
 
+def _settled(
+    opened: OpenedModel, splits: Splits, recipe: PruneConfig, console: Console
+) -> tuple[OpenedModel, PruneConfig]:
+    """Try guessed settings on data; the recipe then names them, so that they are found again."""
+    from primesvt.distributed import ProcessGroup, resolve_device
+    from primesvt.evaluation.settings import find_settings
+
+    ProcessGroup.take_gpu()
+    processes = ProcessGroup.start(resolve_device(recipe.run.device, opened.model))
+    with console.progress() as progress:
+        model = find_settings(
+            opened.model,
+            splits,
+            seed=recipe.run.seed,
+            batch_size=recipe.run.batch_size,
+            device=processes.device,
+            processes=processes,
+            progress=progress,
+        )
+    if model.loaded is None or model is opened.model:
+        return opened, recipe
+    words = [f"{name}={override_text(value)}" for name, value in model.loaded.found.items()]
+    recipe = recipe.model_copy(update={"override": (*recipe.override, *words)})
+    return dataclasses.replace(opened, model=model), recipe
+
+
 def _close(console: Console, result: PruneResult, out: Path) -> None:
     """Print what a run reached: before and after, the verdict, and where its files are."""
     from primesvt.report.changes import cost_notes
@@ -171,6 +204,9 @@ def _close(console: Console, result: PruneResult, out: Path) -> None:
         console.sentence(note)
     for note in result.metrics.lossless.notes if result.metrics.lossless else ():
         console.sentence(note)
+    for note in result.metrics.notes:
+        if note.startswith(("Warning:", "Settings were", "The assumed ")):
+            console.sentence(note)
     console.sentence(result.verdict)
     console.line(f"The model:  primesvt.load({str(out)!r})")
     console.line(f"The report: {out / 'report.html'}")

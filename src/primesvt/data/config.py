@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["CIFAR", "DIGITS", "IMAGENET", "DataConfig", "events"]
+__all__ = ["CIFAR", "DIGITS", "IMAGENET", "DataConfig", "events", "with_channels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +56,24 @@ def events(channels: int, size: int) -> DataConfig:
         std=(1.0,) * channels,
         events=True,
     )
+
+
+def with_channels(config: DataConfig, channels: int) -> DataConfig:
+    """A data config for another number of channels, such as that of a model made otherwise.
+
+    Grey and coloured images take the mean of the normalisation; any other number of channels means
+    event frames, which are not normalised.
+
+    Example:
+        >>> with_channels(DIGITS, 2).events, with_channels(CIFAR, 1).input_size
+        (True, (1, 32, 32))
+    """
+    own, height, width = config.input_size
+    if own == channels:
+        return config
+    changed = replace(config, input_size=(channels, height, width))
+    if config.events or channels not in (1, 3):
+        scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels, "crop_ratio": 1.0}
+        return replace(changed, events=True, **scale)  # type: ignore[arg-type]
+    mean, std = (sum(values) / own for values in (config.mean, config.std))
+    return replace(changed, mean=(mean,) * channels, std=(std,) * channels)

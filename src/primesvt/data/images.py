@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from primesvt.data.config import DataConfig
 from primesvt.data.errors import DataError
-from primesvt.data.sources import Header, Labels, Source
+from primesvt.data.sources import DEEP, Header, Labels, Source, unit_grey
 
-__all__ = ["ImageSet", "Part", "Preprocess", "check_images"]
+__all__ = ["ImageSet", "Part", "Preprocess", "check_images", "image_notes"]
 
 Sample = tuple[Tensor, int]
 Indices = npt.NDArray[np.int64]
@@ -27,7 +27,7 @@ class Preprocess:
 
     The shorter side is resized to the input size over ``crop_ratio``, the centre is cropped, values
     in 0..1 are normalised by ``mean`` and ``std``. An image that already has the input size is left
-    as it is when ``crop_ratio`` is 1.
+    as it is when ``crop_ratio`` is 1. Grey images of 16 bits or floats keep their precision.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -56,6 +56,10 @@ class Preprocess:
         self._std = _per_channel(config.std, self.channels)
 
     def __call__(self, image: Image.Image) -> Tensor:
+        if image.mode in DEEP:  # PIL's own conversion would cut off all values above 255
+            deep = np.array(self._crop(unit_grey(image, "given")), dtype=np.float32)
+            pixels = torch.from_numpy(deep.clip(0, 1)).expand(self.channels, -1, -1)
+            return ((pixels - self._mean) / self._std).contiguous()
         image = self._crop(image if image.mode == self._mode else image.convert(self._mode))
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels.reshape(self.height, self.width, self.channels).permute(2, 0, 1)
@@ -118,6 +122,26 @@ def check_images(headers: Collection[Header], config: DataConfig, *, name: str) 
             f"reads {width}x{height}; give the data that the model was trained for, or enlarge "
             "the files if that is how it was trained"
         )
+
+
+def image_notes(headers: Collection[Header], config: DataConfig) -> tuple[str, ...]:
+    """What is done to images that are not as a model reads them, in a few words each.
+
+    Example:
+        >>> from primesvt.data.config import DIGITS
+        >>> image_notes({("I;16", (28, 28))}, DIGITS)
+        ('images of more than 8 bits scaled to 0..1', 'images of 28x28 resized to 8x8')
+    """
+    _, height, width = config.input_size
+    notes = []
+    if any(mode in DEEP for mode, _ in headers):
+        notes.append("images of more than 8 bits scaled to 0..1")
+    sizes = {size for _, size in headers} - {(width, height)}
+    if sizes:
+        (low, high), other = (min(sizes), max(sizes)), len(sizes) > 1
+        those = f"{low[0]}x{low[1]} .. {high[0]}x{high[1]}" if other else f"{low[0]}x{low[1]}"
+        notes.append(f"images of {those} resized to {width}x{height}")
+    return tuple(notes)
 
 
 REMEMBERED = 2**28  # bytes of prepared samples that a set keeps

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -12,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from primesvt.data.config import DIGITS, DataConfig
 from primesvt.data.errors import DataError
-from primesvt.data.images import ImageSet, Part, Preprocess, check_images
+from primesvt.data.images import ImageSet, Part, Preprocess, check_images, image_notes
 from primesvt.data.locations import PART_NAMES, find_pools
-from primesvt.data.sources import Digits
-from primesvt.data.splits import HELD_OUT_SEED, Pools, Splits, arrange, draw
+from primesvt.data.sources import ClassFolders, Digits, order_note
+from primesvt.data.splits import HELD_OUT_SEED, Pools, Splits, arrange, check_finite, draw
 
 __all__ = ["DIGITS_SELECTION", "DIGITS_TEST", "DataSpec", "load_data"]
 
@@ -89,9 +90,18 @@ def load_data(
     )
     parts = (splits.calibration, splits.selection, splits.test)
     headers = set().union(*(part.check() for part in parts if isinstance(part, ImageSet)))
+    remarks = _order(splits)
     if data_config is not None:
         check_images(headers, data_config, name=splits.name)
-    return splits
+        remarks += image_notes(headers, data_config)
+    return dataclasses.replace(splits, remarks=remarks)
+
+
+def _order(splits: Splits) -> tuple[str, ...]:
+    """How numbered class folders were ordered, where there are any."""
+    source = getattr(splits.selection, "source", None)
+    note = order_note(source.classes or ()) if isinstance(source, ClassFolders) else ""
+    return (note,) if note else ()
 
 
 def _digits(data_config: DataConfig | None, seed: int) -> Splits:
@@ -139,6 +149,7 @@ def _own(spec: Dataset[Any] | DataLoader[Any], name: str) -> ImageSet | Part:
             f"{type(dataset).__name__} must yield (float tensor [C, H, W] or [T, C, H, W], "
             f"whole-number label), but its first sample is {_kinds(sample)}"
         )
+    check_finite(cast(Tensor, image)[None], [f"sample 0 of {type(dataset).__name__}"])
     return Part(dataset, name=name, indices=np.arange(len(dataset)))
 
 

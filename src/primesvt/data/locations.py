@@ -14,7 +14,7 @@ from primesvt.data.errors import DataError
 from primesvt.data.event_folders import EVENT_DATASETS, EventDataset, EventFolders, event_parts
 from primesvt.data.frames import FrameFile, FrameSize
 from primesvt.data.images import ImageSet, Indices, Preprocess
-from primesvt.data.sources import ClassFolders, Labels, ParquetTable, class_names
+from primesvt.data.sources import ClassFolders, Labels, ParquetTable, class_names, in_numeric_order
 from primesvt.data.splits import Pools
 
 __all__ = ["PART_NAMES", "find_pools"]
@@ -165,5 +165,5 @@ def _folders(path: Path) -> dict[str, ClassFolders]:
         if here:
             roots[part] = here[0]
     roots = roots or {"test": path}
-    classes = class_names(next(iter(roots.values())))
+    classes = in_numeric_order(class_names(next(iter(roots.values()))))
     return {part: ClassFolders(root, classes=classes) for part, root in roots.items()}

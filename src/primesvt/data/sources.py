@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,9 @@ __all__ = [
     "Source",
     "class_names",
     "files_by_class",
+    "in_numeric_order",
+    "order_note",
+    "unit_grey",
 ]
 
 Labels = npt.NDArray[np.int64]
@@ -168,6 +172,43 @@ def class_names(root: str | Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in entries))
 
 
+def in_numeric_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names in the order of their labels: as numbers, where all are numbers; else as text.
+
+    Example:
+        >>> in_numeric_order(["1", "10", "2"]), in_numeric_order(["a1", "a10", "a2"])
+        (('1', '2', '10'), ('a1', 'a10', 'a2'))
+    """
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def order_note(names: Sequence[str]) -> str:
+    """How numbered class folders were ordered; empty where names hold no number that could differ.
+
+    Example:
+        >>> order_note(("1", "2", "10"))
+        'classes: folders 1 .. 10 in numeric order'
+        >>> order_note(("a1", "a10", "a2"))
+        'classes: folders a1, a10, a2 in the order of their text'
+        >>> order_note(("cat", "dog"))
+        ''
+    """
+    if len(names) > 1 and all(name.isascii() and name.isdigit() for name in names):
+        return f"classes: folders {names[0]} .. {names[-1]} in numeric order"
+
+    def natural(name: str) -> list[tuple[bool, int, str]]:
+        parts = re.split(r"([0-9]+)", name)
+        return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+    if list(names) == sorted(names, key=natural):
+        return ""
+    first = ", ".join(names[:3])
+    more = ", ..." if len(names) > 3 else ""
+    return f"classes: folders {first}{more} in the order of their text"
+
+
 def files_by_class(
     root: Path, classes: Sequence[str], suffixes: Collection[str]
 ) -> list[tuple[Path, int]]:
@@ -204,13 +245,54 @@ def decode(
     """Open and decode an image; ``DataError`` naming it where that fails."""
     try:
         with opener() as image:
-            if not header_only:
-                image.load()
-            return image.copy() if not header_only else image
+            if header_only:
+                return image
+            image.load()
+            return unit_grey(image.copy(), place, sixteen_bit=image.format == "PNG")
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"cannot read the image {place}: {first_line(error)}; replace or remove it"
         ) from error
+
+
+SIXTEEN_BIT = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+DEEP = SIXTEEN_BIT | {"I", "F"}
+"""Modes whose values do not fit into 8 bits, as PIL names them."""
+
+
+def unit_grey(image: Image.Image, place: str, *, sixteen_bit: bool = False) -> Image.Image:
+    """A grey image of more than 8 bits as floats from 0 to 1; others stay as they are.
+
+    16-bit values are divided by 65,535, floats must lie in 0..1 already. ``DataError`` naming the
+    place for values whose scale is not known: other floats, other integers, and 16-bit images that
+    use only the lowest 8 bits. ``sixteen_bit``: integers of mode ``I`` are of 16 bits.
+
+    Example:
+        >>> deep = Image.fromarray(np.array([[0, 65535]], dtype=np.uint16))
+        >>> np.asarray(unit_grey(deep, "scan.png")).tolist()
+        [[0.0, 1.0]]
+    """
+    if image.mode not in DEEP:
+        return image
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(f"the image {place} holds NaN or infinity; repair or remove it")
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        if low < 0 or high > 1:
+            raise DataError(
+                f"the image {place} holds floats from {low:g} to {high:g}, whose scale is not known;"
+                " save it with values from 0 to 1, or with 8 or 16 bits"
+            )
+        return image
+    if (image.mode not in SIXTEEN_BIT and not sixteen_bit) or low < 0 or 0 < high < 256:
+        raise DataError(
+            f"the image {place} holds integers from {low:g} to {high:g} in more than 8 bits, whose"
+            " scale is not known; save it with 8 bits, or with 16 bits from 0 to 65,535"
+        )
+    return Image.fromarray(values / np.float32(65535))
 
 
 def first_line(error: BaseException) -> str:

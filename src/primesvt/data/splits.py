@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from primesvt.data.errors import DataError
 from primesvt.data.images import ImageSet, Indices, Part, Sample
@@ -19,9 +21,11 @@ __all__ = [
     "arrange",
     "check_channels",
     "check_classes",
+    "check_finite",
     "check_labels",
     "draw",
     "hold_out",
+    "sample_name",
 ]
 
 Pool = ImageSet | Part
@@ -40,7 +44,8 @@ class Splits:
     is read once, for the report. ``calibration`` is a part of ``train`` where there is one; no two
     of calibration, selection and test share an image. ``selection_from_train`` marks a selection
     set on which the model may have been trained: drops of accuracy look too small there. ``form``
-    says what event frames look like, and is empty for images.
+    says what event frames look like, and is empty for images. ``remarks``: how the samples were
+    read where that is not plain, such as the order of numbered classes.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Splits:
     train: Dataset[Sample] | None = None
     selection_from_train: bool = False
     form: str = ""
+    remarks: tuple[str, ...] = ()
 
     def description(self) -> str:
         """The sizes of all sets in one line.
@@ -70,7 +76,7 @@ class Splits:
         sizes.append(f"selection {_size(self.selection):,}{marked}")
         sizes.append("no test set" if self.test is None else f"test {_size(self.test):,}")
         head = f"{self.name} ({self.form})" if self.form else self.name
-        return f"{head}: {', '.join(sizes)} {self.unit}"
+        return "; ".join([f"{head}: {', '.join(sizes)} {self.unit}", *self.remarks])
 
     @property
     def unit(self) -> str:
@@ -196,6 +202,37 @@ def check_channels(splits: Splits, channels: int) -> None:
                 f"({list(sample.shape)}), but the model reads {channels}; "
                 "give the data that the model was trained for"
             )
+
+
+def check_finite(samples: Tensor, names: Sequence[str]) -> None:
+    """Raise ``DataError`` naming the first sample of a batch that holds NaN or infinity.
+
+    Example:
+        >>> check_finite(torch.tensor([[0.0], [torch.nan]]), ["sample 6", "sample 7"])
+        Traceback (most recent call last):
+            ...
+        primesvt.data.errors.DataError: sample 7 holds NaN or infinity; repair or remove it
+    """
+    if samples.is_floating_point() and not bool(samples.isfinite().all()):
+        bad = samples.flatten(1).isfinite().all(1).logical_not().nonzero()[0].item()
+        raise DataError(f"{names[int(bad)]} holds NaN or infinity; repair or remove it")
+
+
+def sample_name(dataset: Dataset[Any], index: int) -> str:
+    """What to call a sample in messages: its number in the set that the user gave.
+
+    Example:
+        >>> from primesvt.data import load_data
+        >>> sample_name(load_data("digits").test, 0)
+        'sample 3 of digits'
+    """
+    while isinstance(dataset, Subset):
+        index, dataset = int(dataset.indices[index]), dataset.dataset
+    if isinstance(dataset, ImageSet):
+        return f"sample {int(dataset.indices[index])} of {dataset.source.name}"
+    if isinstance(dataset, Part):
+        return f"sample {int(dataset.indices[index])} of the {dataset.name} data"
+    return f"sample {index} of the data"
 
 
 def check_labels(labels: Labels | Tensor, num_classes: int, *, name: str = "the data") -> None:

@@ -14,6 +14,8 @@ __all__ = [
     "Outcomes",
     "accuracy_of",
     "accuracy_of_outcomes",
+    "at_chance",
+    "chance_note",
     "mean_drop_bound",
     "paired_drop_bound",
     "wilson_interval",
@@ -42,6 +44,39 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> tupl
     low = 0.0 if successes == 0 else max(0.0, middle - half)
     high = 1.0 if successes == trials else min(1.0, middle + half)
     return low, high
+
+
+def at_chance(right: int, images: int, classes: int) -> bool:
+    """Whether guessing explains an accuracy: its 95 % interval reaches down to one in ``classes``.
+
+    Example:
+        >>> at_chance(12, 100, 10), at_chance(17, 100, 10), at_chance(0, 100, 10)
+        (True, False, True)
+    """
+    return wilson_interval(right, images)[0] <= 1 / classes
+
+
+def chance_note(accuracy: Accuracy | None, classes: int, *, name: str = "test") -> tuple[str, ...]:
+    """A warning where a network is no better than guessing, with what may be wrong.
+
+    Example:
+        >>> chance_note(accuracy_of(0.9, 100), 10)
+        ()
+        >>> print(*chance_note(accuracy_of(0.1, 100), 10))
+        Warning: 10.0% of the 100 test images are right, and guessing among 10 classes gives 10.0%:
+        the classes may be in another order than in training, the images normalised otherwise, or
+        the trained weights not loaded.
+    """
+    if accuracy is None or classes < 2:
+        return ()
+    if not at_chance(round(accuracy.accuracy * accuracy.images), accuracy.images, classes):
+        return ()
+    return (
+        f"Warning: {accuracy.accuracy:.1%} of the {accuracy.images:,} {name} images are right, and"
+        f" guessing among {classes:,} classes gives {1 / classes:.1%}: the classes may be in another"
+        " order than in training, the images normalised otherwise, or the trained weights not"
+        " loaded.",
+    )
 
 
 def paired_drop_bound(lost: int, gained: int, pairs: int, *, level: float = 0.95) -> float:

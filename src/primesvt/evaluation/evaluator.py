@@ -24,7 +24,7 @@ from primesvt.evaluation.batch_dependence import batch_note, score_note
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.evaluation.sharded import ShardedEvaluation, StopEarly
-from primesvt.models import reset
+from primesvt.models import SpikingViT, reset
 from primesvt.models.forward import first_samples
 from primesvt.models.shared_prefix import VariantBatch
 
@@ -36,6 +36,7 @@ __all__ = [
     "Progress",
     "Score",
     "ScoreEvaluator",
+    "class_count",
     "evaluator_for",
     "example_for",
     "measured",
@@ -240,6 +241,24 @@ def _outcomes(
         data=data,
         tell=(lambda _: None) if progress is None else (lambda done: progress(stage, done, total)),
     ).run()
+
+
+def class_count(model: nn.Module, dataset: Dataset[Any]) -> int:
+    """How many classes a classifier tells apart, by its answer to the first sample.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> class_count(nn.Linear(4, 3), TensorDataset(torch.zeros(1, 4), torch.zeros(1)))
+        3
+    """
+    if isinstance(model, SpikingViT):
+        return model.config.num_classes
+    first = dataset[0][0][None].to(resolve_device(None, model))
+    reset(model)
+    with evaluating(model):
+        logits = model(first)
+    reset(model)
+    return int(logits.shape[-1])
 
 
 class Evaluator(Protocol):

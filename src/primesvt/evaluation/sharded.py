@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from primesvt.data import check_labels
+from primesvt.data.splits import check_finite, sample_name
 from primesvt.distributed import ProcessGroup, interleave
 from primesvt.models.shared_prefix import VariantBatch
 
@@ -96,6 +97,9 @@ class ShardedEvaluation:
     def _answer(self, samples: tuple[Tensor, Tensor], number: int) -> dict[int, Right]:
         images, labels = samples
         batch = number * self.processes.size + self.processes.rank
+        if images.is_floating_point() and not bool(images.isfinite().all()):
+            first = batch * self.batch_size
+            check_finite(images, [sample_name(self.dataset, first + k) for k in range(len(images))])
         networks = self.variants.only(self._running)
         answers = networks(images.to(self.device), data=self.data, batch=batch)
         pairs = zip(self._running, answers, strict=True)

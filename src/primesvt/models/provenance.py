@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from primesvt.data.config import DataConfig
@@ -56,6 +56,8 @@ class CheckpointReport:
         inferred: settings that names and shapes of the tensors gave away.
         given: settings that the caller named.
         assumed: settings that leave no trace in the tensors, mostly as ``nearest`` has them.
+        found: settings that were tried on data, with the values that were best.
+        tried: a sentence on how they were found; empty where nothing was tried.
         notes: what else a person should know, one sentence each: oddities of the official code
             that are reproduced, choices made in reading the file.
 
@@ -74,6 +76,8 @@ class CheckpointReport:
     given: Mapping[str, Any]
     assumed: Mapping[str, Any]
     notes: tuple[str, ...]
+    found: Mapping[str, Any] = field(default_factory=dict)
+    tried: str = ""
 
     def lines(self) -> tuple[str, ...]:
         """The report, as short lines for a person.
@@ -89,6 +93,7 @@ class CheckpointReport:
         for title, settings in (
             ("read off the tensors", self.inferred),
             ("given", self.given),
+            ("found by trying", self.found),
             ("assumed, override by name", self.assumed),
         ):
             if settings:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 
-from primesvt.data.config import DataConfig
+from primesvt.data.config import DataConfig, with_channels
 from primesvt.models.config import ModelConfig
 from primesvt.models.entry import ModelEntry
 from primesvt.models.families import FAMILIES, build_model, family_of
@@ -115,7 +115,8 @@ def create_model(name: str, *, pretrained: bool = False, **overrides: Any) -> Sp
     entry = model_entry(name)
     config = type(entry.config).from_dict(entry.config.to_dict() | overrides)
     model = build_model(config)
-    model.provenance = Provenance(data=entry.data, held_out=pretrained)
+    data = with_channels(entry.data, config.in_channels)
+    model.provenance = Provenance(data=data, held_out=pretrained)
     if not pretrained:
         return model
     if entry.weights is None:

@@ -16,8 +16,8 @@ from primesvt._format import above
 from primesvt.calibration import CalibrationSet
 from primesvt.channels.plan import Plan
 from primesvt.config import Limits
-from primesvt.evaluation.confidence import Accuracy, accuracy_of
-from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress
+from primesvt.evaluation.confidence import Accuracy, accuracy_of, chance_note
+from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress, class_count
 from primesvt.models.forward import batch_of
 from primesvt.profiling.energy import Energy, energy_of
 from primesvt.profiling.limits import LimitOutcome
@@ -198,17 +198,27 @@ class Conclusion:
             others=solved.others,
         )
         took = self._latencies(original, solved.model)
+        before = self._costs(original, reference.accuracy, "before", took)
+        notes = [*self._chance(original, before), *self.evaluate.notes(original), *notes]
         return Metrics(
             **facts,
             limits=self.limits.model_dump(),
-            before=self._costs(original, reference.accuracy, "before", took),
+            before=before,
             after=self._costs(solved.model, self._last(solved), "after", took),
             data=splits.description() if splits else "",
             selection_from_train=splits is not None and splits.selection_from_train,
             confirmation=None if solved.confirmation is None else asdict(solved.confirmation),
             lossless=account,
-            notes=notes_of(found, [*self.evaluate.notes(original), *notes, *lossless, *refused]),
+            notes=notes_of(found, [*notes, *lossless, *refused]),
         )
+
+    def _chance(self, original: nn.Module, before: Costs) -> tuple[str, ...]:
+        """A warning where the unpruned network is no better than guessing."""
+        if not isinstance(self.evaluate, DataEvaluator):
+            return ()
+        name = "test" if before.test is not None else "selection"
+        classes = class_count(original, self.evaluate.splits.selection)
+        return chance_note(before.test or before.selection, classes, name=name)
 
     def _last(self, solved: Solved) -> float:
         """The score of the final network."""

@@ -30,7 +30,9 @@ from primesvt.evaluation.evaluator import (
     telling,
 )
 from primesvt.evaluation.sequential_test import SequentialTest
+from primesvt.evaluation.settings import find_settings, settings_note
 from primesvt.importance import CriterionContext, uses_seed
+from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import check_no_nan, first_samples, unwrap
 from primesvt.models.spiking_vit import SpikingViT
@@ -146,7 +148,9 @@ def prune(
         processes,
         selection_from_train=asked.run.selection_from_train,
     )
+    original = _settled(original, evaluator, asked, progress)
     search, held_out, notes = set_aside(evaluator, asked, earlier)
+    notes = (*settings_note(original), *notes)
     folder = None if out is None else RunFolder(out, asked, processes)
     with nullcontext() if folder is None else folder.locked():
         return _prune(
@@ -160,6 +164,23 @@ def prune(
             notes=notes,
             progress=progress if processes.main else None,
         )
+
+
+def _settled(
+    original: nn.Module, evaluate: Evaluator, config: PruneConfig, progress: Progress | None
+) -> nn.Module:
+    """The model with the guessed settings of its checkpoint tried on data, where it has some."""
+    if not isinstance(original, SpikingViT) or not isinstance(evaluate, DataEvaluator):
+        return original
+    return find_settings(
+        original,
+        evaluate.splits,
+        seed=config.run.seed,
+        batch_size=config.run.batch_size,
+        device=evaluate.device,
+        processes=evaluate.processes,
+        progress=progress if evaluate.processes.main else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,6 +183,8 @@ def _original(asked: PruneConfig) -> nn.Module:
             asked.model,
             time_steps=asked.time_steps,
             family=asked.family,
+            container=asked.container,
+            key_map=asked.key_map,
             overrides=parse_overrides(asked.override),
         ).model
     except ValueError as error:

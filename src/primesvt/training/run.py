@@ -19,10 +19,11 @@ from primesvt.data.digest import data_digest
 from primesvt.data.splits import HELD_OUT_SEED
 from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.batch_dependence import batch_note
-from primesvt.evaluation.confidence import Accuracy, accuracy_of_outcomes
+from primesvt.evaluation.confidence import Accuracy, accuracy_of_outcomes, chance_note
 from primesvt.evaluation.evaluator import Progress, outcomes
-from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, model_entry
+from primesvt.models import DataConfig, Provenance, SpikingViT, create_model
 from primesvt.models.digest import model_digest
+from primesvt.models.registry import provenance_of
 from primesvt.models.state_dict import load_state
 from primesvt.training.config import TrainRecipe
 from primesvt.training.folder import Saver, TrainingFolder, check_free
@@ -53,7 +54,9 @@ class Fit:
         assert splits.train is not None
         self.model, self.splits, self.recipe, self.config = model, splits, recipe, config
         self.processes, self.workers = processes, workers
+        self.scored_at_once = max(recipe.batch_size, 128)
         self._start = None if recipe.start is None else _start(model, recipe.start)
+        self._warnings = () if recipe.start is None else self._chance(splits.selection)
         for module in model.modules():
             if recipe.start is None and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 nn.init.constant_(module.weight, recipe.norm_weight)
@@ -69,7 +72,6 @@ class Fit:
             bf16=computes_in_bf16(recipe.precision, processes.device),
         )
         self.best = BestWeights()
-        self.scored_at_once = max(recipe.batch_size, 128)
         self._begin, self._pace = time.monotonic(), 0.0
         self._began_with: list[int] = [processes.size]
 
@@ -158,12 +160,18 @@ class Fit:
         self._begin -= snapshot.facts["seconds"]
         self._began_with = [*snapshot.facts["began_with"], self.processes.size]
 
+    def _chance(self, selection: Dataset[tuple[Tensor, int]]) -> tuple[str, ...]:
+        """A warning where the weights that a training begins with are no better than guessing."""
+        classes = self.model.config.num_classes
+        found = chance_note(self.score(selection), classes, name="selection")
+        return tuple(f"The model to begin with ({self.recipe.start}). {note}" for note in found)
+
     def notes(self) -> tuple[str, ...]:
-        """A note where the training was resumed with another number of processes."""
+        """Notes on the model to begin with, and on another number of processes since a stop."""
         counts = sorted(set(self._began_with))
         if len(counts) == 1:
-            return ()
-        return (f"Stopped and gone on with other numbers of processes: {counts}.",)
+            return self._warnings
+        return (*self._warnings, f"Stopped and gone on with other numbers of processes: {counts}.")
 
     def _loss(self, output: Tensor | tuple[Tensor, ...], images: Tensor, targets: Tensor) -> Tensor:
         """Smoothed cross-entropy, averaged over the heads of a model that has two."""
@@ -319,7 +327,7 @@ def _prepared(recipe: TrainRecipe, processes: ProcessGroup, workers: int) -> Fit
         model = create_model(recipe.model, **recipe.model_options).to(processes.device)
     except TypeError as error:
         raise ValueError(f"model_options: {error}") from error
-    config = model_entry(recipe.model).data
+    config = provenance_of(model).data
     splits = load_data(
         recipe.data,
         data_config=config,
@@ -342,6 +350,10 @@ def _finished(fit: Fit, folder: TrainingFolder, command: str) -> TrainRecord:
     on_main(lambda: save_model(fit.model, folder.model))
     sets = {"selection": splits.selection, "test": splits.test}
     batches = batch_note(fit.model, fit.scored_at_once, **sets)
+    test = None if splits.test is None else fit.score(splits.test)
+    selection = fit.score(splits.selection)
+    name = "selection" if test is None else "test"
+    chance = chance_note(test or selection, fit.model.config.num_classes, name=name)
     record = TrainRecord(
         command=command,
         recipe=fit.recipe.to_dict(),
@@ -351,11 +363,11 @@ def _finished(fit: Fit, folder: TrainingFolder, command: str) -> TrainRecord:
         versions=versions(),
         parameters=sum(parameter.numel() for parameter in fit.model.parameters()),
         kept_epoch=fit.best.epoch,
-        selection=fit.score(splits.selection),
-        test=None if splits.test is None else fit.score(splits.test),
+        selection=selection,
+        test=test,
         loss=tuple(round(loss, 6) for loss in fit.loop.losses),
         selection_accuracy=tuple(fit.best.accuracies),
-        notes=(*shared_note(fit.processes.size), *fit.notes(), *batches),
+        notes=(*shared_note(fit.processes.size), *fit.notes(), *chance, *batches),
         context=fit.context(),
         seconds=round(fit.seconds, 1),
     )

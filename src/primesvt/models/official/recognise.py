@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from primesvt.models.config import ModelConfig
@@ -17,7 +18,7 @@ from primesvt.models.official.names import official_shapes
 from primesvt.models.provenance import CheckpointReport
 from primesvt.models.state_dict import Differences, differences
 
-__all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "interpret", "recognise"]
+__all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "guesses", "interpret", "recognise"]
 
 State = Mapping[str, Tensor]
 
@@ -33,6 +34,34 @@ SETTINGS = (
     "spike_levels",
     "tau",
 )
+
+
+# Those with values that can be tried on data; predictions depend on each of them.
+TRIABLE = (
+    "pooling_stat",
+    "strides",
+    "time_steps",
+    "num_heads",
+    "dvs_mode",
+    "proj_neuron",
+    "spike_levels",
+    "tau",
+    "attn_scale",
+)
+
+
+def guesses(loaded: CheckpointReport) -> tuple[str, ...]:
+    """The settings of a report that were assumed, and of which other values can be tried.
+
+    Example:
+        >>> from primesvt.models import create_model, from_official, to_official
+        >>> guesses(from_official(to_official(create_model("sdt_v2_digits")), time_steps=2).loaded)
+        ('strides', 'num_heads', 'tau', 'attn_scale')
+    """
+    # The neurons of integer levels have no time axis.
+    still = loaded.family.startswith("sdt_v3")
+    names = [name for name in TRIABLE if name in loaded.assumed]
+    return tuple(name for name in names if not (still and name == "time_steps"))
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -95,6 +124,7 @@ def _fields(family: Family) -> list[str]:
 # Of another family, or no tensors at all.
 NOT_ITS_OWN = (KeyError, AttributeError, IndexError)
 _MOST_LENT = 100
+_FOREIGN = 0.9  # of all names only one side has: another network, no spoilt file
 
 
 def recognise(state: State, *, family: str | None, overrides: Mapping[str, Any]) -> Interpretation:
@@ -138,8 +168,18 @@ def _no_family(state: State, candidates: list[Family]) -> ValueError:
     """The error for tensors of no family: names the nearest one, and the tensors that differ."""
     misfits = [(each, _misfit(each, state)) for each in candidates]
     family, found = min(misfits, key=lambda pair: pair[1].share)
+    own = all(key.startswith(("blocks.", "head.")) for key in state)
+    own = own and any(key.startswith("blocks.") for key in state)
+    if len(candidates) > 1 and not own and found.share > _FOREIGN:
+        return ValueError(
+            f"the {len(state)} tensors of the checkpoint fit no family of PrimeSVT (the nearest,"
+            f" {family.config.family}, has {found.alike} of their names and shapes): prune such a"
+            " network in Python, with primesvt.prune(your_module, data=...), or, if it is one of"
+            " the families under other names, give their official names with --key-map FILE (in"
+            " Python: primesvt.load(path, key_map=...))"
+        )
     name, known = family.config.family, f"the {len(state)} tensors of the checkpoint"
-    if all(key.startswith(("blocks.", "head.")) for key in state) and "blocks." in "".join(state):
+    if own:
         known = f"{known} fit no official code, they have PrimeSVT's own names;"
     elif len(candidates) > 1:
         known = f"{known} fit no family;"
@@ -154,6 +194,7 @@ def _misfit(family: Family, state: State) -> Differences:
     Tensors without which nothing can be inferred are taken from the family's own entries.
     """
     present = family.modernise(state)
+    present = {**present, **_absent_counters(present)}
     shapes = [official_shapes(entry.config) for entry in _samples(family)]
     found = [differences(each, present) for each in shapes]
     lent = {key: value for key, value in present.items() if _plausible(value, key, shapes)}
@@ -219,6 +260,8 @@ def interpret(family: Family, state: State, overrides: Mapping[str, Any]) -> Int
         (1, 1, 2, 1, 1)
     """
     present = family.modernise(state)
+    absent = _absent_counters(present)
+    present = {**present, **absent}
     inferred = family.infer(present)
     entry = nearest_entry(family.entries(), inferred, given=overrides)
     exact = _is_exact(entry, inferred)
@@ -235,9 +278,34 @@ def interpret(family: Family, state: State, overrides: Mapping[str, Any]) -> Int
         inferred=inferred,
         given=given,
         assumed={name: getattr(config, name) for name in assumed},
-        notes=(*_twins(family, entry, inferred), *notes, *family.oddities(config)),
+        notes=(
+            *_counter_note(absent),
+            *_twins(family, entry, inferred),
+            *notes,
+            *family.oddities(config),
+        ),
     )
     return Interpretation(config=config, state=present, entry=entry, loaded=loaded)
+
+
+def _absent_counters(state: State) -> dict[str, Tensor]:
+    """Zeros for the batch counters of norms that a file lacks; evaluation never reads them."""
+    names = (name.removesuffix("running_mean") for name in state if name.endswith("running_mean"))
+    return {
+        name: torch.zeros((), dtype=torch.int64)
+        for name in (f"{each}num_batches_tracked" for each in names)
+        if name not in state
+    }
+
+
+def _counter_note(absent: Mapping[str, Tensor]) -> tuple[str, ...]:
+    if not absent:
+        return ()
+    many = len(absent) > 1
+    return (
+        f"{len(absent)} counter{'s' * many} num_batches_tracked {'are' if many else 'is'} not in"
+        " the file, and 0 is taken, which changes no prediction",
+    )
 
 
 def _is_exact(entry: ModelEntry, inferred: Mapping[str, Any]) -> bool:
