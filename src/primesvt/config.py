@@ -25,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from primesvt._files import read_yaml
+
 __all__ = [
     "DATA",
     "PRESETS",
@@ -68,7 +70,9 @@ def unset(metavar: str, *, name: str | None = None) -> Any:
 class OptionGroup(BaseModel):
     """Options of one kind; a value that is not allowed is a ``ValueError`` of one line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -287,7 +291,7 @@ class RunOptions(OptionGroup):
     """What networks measured together may take, with the activations of one batch (4GB)."""
     latency: bool = False
     """Measure at the end how long the networks before and after take (a few seconds)."""
-    seed: Annotated[int, Field(strict=True), tyro.conf.arg(metavar="N")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True), tyro.conf.arg(metavar="N")] = 0
     """Seed of every split and draw."""
     selection_from_train: bool = False
     """Choose on training images where no other set is labelled; marked in the report."""
@@ -473,9 +477,11 @@ def read_recipe(path: str | Path) -> PruneConfig:
     Raises ``ValueError`` with one line per unknown field or value that is not allowed.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no recipe file {str(path)!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
     try:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from primesvt._files import save_safetensors, write_json
+from primesvt._files import (
+    read_json,
+    read_safetensors,
+    save_safetensors,
+    validated,
+    write_json,
+)
 from primesvt.channels import ChannelGraph, remove_channels, trace
-from primesvt.channels.plan import Plan, apply_plan, example_inputs
+from primesvt.channels.plan import Plan, apply_plan, check_inputs, example_inputs
 from primesvt.channels.widths import first_channels
 from primesvt.models import Provenance, build_model
 from primesvt.models.digest import config_of
@@ -22,7 +26,7 @@ from primesvt.models.forward import unwrap
 from primesvt.models.state_dict import check_shapes
 from primesvt.models.strip import match_state
 
-__all__ = ["load", "model_folder", "save_model"]
+__all__ = ["load", "model_folder", "read_tensors", "save_model"]
 
 FORMAT = 1
 Module = TypeVar("Module", bound=nn.Module)
@@ -90,7 +94,7 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
         raise _no_model(folder)
     folder = place
     content = _config(folder / "config.json")
-    state = _tensors(folder / "model.safetensors")
+    state = read_tensors(folder / "model.safetensors")
     if content["config"] is None:
         if into is None:
             raise ValueError(
@@ -180,7 +184,7 @@ def _no_model(path: str | Path) -> ValueError:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no JSON file: {error}; save the model again") from error
     made = content.get("format") if isinstance(content, dict) else None
@@ -190,15 +194,33 @@ def _config(path: Path) -> dict[str, Any]:
             f"{path} is no model config of format {FORMAT} (found format {made}); "
             "save the model again, or update primesvt"
         )
+    try:
+        validated(_Config, content)
+        check_inputs(content["inputs"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; save the model again") from error
     return dict(content)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+_Config = TypedDict(
+    "_Config",
+    {
+        "class": str,
+        "config": dict[str, Any] | None,
+        "time_steps": int | None,
+        "provenance": NotRequired[dict[str, Any] | None],
+        "inputs": list[Any],
+        "plan": dict[str, Any] | None,
+    },
+)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return tensors_from_bytes(path.read_bytes())
+        return read_safetensors(path)[0]
     except OSError as error:
         raise ValueError(f"there is no {path}; save the model again") from error
-    except (SafetensorError, ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{path} is cut short or no safetensors file; copy it again, or save the model again"
+            f"{path} is cut short or damaged: {error}; copy it again, or save the model again"
         ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt._files import write_bytes, write_text
+from primesvt._format import shown
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
 from primesvt.exporting.agreement import Agreement, Comparison
@@ -104,21 +105,19 @@ def card(
     assert isinstance(model, SpikingViT)
     environment = Environment(
         loader=PackageLoader("primesvt"),
-        autoescape=False,  # Markdown
+        autoescape=False,  # Markdown, in which ``quoted`` has its own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["quoted"] = quoted
     return environment.get_template("card.md.j2").render(
         title=title_of(origin),
         family=FAMILIES[model.config.family].title,
         headline=headline(metrics) if metrics else "",
         rows=[
-            tuple(
-                cell.strip().replace("|", "\\|")
-                for cell in (row.measure, row.before, row.after, row.change)
-            )
+            tuple(quoted(cell.strip()) for cell in (row.measure, row.before, row.after, row.change))
             for row in (changes(metrics) if metrics else [])
         ],
         cost_sentences=cost_notes(metrics["after"]) if metrics else [],
@@ -131,6 +130,21 @@ def card(
         picture=picture,
         repository=repository,
     )
+
+
+_MARKUP = str.maketrans(
+    {"<": "&lt;", ">": "&gt;", "|": "\\|", "`": "\\`", "[": "\\[", "]": "\\]", "\\": "\\\\"}
+)
+
+
+def quoted(text: str) -> str:
+    """Text from a run's files within Markdown: one line, without tags, links and code.
+
+    Example:
+        >>> quoted("a <b>|\\n[link](x)")
+        'a &lt;b&gt;\\\\| \\\\[link\\\\](x)'
+    """
+    return shown(" ".join(text.split())).translate(_MARKUP)
 
 
 def title_of(origin: ExportSource) -> str:

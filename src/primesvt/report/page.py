@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt._files import write_text
+from primesvt._format import shown
 from primesvt.report.changes import Change, changes, cost_notes, firing_rates, headline
 from primesvt.report.heatmap import robustness
 from primesvt.report.names import block_of, inside
@@ -152,10 +153,18 @@ def _templates() -> Environment:
     return Environment(
         loader=PackageLoader("primesvt"),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _printable(value: Any) -> Any:
+    """A value of a template without control characters; what a macro has made stays."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return shown(value, keep="\n\t")
+    return value
 
 
 def asked(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from primesvt.channels.plan import Plan
+from primesvt.checkpoint.folder import read_tensors
 from primesvt.checkpoint.load import Data
 from primesvt.data.digest import data_digest
 from primesvt.distributed import ProcessGroup, resolve_device
@@ -24,6 +24,7 @@ from primesvt.models import SpikingViT
 from primesvt.models.digest import model_digest
 from primesvt.models.forward import check_no_nan
 from primesvt.models.registry import provenance_of
+from primesvt.models.state_dict import load_state
 from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
@@ -310,8 +311,9 @@ def _in_folder(
         folder = on_main(opened)
         finished = on_main(folder.finished)
         if finished is not None:
-            weights = on_main(lambda: load_file(folder.model / "model.safetensors"))
-            tuning.student.load_state_dict(weights)
+            on_main(folder.tidy)
+            file = folder.model / "model.safetensors"
+            load_state(tuning.student, on_main(lambda: read_tensors(file)), source=str(file))
             return FinetuneResult(model=tuning.student.eval(), record=finished)
         saver = Saver(save, save_every, tuning.processes)
         stopped = on_main(folder.stopped)

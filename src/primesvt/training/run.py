@@ -292,7 +292,14 @@ def _in_folder(
     on_main = fit.processes.on_main
     record = on_main(folder.finished_record)
     if record is not None:
-        return TrainRecord.from_dict(record)
+        on_main(folder.tidy)
+        try:
+            return TrainRecord.from_dict(record)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder.path / 'record.json'} is damaged: {error}; delete the folder to start"
+                " anew"
+            ) from error
     stopped = on_main(folder.stopped)
     if stopped is None:
         on_main(folder.create)
