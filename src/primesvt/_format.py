@@ -62,7 +62,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def shown(text: str, *, keep: str = "", most: int = LONGEST) -> str:
-    """Text with control characters and direction marks written out, and long text cut in its middle.
+    """Text with control characters and direction marks written out, cut if it is long.
 
     Names of tensors, classes and files come from anyone; as they are, they could move a terminal's
     cursor or turn a line around.
@@ -72,8 +72,10 @@ def shown(text: str, *, keep: str = "", most: int = LONGEST) -> str:
         most: characters that are left of a longer text.
 
     Example:
-        >>> shown("conv\x1b[2J.weight"), shown("a" * 60, most=40)
-        ('conv\\x1b[2J.weight', 'aaaaaaaaaaaaaaaaaaaa... (20 more) ...aaaaaaaaaaaaaaaaaaaa')
+        >>> print(shown("conv\\x1b[2J.weight"))
+        conv\\x1b[2J.weight
+        >>> shown("a" * 60, most=8)
+        'aaaa... (52 more) ...aaaa'
     """
     if len(text) > most:
         half = most // 2

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from primesvt._files import read_yaml
+from primesvt._guard import MOST_STEPS
 
 __all__ = [
     "DATA",
@@ -328,7 +329,7 @@ class PruneConfig(OptionGroup):
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
     """Name in the registry, checkpoint file (.pth, .safetensors) or saved folder."""
     data: Annotated[str | None, DATA] = None
-    time_steps: Annotated[int | None, Field(ge=1), unset("T")] = None
+    time_steps: Annotated[int | None, Field(ge=1, le=MOST_STEPS), unset("T")] = None
     """Time steps per image; the model's own when not given."""
     family: Annotated[str | None, unset("NAME")] = None
     """Family of an official checkpoint; its tensors decide when not given."""
@@ -684,6 +685,8 @@ def _check_fraction(value: float) -> None:
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}, but must be a number")
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError(f"{name} is larger than 2**64, which no size or number is")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}, but must be a finite number of at least 0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from primesvt._files import (
+    parse_json,
     read_json,
     read_safetensors,
     save_safetensors,
@@ -21,12 +23,13 @@ from primesvt.channels import ChannelGraph, remove_channels, trace
 from primesvt.channels.plan import Plan, apply_plan, check_inputs, example_inputs
 from primesvt.channels.widths import first_channels
 from primesvt.models import Provenance, build_model
+from primesvt.models.config import check_size
 from primesvt.models.digest import config_of
 from primesvt.models.forward import unwrap
 from primesvt.models.state_dict import check_shapes
 from primesvt.models.strip import match_state
 
-__all__ = ["load", "model_folder", "read_tensors", "save_model"]
+__all__ = ["extra_state", "load", "model_folder", "read_tensors", "save_model"]
 
 FORMAT = 1
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,12 +44,8 @@ def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None
         plan: how the model was cut; a foreign module cannot be loaded again without it.
     """
     folder, model = Path(folder), unwrap(model)
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"the state dict holds a {type(value).__name__} under {name!r}, no tensor"
-            )
+    extra = extra_state(model)
+    state = {name: each for name, each in model.state_dict().items() if name not in extra}
     config = config_of(model)
     made = getattr(model, "provenance", None)
     content: dict[str, Any] = {
@@ -58,10 +57,36 @@ def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None
         "inputs": list(plan.inputs) if plan else [],
         "plan": plan.to_dict() if plan and config is None else None,
     }
+    if extra:
+        content["extra_state"] = extra
     # Shared tensors are stored under each of their names.
     save_safetensors(folder / "model.safetensors", {k: v.clone() for k, v in state.items()})
     write_json(folder / "config.json", content)
     return folder
+
+
+def extra_state(model: nn.Module) -> dict[str, Any]:
+    """What modules keep in a state dict beside tensors (``get_extra_state``), by name.
+
+    Raises ``ValueError`` for anything that JSON does not give back as it was: no pickle is written.
+
+    Example:
+        >>> extra_state(nn.Linear(2, 1))
+        {}
+    """
+    found = {k: v for k, v in model.state_dict().items() if not isinstance(v, Tensor)}
+    for name, value in found.items():
+        try:
+            same = parse_json(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"the state dict holds a {type(value).__name__} under {name!r}, no tensor and no "
+                "plain value, so the model cannot be saved without pickle; let get_extra_state of "
+                "that module give a tensor, or plain numbers, texts, lists and dicts"
+            )
+    return found
 
 
 def load(folder: str | Path, into: Module | None = None) -> Any:
@@ -95,6 +120,7 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
     folder = place
     content = _config(folder / "config.json")
     state = read_tensors(folder / "model.safetensors")
+    extra = content.get("extra_state", {}) if content["config"] is None else {}
     if content["config"] is None:
         if into is None:
             raise ValueError(
@@ -108,8 +134,8 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
         if into is not None:
             raise ValueError(f"{folder} holds a registry model; load it without into=")
         model = _registered(content, state, folder)
-    check_shapes(model.state_dict(), state, source=str(folder / "model.safetensors"))
-    model.load_state_dict(state, assign=into is None)
+    check_shapes(model.state_dict(), {**state, **extra}, source=str(folder / "model.safetensors"))
+    model.load_state_dict({**state, **extra}, assign=into is None)
     return model.eval()
 
 
@@ -122,6 +148,7 @@ def _registered(content: Mapping[str, Any], state: Mapping[str, Tensor], folder:
     if content.get("provenance") is not None:
         model.provenance = Provenance.from_dict(content["provenance"])
     if content["time_steps"] is not None:
+        check_size("time_steps", content["time_steps"])
         model.time_steps = int(content["time_steps"])
     match_state(model, state)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -209,6 +236,7 @@ _Config = TypedDict(
         "config": dict[str, Any] | None,
         "time_steps": int | None,
         "provenance": NotRequired[dict[str, Any] | None],
+        "extra_state": NotRequired[dict[str, Any]],
         "inputs": list[Any],
         "plan": dict[str, Any] | None,
     },

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from primesvt._files import read_json, read_yaml
+from primesvt._guard import check_counts
 from primesvt.checkpoint.folder import load as load_folder
 from primesvt.checkpoint.folder import model_folder
 from primesvt.data import Splits, check_channels, check_classes, load_data
@@ -181,8 +182,7 @@ def open_model(
         >>> open_model("sdt_v2_digits", pretrained=False).num_classes
         10
     """
-    if time_steps is not None and time_steps < 1:
-        raise ValueError(f"time_steps is {time_steps}, but must be at least 1")
+    check_counts(time_steps=time_steps)
     settings = dict(overrides or {})
     with _mistakes_of_a_person():
         check_names(settings)

@@ -28,7 +28,7 @@ from primesvt.report.changes import cost_notes
 from primesvt.report.run_files import RunFiles, read_run
 from primesvt.report.tradeoff_plot import Network, networks, text_of
 
-__all__ = ["card", "picture", "upload", "write_hub"]
+__all__ = ["card", "check_repository", "picture", "upload", "write_hub"]
 
 
 _TRIED, _WAY, _LIMIT = "#9aa5b1", "#1f6feb", "#c2410c"
@@ -251,6 +251,24 @@ def _write_card(
         shown = (PICTURE, text)
     text = card(origin, found, notes=notes, picture=shown, repository=repository)
     write_text(folder / "README.md", text)
+
+
+def check_repository(name: str) -> None:
+    """Raise ``ValueError`` where a repository cannot be called so, or nothing can push to it."""
+    try:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+    except ImportError as error:
+        raise ValueError(
+            "pushing needs a package that is not installed: pip install huggingface_hub"
+        ) from error
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"push is {name!r}, which is no repository of the Hugging Face Hub; write NAME/MODEL, "
+            "such as me/sdt-v2-digits"
+        ) from error
 
 
 def upload(folder: Path, repository: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from primesvt._files import validated
+from primesvt._guard import MOST_STEPS
 
 __all__ = ["ModelConfig", "check_choice", "check_positive", "check_size", "check_tau"]
 
@@ -71,7 +72,7 @@ class ModelConfig:
         return cls(**given)
 
 
-LARGEST, MOST_STEPS, DEEPEST = 2**20, 4096, 1024
+LARGEST, DEEPEST = 2**20, 1024
 
 
 def check_size(name: str, value: Any) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from primesvt._files import check_place
+from primesvt._guard import check_counts
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.folder import read_tensors
 from primesvt.checkpoint.load import Data
@@ -24,12 +26,12 @@ from primesvt.models import SpikingViT
 from primesvt.models.digest import model_digest
 from primesvt.models.forward import check_no_nan
 from primesvt.models.registry import provenance_of
-from primesvt.models.state_dict import load_state
+from primesvt.models.state_dict import check_shapes, give_tensors, tensors_of
 from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
 from primesvt.training.finetune_source import FinetuneSource, source_of_model, source_of_run
-from primesvt.training.folder import FinetuneFolder, Saver
+from primesvt.training.folder import FinetuneFolder, Saver, resume
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16
 from primesvt.training.record import (
     FinetuneRecord,
@@ -85,7 +87,7 @@ class FinetuneLoop:
             raise ValueError("no parameter of the model may be trained; set requires_grad on some")
         self.share = processes.share(recipe.batch_size)
         self.context = self._context(teacher, images)
-        self.start = {name: value.clone() for name, value in student.state_dict().items()}
+        self.start = tensors_of(student)
         self.loss = Distillation(student, teacher, recipe)
         classes = self.loss.check(student, *self._few(images))
         self.loop = TrainingLoop(
@@ -144,7 +146,7 @@ class FinetuneLoop:
         if self.loss.teacher is not None:
             found["unpruned"] = self._scores("unpruned", self.loss.teacher, None)
         before = accuracy_of(accuracies[0], images)
-        self.student.load_state_dict(self.start)
+        give_tensors(self.student, self.start)
         found["before"] = self._scores("pruned", self.student, before)
         self.best.give(self.student)
         kept = accuracy_of(accuracies[self.best.epoch], images)
@@ -266,6 +268,12 @@ def finetune(
         >>> tuned.record.after.selection.accuracy >= tuned.record.before.selection.accuracy
         True
     """
+    check_counts(batch_size=batch_size, seed=seed, workers=workers)
+    resolve_device(device)
+    if not isinstance(recipe, FinetuneRecipe):
+        FinetuneRecipe.after(None, recipe or {})  # mistakes are told before anything is loaded
+    if out is not None:
+        check_place(out)
     if isinstance(model, nn.Module):
         source = source_of_model(
             model, teacher=teacher, data=data, plan=plan, batch_size=batch_size, seed=seed
@@ -313,14 +321,16 @@ def _in_folder(
         if finished is not None:
             on_main(folder.tidy)
             file = folder.model / "model.safetensors"
-            load_state(tuning.student, on_main(lambda: read_tensors(file)), source=str(file))
+            weights = on_main(lambda: read_tensors(file))
+            check_shapes(tensors_of(tuning.student), weights, source=str(file))
+            give_tensors(tuning.student, weights)
             return FinetuneResult(model=tuning.student.eval(), record=finished)
         saver = Saver(save, save_every, tuning.processes)
         stopped = on_main(folder.stopped)
         if stopped is None:
             on_main(folder.create)
         else:
-            tuning.restore(stopped)
+            resume(tuning.restore, stopped, folder)
         tuning.run(saver.now, saver.if_due)
         result = _result(tuning, source, command)
         on_main(lambda: folder.finish_with(result.model, plan, result.record))

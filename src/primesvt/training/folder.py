@@ -29,7 +29,7 @@ from primesvt.training.config import FinetuneRecipe, TrainingConfig
 from primesvt.training.record import FinetuneRecord
 from primesvt.training.snapshot import Snapshot
 
-__all__ = ["FinetuneFolder", "Saver", "TrainingFolder", "check_free"]
+__all__ = ["FinetuneFolder", "Saver", "TrainingFolder", "check_free", "resume"]
 
 
 RECIPE, STATE, MODEL, RECORD, PROGRESS = (
@@ -181,6 +181,18 @@ class Saver:
         pause = self._every and max(self._every, COST * self._took)
         if self._processes.broadcast(time.monotonic() - self._last >= pause):
             self.now()
+
+
+def resume(restore: Callable[[Snapshot], None], stopped: Snapshot, folder: TrainingFolder) -> None:
+    """Go on from a state; ``ValueError`` where it lacks something or is of another network."""
+    try:
+        restore(stopped)
+    except Exception as error:  # whatever a damaged state leads to
+        first = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{folder.path / STATE} is damaged: {type(error).__name__} {first}; delete it to start"
+            " anew"
+        ) from error
 
 
 def check_free(path: Path, *, task: str) -> None:

@@ -15,6 +15,7 @@ from primesvt.data import ImageSet
 from primesvt.distributed import ProcessGroup
 from primesvt.evaluation.evaluator import Progress
 from primesvt.models import reset
+from primesvt.models.state_dict import give_tensors, tensors_of
 from primesvt.training.config import TrainingConfig
 from primesvt.training.snapshot import Snapshot, named, random_states, restore_random_states
 
@@ -114,11 +115,11 @@ class BestWeights:
         self.accuracies.append(accuracy)
         if accuracy >= max(self.accuracies):
             self.epoch = self.first + len(self.accuracies) - 1
-            self.state = {name: value.clone() for name, value in model.state_dict().items()}
+            self.state = tensors_of(model)
 
     def give(self, model: nn.Module) -> None:
         """Load the best weights into a model."""
-        model.load_state_dict(self.state)
+        give_tensors(model, self.state)
 
     def snapshot(self) -> Snapshot:
         """The accuracies so far and the best weights, with which a training is resumed."""
@@ -372,13 +373,13 @@ class TrainingLoop:
         tensors = {
             "order": self.batches.order.state,
             "generator": self.batches.generator.get_state(),
-            **named("model", self.model.state_dict()),
+            **named("model", tensors_of(self.model)),
             **named("random", random_states(self.processes)),
         }
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= named(f"optimizer.{number}", state)
         if self.average is not None:
-            tensors |= named("average", self.average.state_dict())
+            tensors |= named("average", tensors_of(self.average))
         facts = {"step": self.step, "total": self.total, "losses": list(self.losses)}
         return Snapshot(tensors=tensors, facts={**facts, "processes": self.processes.size})
 
@@ -387,14 +388,14 @@ class TrainingLoop:
         facts = snapshot.facts
         self.step, self.total = facts["step"], facts["total"]
         self.losses = list(facts["losses"])
-        self.model.load_state_dict(snapshot.part("model"))
+        give_tensors(self.model, snapshot.part("model"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in snapshot.part("optimizer").items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.average is not None:
-            self.average.load_state_dict(snapshot.part("average"))
+            give_tensors(self.average, snapshot.part("average"))
         self.batches.resume(snapshot.tensors, self.step)
         restore_random_states(snapshot.part("random"), self.processes)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from primesvt._guard import check_counts
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.data.digest import data_digest
@@ -25,7 +26,7 @@ from primesvt.models import DataConfig, Provenance, SpikingViT, create_model, mo
 from primesvt.models.digest import model_digest
 from primesvt.models.state_dict import load_state
 from primesvt.training.config import TrainRecipe
-from primesvt.training.folder import Saver, TrainingFolder, check_free
+from primesvt.training.folder import Saver, TrainingFolder, check_free, resume
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16, learning_rate_factor
 from primesvt.training.record import (
     TrainProgress,
@@ -265,6 +266,7 @@ def train(
         ValueError: folder not writable or used, unknown model or option, data that do not fit,
             a loss that is not finite, a batch that the processes cannot share evenly.
     """
+    check_counts(workers=workers)
     ProcessGroup.take_gpu()
     processes = ProcessGroup.start(resolve_device(device))
     out = Path(out_dir)
@@ -304,7 +306,7 @@ def _in_folder(
     if stopped is None:
         on_main(folder.create)
     else:
-        fit.restore(stopped)
+        resume(fit.restore, stopped, folder)
 
     def save() -> None:
         snapshot, state = fit.snapshot(), fit.progress().to_dict()
