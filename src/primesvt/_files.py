@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FolderInUse",
     "JsonlLog",
+    "check_file",
     "check_place",
     "check_writable",
     "clear_temporaries",
@@ -217,6 +218,12 @@ def read_bytes(path: str | Path, *, most: int | None = None) -> bytes:
             return file.read()
         except (MemoryError, OverflowError):
             raise ValueError(f"{str(path)!r} has {size:,} bytes, too many to be read") from None
+
+
+def check_file(path: Path) -> Path:
+    """Raise ``ValueError`` where a path is no ordinary file, ``OSError`` where it is nothing."""
+    with _opened(path):
+        return path
 
 
 def read_head(path: str | Path, size: int = 8) -> bytes:

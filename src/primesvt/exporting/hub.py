@@ -25,7 +25,7 @@ from primesvt.profiling.memory import parameter_bytes
 from primesvt.registry import EXPORT_FORMATS
 from primesvt.report import changes, headline
 from primesvt.report.changes import cost_notes
-from primesvt.report.run_files import RunFiles, read_run
+from primesvt.report.run_files import RunFiles, read_run, told_as_damage
 from primesvt.report.tradeoff_plot import Network, networks, text_of
 
 __all__ = ["card", "check_repository", "picture", "upload", "write_hub"]
@@ -244,12 +244,12 @@ def _write_card(
     notes: tuple[str, ...],
     repository: str | None,
 ) -> None:
-    shown = None
-    if origin.run is not None and (drawn := picture(read_run(origin.run))) is not None:
-        content, text = drawn
-        write_bytes(folder / PICTURE, content)
-        shown = (PICTURE, text)
-    text = card(origin, found, notes=notes, picture=shown, repository=repository)
+    with told_as_damage(*filter(None, [origin.run])):
+        drawn = None if origin.run is None else picture(read_run(origin.run))
+        image = None if drawn is None else (PICTURE, drawn[1])
+        text = card(origin, found, notes=notes, picture=image, repository=repository)
+    if drawn is not None:
+        write_bytes(folder / PICTURE, drawn[0])
     write_text(folder / "README.md", text)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from primesvt._files import check_place
+from primesvt._files import check_place, validated
 from primesvt._guard import check_counts
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.folder import read_tensors
@@ -173,8 +173,8 @@ class FinetuneLoop:
         """Resume from a snapshot."""
         self.loop.restore(snapshot)
         self.best.restore(snapshot, self.processes.device)
-        self.notes = list(snapshot.facts["notes"])
-        self._begin -= snapshot.facts["seconds"]
+        self.notes = validated(list[str], snapshot.facts["notes"])
+        self._begin -= validated(float, snapshot.facts["seconds"])
         before, now = snapshot.facts["processes"], self.processes.size
         if before != now:
             self.notes.append(f"Begun with {before} process(es), gone on with {now}.")

@@ -10,7 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from typing_extensions import TypedDict
 
+from primesvt._files import validated
 from primesvt.data import ImageSet
 from primesvt.distributed import ProcessGroup
 from primesvt.evaluation.evaluator import Progress
@@ -128,9 +130,20 @@ class BestWeights:
 
     def restore(self, snapshot: Snapshot, device: torch.device) -> None:
         """Resume from a snapshot."""
-        self.epoch = snapshot.facts["best"]
-        self.accuracies = list(snapshot.facts["accuracies"])
+        facts = validated(_BestFacts, snapshot.facts)
+        self.epoch, self.accuracies = facts["best"], list(facts["accuracies"])
         self.state = {k: v.to(device) for k, v in snapshot.part("best").items()}
+
+
+class _BestFacts(TypedDict):
+    best: int
+    accuracies: list[float]
+
+
+class _LoopFacts(TypedDict):
+    step: int
+    total: float
+    losses: list[float]
 
 
 IN_MEMORY = 2**31  # bytes of prepared training images that are kept as one tensor
@@ -385,7 +398,7 @@ class TrainingLoop:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Resume from a snapshot."""
-        facts = snapshot.facts
+        facts = validated(_LoopFacts, snapshot.facts)
         self.step, self.total = facts["step"], facts["total"]
         self.losses = list(facts["losses"])
         give_tensors(self.model, snapshot.part("model"))

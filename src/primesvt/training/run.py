@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from primesvt._files import validated
 from primesvt._guard import check_counts
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.data import Splits, check_classes, load_data
@@ -156,8 +157,9 @@ class Fit:
         """Resume from a snapshot."""
         self.loop.restore(snapshot)
         self.best.restore(snapshot, self.processes.device)
-        self._begin -= snapshot.facts["seconds"]
-        self._began_with = [*snapshot.facts["began_with"], self.processes.size]
+        self._begin -= validated(float, snapshot.facts["seconds"])
+        began_with = validated(list[int], snapshot.facts["began_with"])
+        self._began_with = [*began_with, self.processes.size]
 
     def notes(self) -> tuple[str, ...]:
         """A note where the training was resumed with another number of processes."""
