@@ -75,6 +75,20 @@ _HOMES = {
     "verify": "channels",
 }
 
+# Functions that users call, with errors and random states as ``primesvt._guard`` says.
+_GUARDED = frozenset(
+    {
+        "create_model",
+        "export",
+        "finetune",
+        "load",
+        "load_data",
+        "prune",
+        "remove_channels",
+        "trace",
+        "verify",
+    }
+)
 _PACKAGES = ("recovery",)  # public by itself, and a decorator
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
@@ -86,6 +100,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _GUARDED:
+        from primesvt._guard import guarded
+
+        value = guarded(value, random_kept=name != "create_model")  # which draws by its seed
     globals()[name] = value
     return value
 

@@ -1,10 +1,11 @@
-"""Numbers as a person reads them: sizes and differences of accuracy."""
+"""Numbers as a person reads them, and names from files as a terminal or page may show them."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 
-__all__ = ["above", "megabytes", "percent_points", "scaled"]
+__all__ = ["above", "megabytes", "percent_points", "scaled", "shown"]
 
 _PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
 
@@ -54,3 +55,36 @@ def scaled(value: float, unit: str = "") -> str:
     number = value / 10.0**power
     digits = max(0, 2 - math.floor(math.log10(max(abs(number), 1)) + 1e-12))
     return f"{number:,.{digits}f} {_PREFIXES[power]}{unit}".rstrip()
+
+
+LONGEST = 2000  # characters of a line
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def shown(text: str, *, keep: str = "", most: int = LONGEST) -> str:
+    """Text with control characters and direction marks written out, cut if it is long.
+
+    Names of tensors, classes and files come from anyone; as they are, they could move a terminal's
+    cursor or turn a line around.
+
+    Args:
+        keep: control characters that stay, such as line breaks.
+        most: characters that are left of a longer text.
+
+    Example:
+        >>> print(shown("conv\\x1b[2J.weight"))
+        conv\\x1b[2J.weight
+        >>> shown("a" * 60, most=8)
+        'aaaa... (52 more) ...aaaa'
+    """
+    if len(text) > most:
+        half = most // 2
+        text = f"{text[:half]}... ({len(text) - 2 * half:,} more) ...{text[-half:]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter not in keep and unicodedata.category(letter) in _HIDDEN
+        else letter
+        for letter in text
+    )

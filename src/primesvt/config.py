@@ -25,6 +25,9 @@ from pydantic import (
     model_validator,
 )
 
+from primesvt._files import read_yaml
+from primesvt._guard import MOST_STEPS
+
 __all__ = [
     "DATA",
     "PRESETS",
@@ -40,8 +43,8 @@ __all__ = [
     "check_preset",
     "describe",
     "from_old_recipe",
-    "parse_bytes",
     "override_text",
+    "parse_bytes",
     "parse_overrides",
     "read_recipe",
     "unset",
@@ -69,7 +72,9 @@ def unset(metavar: str, *, name: str | None = None) -> Any:
 class OptionGroup(BaseModel):
     """Options of one kind; a value that is not allowed is a ``ValueError`` of one line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -288,7 +293,7 @@ class RunOptions(OptionGroup):
     """What networks measured together may take, with the activations of one batch (4GB)."""
     latency: bool = False
     """Measure at the end how long the networks before and after take (a few seconds)."""
-    seed: Annotated[int, Field(strict=True), tyro.conf.arg(metavar="N")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True), tyro.conf.arg(metavar="N")] = 0
     """Seed of every split and draw."""
     selection_from_train: bool = False
     """Choose on training images where no other set is labelled; marked in the report."""
@@ -325,7 +330,7 @@ class PruneConfig(OptionGroup):
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
     """Name in the registry, checkpoint file (.pth, .safetensors) or saved folder."""
     data: Annotated[str | None, DATA] = None
-    time_steps: Annotated[int | None, Field(ge=1), unset("T")] = None
+    time_steps: Annotated[int | None, Field(ge=1, le=MOST_STEPS), unset("T")] = None
     """Time steps per image; the model's own when not given."""
     family: Annotated[str | None, unset("NAME")] = None
     """Family of an official checkpoint; its tensors decide when not given."""
@@ -478,9 +483,11 @@ def read_recipe(path: str | Path) -> PruneConfig:
     Raises ``ValueError`` with one line per unknown field or value that is not allowed.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no recipe file {str(path)!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
     try:
@@ -695,6 +702,8 @@ def _check_fraction(value: float) -> None:
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}, but must be a number")
+    if isinstance(value, int) and abs(value) >= 2**64:
+        raise ValueError(f"{name} is larger than 2**64, which no size or number is")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}, but must be a finite number of at least 0")
 

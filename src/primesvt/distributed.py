@@ -31,13 +31,17 @@ def resolve_device(
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    first = next(model.parameters(), None) if model is not None else None
+    if device is None and first is not None and first.is_meta:
+        raise ValueError("the model is on the meta device, without weights; load weights first")
     if device is None:
-        first = next(model.parameters(), None) if model is not None else None
         return first.device if first is not None else torch.device("cpu")
     try:
         place = torch.device(device)
+        if place.type == "meta" or (place.type == "cpu" and place.index):
+            raise RuntimeError("nothing can be computed there")
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"there is no device {str(device)!r} here; use cpu, or cuda on a machine with a GPU"
         ) from error

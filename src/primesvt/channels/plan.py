@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +10,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
-from primesvt._files import write_json
+from primesvt._files import read_json, validated, write_json
 from primesvt.channels.graph import ChannelGraph
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.tracing import trace
 
-__all__ = ["FORMAT", "Kept", "Plan", "PlanStep", "apply_plan", "describe_inputs", "example_inputs"]
+__all__ = [
+    "FORMAT",
+    "Kept",
+    "Plan",
+    "PlanStep",
+    "apply_plan",
+    "check_inputs",
+    "describe_inputs",
+    "example_inputs",
+]
 
 FORMAT = 1
 NOTHING = "nothing"
@@ -93,25 +103,10 @@ class Plan:
                 "give the plan.json of a run folder, or update primesvt"
             )
         try:
-            plan = cls(
-                model_hash=str(content["model_hash"]),
-                config=content["config"],
-                inputs=tuple(_input(given) for given in content["inputs"]),
-                steps=tuple(
-                    PlanStep(
-                        **{**step, "before": tuple(step["before"]), "after": tuple(step["after"])}
-                    )
-                    for step in content["steps"]
-                ),
-                groups={
-                    str(name): tuple(tuple(map(int, row)) for row in rows)
-                    for name, rows in content["groups"].items()
-                },
-            )
-        except KeyError as error:
-            raise ValueError(f"{source} is damaged: {error} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{source} is damaged: {type(error).__name__} {error}") from error
+            plan = validated(cls, content)
+            check_inputs(plan.inputs)
+        except ValueError as error:
+            raise ValueError(f"{source} is damaged: {error}") from error
         if {step.group for step in plan.steps} != set(plan.groups):
             raise ValueError(f"{source} is damaged: its steps and its groups name different ones")
         return plan
@@ -126,7 +121,7 @@ class Plan:
         path = Path(path)
         path = path / "plan.json" if path.is_dir() else path
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except OSError as error:
             raise ValueError(f"there is no plan {str(path)!r}; give a run folder") from error
         except ValueError as error:
@@ -186,11 +181,23 @@ def apply_plan(
     return remove_channels(model, graph, plan.groups)
 
 
-def _input(content: Mapping[str, Any]) -> dict[str, Any]:
-    shape, dtype = [int(n) for n in content["shape"]], str(content["dtype"])
-    if min(shape, default=1) < 0 or not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"an input of shape {shape} and dtype {dtype}")
-    return {"shape": shape, "dtype": dtype}
+LARGEST = 2**28  # values of an input, as a trace takes small ones
+
+
+class _Input(TypedDict):
+    """Shape and dtype of an input."""
+
+    shape: list[int]
+    dtype: str
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raise ``ValueError`` where recorded inputs are none that a model could be traced with."""
+    for each in validated(list[_Input], list(inputs)):
+        shape, dtype = each["shape"], each["dtype"]
+        known = isinstance(getattr(torch, dtype, None), torch.dtype) and "quint" not in dtype
+        if len(shape) > 8 or min(shape, default=1) < 0 or math.prod(shape) > LARGEST or not known:
+            raise ValueError(f"an input of shape {shape[:8]} and dtype {dtype}")
 
 
 def _size(positions: int, size: int) -> str:

@@ -5,24 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from primesvt._files import save_safetensors, write_json
+from primesvt._files import (
+    parse_json,
+    read_json,
+    read_safetensors,
+    save_safetensors,
+    validated,
+    write_json,
+)
 from primesvt.channels import ChannelGraph, remove_channels, trace
-from primesvt.channels.plan import Plan, apply_plan, example_inputs
+from primesvt.channels.plan import Plan, apply_plan, check_inputs, example_inputs
 from primesvt.channels.widths import first_channels
 from primesvt.models import Provenance, build_model
+from primesvt.models.config import check_size
 from primesvt.models.digest import config_of
 from primesvt.models.forward import unwrap
 from primesvt.models.state_dict import check_shapes
 from primesvt.models.strip import match_state
 
-__all__ = ["load", "model_folder", "save_model"]
+__all__ = ["extra_state", "load", "model_folder", "read_tensors", "save_model"]
 
 FORMAT = 1
 Module = TypeVar("Module", bound=nn.Module)
@@ -37,12 +44,8 @@ def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None
         plan: how the model was cut; a foreign module cannot be loaded again without it.
     """
     folder, model = Path(folder), unwrap(model)
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"the state dict holds a {type(value).__name__} under {name!r}, no tensor"
-            )
+    extra = extra_state(model)
+    state = {name: each for name, each in model.state_dict().items() if name not in extra}
     config = config_of(model)
     made = getattr(model, "provenance", None)
     content: dict[str, Any] = {
@@ -54,10 +57,36 @@ def save_model(model: nn.Module, folder: str | Path, *, plan: Plan | None = None
         "inputs": list(plan.inputs) if plan else [],
         "plan": plan.to_dict() if plan and config is None else None,
     }
+    if extra:
+        content["extra_state"] = extra
     # Shared tensors are stored under each of their names.
     save_safetensors(folder / "model.safetensors", {k: v.clone() for k, v in state.items()})
     write_json(folder / "config.json", content)
     return folder
+
+
+def extra_state(model: nn.Module) -> dict[str, Any]:
+    """What modules keep in a state dict beside tensors (``get_extra_state``), by name.
+
+    Raises ``ValueError`` for anything that JSON does not give back as it was: no pickle is written.
+
+    Example:
+        >>> extra_state(nn.Linear(2, 1))
+        {}
+    """
+    found = {k: v for k, v in model.state_dict().items() if not isinstance(v, Tensor)}
+    for name, value in found.items():
+        try:
+            same = parse_json(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"the state dict holds a {type(value).__name__} under {name!r}, no tensor and no "
+                "plain value, so the model cannot be saved without pickle; let get_extra_state of "
+                "that module give a tensor, or plain numbers, texts, lists and dicts"
+            )
+    return found
 
 
 def load(folder: str | Path, into: Module | None = None) -> Any:
@@ -90,7 +119,8 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
         raise _no_model(folder)
     folder = place
     content = _config(folder / "config.json")
-    state = _tensors(folder / "model.safetensors")
+    state = read_tensors(folder / "model.safetensors")
+    extra = content.get("extra_state", {}) if content["config"] is None else {}
     if content["config"] is None:
         if into is None:
             raise ValueError(
@@ -104,8 +134,8 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
         if into is not None:
             raise ValueError(f"{folder} holds a registry model; load it without into=")
         model = _registered(content, state, folder)
-    check_shapes(model.state_dict(), state, source=str(folder / "model.safetensors"))
-    model.load_state_dict(state, assign=into is None)
+    check_shapes(model.state_dict(), {**state, **extra}, source=str(folder / "model.safetensors"))
+    model.load_state_dict({**state, **extra}, assign=into is None)
     return model.eval()
 
 
@@ -118,6 +148,7 @@ def _registered(content: Mapping[str, Any], state: Mapping[str, Tensor], folder:
     if content.get("provenance") is not None:
         model.provenance = Provenance.from_dict(content["provenance"])
     if content["time_steps"] is not None:
+        check_size("time_steps", content["time_steps"])
         model.time_steps = int(content["time_steps"])
     match_state(model, state)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -180,7 +211,7 @@ def _no_model(path: str | Path) -> ValueError:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no JSON file: {error}; save the model again") from error
     made = content.get("format") if isinstance(content, dict) else None
@@ -190,15 +221,34 @@ def _config(path: Path) -> dict[str, Any]:
             f"{path} is no model config of format {FORMAT} (found format {made}); "
             "save the model again, or update primesvt"
         )
+    try:
+        validated(_Config, content)
+        check_inputs(content["inputs"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; save the model again") from error
     return dict(content)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+_Config = TypedDict(
+    "_Config",
+    {
+        "class": str,
+        "config": dict[str, Any] | None,
+        "time_steps": int | None,
+        "provenance": NotRequired[dict[str, Any] | None],
+        "extra_state": NotRequired[dict[str, Any]],
+        "inputs": list[Any],
+        "plan": dict[str, Any] | None,
+    },
+)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return tensors_from_bytes(path.read_bytes())
+        return read_safetensors(path)[0]
     except OSError as error:
         raise ValueError(f"there is no {path}; save the model again") from error
-    except (SafetensorError, ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{path} is cut short or no safetensors file; copy it again, or save the model again"
+            f"{path} is cut short or damaged: {error}; copy it again, or save the model again"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from primesvt._files import read_json, read_yaml
+from primesvt._guard import check_counts
 from primesvt.checkpoint.folder import load as load_folder
 from primesvt.checkpoint.folder import model_folder
 from primesvt.data import Splits, check_channels, check_classes, load_data
@@ -197,8 +197,7 @@ def open_model(
         >>> open_model("sdt_v2_digits", pretrained=False).num_classes
         10
     """
-    if time_steps is not None and time_steps < 1:
-        raise ValueError(f"time_steps is {time_steps}, but must be at least 1")
+    check_counts(time_steps=time_steps)
     settings = dict(overrides or {})
     with _mistakes_of_a_person():
         check_names(settings)
@@ -309,7 +308,7 @@ def _homes(folder: Path) -> Iterator[Path]:
 def _of_recipe(path: Path) -> OwnData | None:
     """The data named in a run's recipe; ``None`` where it names none."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         # A run in Python has its seed at the top; that of a training draws no sets.
         run = content.get("run", {} if "epochs" in content else content)
         if not isinstance(content["data"], str):
@@ -320,14 +319,14 @@ def _of_recipe(path: Path) -> OwnData | None:
             seed=int(run.get("seed", 0)),
             selection_from_train=bool(run.get("selection_from_train", False)),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # of something else, or not there
 
 
 def _of_record(path: Path) -> OwnData | None:
     """The data named in the record of a training or fine-tuning, or in the run it refers to."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         recipe, run, told = content["recipe"], content.get("run"), _short(path)
         if isinstance(recipe.get("data"), str):
             return OwnData(spec=recipe["data"], told=told)
@@ -345,7 +344,7 @@ def _of_record(path: Path) -> OwnData | None:
 def _of_config(path: Path) -> OwnData | None:
     """The digits, for a saved model whose images are prepared as those of the digits models."""
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+        made = read_json(path)["provenance"]
         digits = Provenance.from_dict(made).data == DIGITS
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -22,6 +22,7 @@ import tyro
 from pydantic import ValidationError
 
 from primesvt._files import FolderInUse
+from primesvt._guard import Fault
 from primesvt.cli.apply import Apply
 from primesvt.cli.console import Console
 from primesvt.cli.evaluate import Evaluate
@@ -120,8 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FolderInUse as error:
         console.error(str(error))
         return IN_USE
+    except Fault as error:
+        console.error(_fault(error, argv))
+        return FAULT
     except (ValueError, OSError) as error:
         console.error(str(error))
+    except MemoryError as error:
+        console.error(f"out of memory: {error}; try a smaller --batch-size or model")
     except KeyboardInterrupt as error:
         ended = isinstance(error, Terminated)
         kept = KEPT.get(" ".join(argv[:1]), "nothing was written")

@@ -44,10 +44,11 @@ class Apply:
 
     def run(self, console: Console) -> int:
         """Cut, save, and say how much smaller the model is."""
-        from primesvt._files import contents, folder_lock
+        from primesvt._files import check_place, contents, folder_lock
 
         if self.out.exists() and (not self.out.is_dir() or contents(self.out)):
             raise ValueError(f"{self.out} holds something else; choose a new or empty folder")
+        check_place(self.out)
         with folder_lock(self.out):
             if contents(self.out):
                 raise ValueError(f"{self.out} was filled meanwhile; choose a new or empty folder")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +26,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from primesvt._format import shown
 
 if TYPE_CHECKING:
     from primesvt.models import CheckpointReport
@@ -56,11 +59,11 @@ class Console:
     def line(self, text: str) -> None:
         """Print one line of plain text, never wrapped or marked up."""
         if not self.as_json and not self.rank:
-            self.out.print(Text(text), soft_wrap=True)
+            self.out.print(Text(shown(text, keep="\n")), soft_wrap=True)
 
     def sentence(self, text: str) -> None:
         """Print a sentence over as many lines as it needs, all but the first indented."""
-        self.line(textwrap.fill(text, self.out.width, subsequent_indent="    "))
+        self.line(textwrap.fill(shown(text), self.out.width, subsequent_indent="    "))
 
     def loaded(self, loaded: CheckpointReport | None) -> None:
         """Print what was inferred of an official checkpoint, and what was assumed."""
@@ -75,7 +78,7 @@ class Console:
     def error(self, message: str) -> None:
         """Print one clear line on stderr."""
         who = f"primesvt, process {self.rank}" if self.rank else "primesvt"
-        self.err.print(Text(f"{who}: {' '.join(message.split())}"), soft_wrap=True)
+        self.err.print(Text(shown(f"{who}: {' '.join(message.split())}")), soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[ProgressLine]:
@@ -106,8 +109,9 @@ class BarProgress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self._tasks or done < self._bars.tasks[self._tasks[stage]].completed:
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None, detail="")
-        detail = getattr(stage, "detail", "")
+            named = escape(shown(stage))
+            self._tasks[stage] = self._bars.add_task(named, total=total or None, detail="")
+        detail = escape(shown(getattr(stage, "detail", "")))
         self._bars.update(self._tasks[stage], completed=done, total=total or None, detail=detail)
 
 
@@ -146,7 +150,7 @@ class PlainProgress:
                 parts.append(_rate(speed))
             if speed and total:
                 parts.append(f"{duration((total - done) / speed)} left")
-            self._stream.write(", ".join([*parts, *([detail] if detail else [])]) + "\n")
+            self._stream.write(shown(", ".join([*parts, *([detail] if detail else [])])) + "\n")
             self._stream.flush()
 
 

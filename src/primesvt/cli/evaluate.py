@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from primesvt._format import megabytes
+from primesvt._guard import check_counts
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import table, whole
@@ -58,10 +59,13 @@ class Evaluate:
     def run(self, console: Console) -> int:
         """Measure and print one row."""
         from primesvt.checkpoint.load import open_model, own_data, splits_for
+        from primesvt.distributed import resolve_device
         from primesvt.evaluation.batch_dependence import batch_note
         from primesvt.evaluation.confidence import accuracy_of, chance_note
         from primesvt.models.forward import check_no_nan
 
+        check_counts(batch_size=self.batch_size, workers=self.workers, seed=self.seed)
+        resolve_device(self.device)
         opened = open_model(
             self.model,
             time_steps=self.time_steps,

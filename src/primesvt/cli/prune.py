@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic import Field, create_model
 
+from primesvt._files import check_place
 from primesvt.cli import flags
 from primesvt.cli.console import Console
 from primesvt.cli.tables import change_table
@@ -106,11 +107,15 @@ class Prune:
     def run(self, console: Console) -> int:
         """Prune, write the run folder, and print the figures before and after."""
         from primesvt.checkpoint.load import open_model, own_data, splits_for
+        from primesvt.distributed import resolve_device
         from primesvt.evaluation.batch_dependence import batch_note
         from primesvt.pruning.pipeline import prune
 
         recipe = self._asked()
         assert recipe.model is not None
+        resolve_device(recipe.run.device)
+        named = Path(str(recipe.model).removesuffix(".tar")).stem
+        out = check_place(self.out or Path("runs") / named)
         opened = open_model(
             recipe.model,
             time_steps=recipe.time_steps,
@@ -133,8 +138,6 @@ class Prune:
         sets = {"selection": splits.selection, "test": splits.test}
         for note in batch_note(opened.model, recipe.run.batch_size, **sets):
             console.sentence(note)
-        named = Path(str(recipe.model).removesuffix(".tar")).stem
-        out = self.out or Path("runs") / named
         with console.progress() as progress:
             result = prune(
                 opened.model,

@@ -40,13 +40,15 @@ class Report:
 
     def run(self, console: Console) -> int:
         """Write the page and say where it is."""
-        from primesvt._files import file_lock, folder_lock
+        from primesvt._files import check_place, file_lock, folder_lock
         from primesvt.report import write_comparison, write_report
 
         if not self.runs:
             raise ValueError("no run given; name one, as in `primesvt report runs/sdt_v2_digits`")
         if self.out is not None and self.out.is_dir():
             raise ValueError(f"--out {self.out} is a folder; name a file, such as compared.html")
+        if self.out is not None:
+            check_place(self.out)
         if len(self.runs) > 1:
             with file_lock(self.out or "comparison.html") as out:
                 path = write_comparison(self.runs, out)

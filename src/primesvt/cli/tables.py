@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from primesvt._format import shown
+
 __all__ = ["by_block", "change_table", "inside", "table", "whole"]
 
 
@@ -31,7 +33,8 @@ def table(
             overflow="fold",
         )
     for row in rows:
-        made.add_row(*row)
+        # As text: brackets in a name are no markup.
+        made.add_row(*(Text(shown(cell)) if isinstance(cell, str) else cell for cell in row))
     return made
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from primesvt._guard import check_counts
 from primesvt.data.config import DIGITS, DataConfig
 from primesvt.data.errors import DataError
 from primesvt.data.images import ImageSet, Part, Preprocess, check_images, image_notes
@@ -69,6 +70,7 @@ def load_data(
         >>> len(splits.selection), len(splits.test)
         (450, 450)
     """
+    check_counts(seed=seed, time_steps=time_steps)
     if isinstance(spec, Splits):
         return spec
     if isinstance(spec, str) and spec == "digits":

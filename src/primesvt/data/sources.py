@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from primesvt._files import check_file
 from primesvt.data.errors import DataError
 
 __all__ = [
@@ -108,11 +109,11 @@ class ClassFolders:
 
     def sample(self, index: int) -> Image.Image:
         path = self._files[index][0]
-        return decode(str(path), lambda: Image.open(path))
+        return decode(str(path), lambda: Image.open(check_file(path)))
 
     def check(self, index: int) -> Header:
         path = self._files[index][0]
-        image = decode(str(path), lambda: Image.open(path), header_only=True)
+        image = decode(str(path), lambda: Image.open(check_file(path)), header_only=True)
         return image.mode, image.size
 
 
@@ -251,7 +252,7 @@ def decode(
             return unit_grey(image.copy(), place, sixteen_bit=image.format == "PNG")
     except DataError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders of damaged files raise many kinds
         raise DataError(
             f"cannot read the image {place}: {first_line(error)}; replace or remove it"
         ) from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from primesvt._guard import check_counts, random_state_kept
 from primesvt._progress import Progress
 from primesvt.calibration import evaluating
 from primesvt.checkpoint.load import Data, splits_for
@@ -163,6 +164,7 @@ class ScoreEvaluator:
 REPORT_AFTER = 2.0  # seconds of one evaluation
 
 
+@random_state_kept()
 def outcomes(
     model: nn.Module,
     dataset: Dataset[Any],
@@ -199,6 +201,7 @@ def outcomes(
         >>> outcomes(nn.Identity(), data).tolist()
         [True, True, False]
     """
+    check_counts(batch_size=batch_size, workers=workers)
     place = resolve_device(device, model)
     model.to(place)
     return _outcomes(

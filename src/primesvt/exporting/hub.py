@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt._files import write_bytes, write_text
+from primesvt._format import shown
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.evaluation.batch_dependence import batch_note, mixing_of
 from primesvt.exporting.agreement import Agreement, Comparison
@@ -24,10 +25,10 @@ from primesvt.profiling.memory import parameter_bytes
 from primesvt.registry import EXPORT_FORMATS
 from primesvt.report import changes, headline
 from primesvt.report.changes import cost_notes
-from primesvt.report.run_files import RunFiles, read_run
+from primesvt.report.run_files import RunFiles, read_run, told_as_damage
 from primesvt.report.tradeoff_plot import Network, networks, text_of
 
-__all__ = ["card", "picture", "upload", "write_hub"]
+__all__ = ["card", "check_repository", "picture", "upload", "write_hub"]
 
 
 _TRIED, _WAY, _LIMIT = "#9aa5b1", "#1f6feb", "#c2410c"
@@ -104,21 +105,19 @@ def card(
     assert isinstance(model, SpikingViT)
     environment = Environment(
         loader=PackageLoader("primesvt"),
-        autoescape=False,  # Markdown
+        autoescape=False,  # Markdown, in which ``quoted`` has its own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["quoted"] = quoted
     return environment.get_template("card.md.j2").render(
         title=title_of(origin),
         family=FAMILIES[model.config.family].title,
         headline=headline(metrics) if metrics else "",
         rows=[
-            tuple(
-                cell.strip().replace("|", "\\|")
-                for cell in (row.measure, row.before, row.after, row.change)
-            )
+            tuple(quoted(cell.strip()) for cell in (row.measure, row.before, row.after, row.change))
             for row in (changes(metrics) if metrics else [])
         ],
         cost_sentences=cost_notes(metrics["after"]) if metrics else [],
@@ -131,6 +130,21 @@ def card(
         picture=picture,
         repository=repository,
     )
+
+
+_MARKUP = str.maketrans(
+    {"<": "&lt;", ">": "&gt;", "|": "\\|", "`": "\\`", "[": "\\[", "]": "\\]", "\\": "\\\\"}
+)
+
+
+def quoted(text: str) -> str:
+    """Text from a run's files within Markdown: one line, without tags, links and code.
+
+    Example:
+        >>> quoted("a <b>|\\n[link](x)")
+        'a &lt;b&gt;\\\\| \\\\[link\\\\](x)'
+    """
+    return shown(" ".join(text.split())).translate(_MARKUP)
 
 
 def title_of(origin: ExportSource) -> str:
@@ -230,13 +244,31 @@ def _write_card(
     notes: tuple[str, ...],
     repository: str | None,
 ) -> None:
-    shown = None
-    if origin.run is not None and (drawn := picture(read_run(origin.run))) is not None:
-        content, text = drawn
-        write_bytes(folder / PICTURE, content)
-        shown = (PICTURE, text)
-    text = card(origin, found, notes=notes, picture=shown, repository=repository)
+    with told_as_damage(*filter(None, [origin.run])):
+        drawn = None if origin.run is None else picture(read_run(origin.run))
+        image = None if drawn is None else (PICTURE, drawn[1])
+        text = card(origin, found, notes=notes, picture=image, repository=repository)
+    if drawn is not None:
+        write_bytes(folder / PICTURE, drawn[0])
     write_text(folder / "README.md", text)
+
+
+def check_repository(name: str) -> None:
+    """Raise ``ValueError`` where a repository cannot be called so, or nothing can push to it."""
+    try:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+    except ImportError as error:
+        raise ValueError(
+            "pushing needs a package that is not installed: pip install huggingface_hub"
+        ) from error
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"push is {name!r}, which is no repository of the Hugging Face Hub; write NAME/MODEL, "
+            "such as me/sdt-v2-digits"
+        ) from error
 
 
 def upload(folder: Path, repository: str) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from primesvt._files import file_lock
+from primesvt._files import check_place, file_lock
+from primesvt._guard import check_counts
 from primesvt.exporting.agreement import Comparison, Progress
 from primesvt.exporting.formats import ExportFormat, ExportJob, find_format
+from primesvt.exporting.hub import check_repository
 from primesvt.exporting.result import ExportResult
 from primesvt.exporting.source import ExportSource, open_origin, samples_of
 from primesvt.registry import EXPORT_FORMATS
@@ -78,12 +80,17 @@ def export(
     _check(format, made, weight_bits=weight_bits, push=push)
     if not 0 <= agreement <= 1:
         raise ValueError(f"agreement is {agreement!r}, but is a share of predictions: 0 to 1")
-    for name, count in (("images", images), ("batch_size", batch_size)):
-        if count < 1:
-            raise ValueError(f"{name} is {count!r}, but must be at least 1")
+    check_counts(batch_size=batch_size)
+    if not isinstance(images, int) or images < 1:
+        raise ValueError(f"images is {images!r}, but must be at least 1")
     made.check()
+    if push is not None:
+        check_repository(push)
+    if out is not None:
+        check_place(out)
     origin = open_origin(source)
     place = _place(origin, made, out, weight_bits)
+    check_place(place)
     samples = samples_of(
         origin,
         data=data,

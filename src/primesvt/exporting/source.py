@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from primesvt._files import METRICS, PLAN, RECIPE
+from primesvt._files import METRICS, PLAN, RECIPE, read_yaml
 from primesvt.checkpoint.folder import model_folder
 from primesvt.checkpoint.load import OwnData, open_model, own_data, splits_for
 from primesvt.config import PruneConfig, read_recipe
 from primesvt.models import SpikingViT, list_models
+from primesvt.report.run_files import read_run
 
 __all__ = ["ExportSource", "Samples", "open_origin", "samples_of"]
 
@@ -60,7 +59,7 @@ class ExportSource:
         """The content of the run's ``metrics.json``; empty without a run."""
         if self.run is None:
             return {}
-        return dict(json.loads((self.run / METRICS).read_text(encoding="utf-8")))
+        return dict(read_run(self.run).metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ def open_origin(source: str | Path | nn.Module) -> ExportSource:
 def _recipe(folder: Path) -> PruneConfig | None:
     """The recipe of a pruning run in a folder; ``None`` for other recipes and runs in Python."""
     path = folder / RECIPE
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    content = read_yaml(path) if path.is_file() else None
     if not isinstance(content, dict) or not isinstance(content.get("model"), str):
         return None
     return read_recipe(path) if "limits" in content else None

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
-__all__ = ["ModelConfig", "check_choice", "check_positive", "check_tau"]
+from primesvt._files import validated
+from primesvt._guard import MOST_STEPS
+
+__all__ = ["ModelConfig", "check_choice", "check_positive", "check_size", "check_tau"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class ModelConfig:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
         check_positive(self, "in_channels", "num_classes", "time_steps")
+        for field in fields(self):
+            check_size(field.name, getattr(self, field.name))
 
     @property
     def batch_mixing(self) -> str:
@@ -63,7 +68,26 @@ class ModelConfig:
                 f"unknown setting {', '.join(map(repr, unknown))} for {cls.__name__}; "
                 f"allowed: {', '.join(allowed)}"
             )
+        validated(cls, given)  # the types; of a file they may be any
         return cls(**given)
+
+
+LARGEST, DEEPEST = 2**20, 1024
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise ``ValueError`` where a setting is so large that no machine could build the model.
+
+    Example:
+        >>> check_size("time_steps", 10**20)
+        Traceback (most recent call last):
+            ...
+        ValueError: time_steps is 100000000000000000000, but at most 4096 are allowed
+    """
+    most = MOST_STEPS if name == "time_steps" else DEEPEST if "depth" in name else LARGEST
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and number > most:
+            raise ValueError(f"{name} is {number}, but at most {most} are allowed")
 
 
 def check_positive(config: ModelConfig, *names: str, minimum: int = 1) -> None:

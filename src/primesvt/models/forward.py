@@ -90,6 +90,8 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by name; shared ones under each of their names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, but must be a torch module")
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -295,6 +297,8 @@ def _tensor(tensor: Tensor, known: dict[int, Any]) -> Any:
 def check_no_nan(model: nn.Module) -> None:
     """Raise ``ValueError`` naming the first tensor of a model that holds NaN."""
     for name, tensor in state_tensors(model).items():
+        if tensor.is_meta:
+            raise ValueError(f"'{name}' is on the meta device, without values; load weights first")
         if bool(tensor.isnan().any()):
             raise ValueError(
                 f"'{name}' holds NaN: give the weights of a training that did not diverge"

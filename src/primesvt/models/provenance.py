@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from primesvt._files import validated
 from primesvt.data.config import DataConfig
 
 __all__ = ["CheckpointReport", "Provenance"]
@@ -36,12 +37,8 @@ class Provenance:
     def from_dict(cls, content: Mapping[str, Any]) -> Provenance:
         """Read what ``to_dict`` gave; raises ``ValueError`` where it is damaged."""
         try:
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in content["data"].items()
-            }
-            return cls(data=DataConfig(**fields), held_out=bool(content["held_out"]))
-        except (KeyError, TypeError, AttributeError) as error:
+            return validated(cls, content)
+        except ValueError as error:
             raise ValueError(f"damaged provenance ({error}); save the model again") from error
 
 

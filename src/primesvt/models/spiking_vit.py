@@ -105,6 +105,8 @@ class SpikingViT(nn.Module):
 
     def enter(self, x: Tensor) -> Tensor:
         """Bring images ``[B, C, H, W]`` or frames ``[B, T, C, H, W]`` to ``[T, B, C, H, W]``."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"the input is a {type(x).__name__}, but must be a tensor of images")
         if x.ndim not in (4, 5):
             raise ValueError(
                 f"the input has shape {list(x.shape)}; give images [batch, channels, height, width]"

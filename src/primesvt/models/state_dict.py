@@ -8,9 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Differences", "check_shapes", "differences", "load_state"]
+__all__ = ["Differences", "check_shapes", "differences", "give_tensors", "load_state", "tensors_of"]
 
 _SHOWN = 10
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors of a state dict, without the extra states of modules.
+
+    Example:
+        >>> list(tensors_of(nn.Linear(2, 1)))
+        ['weight', 'bias']
+    """
+    state = model.state_dict().items()
+    return {name: value.detach().clone() for name, value in state if isinstance(value, Tensor)}
+
+
+def give_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load what ``tensors_of`` gave into a model, whose modules keep their extra states."""
+    others = {k: v for k, v in model.state_dict().items() if not isinstance(v, Tensor)}
+    model.load_state_dict({**others, **tensors})
 
 
 def load_state(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from primesvt._files import JsonlLog
+from primesvt._files import JsonlLog, parse_json, validated
 from primesvt.channels.widths import Widths
 
 __all__ = ["LatencyTable", "NetworkTime", "PartTime", "WidthTime"]
@@ -81,15 +81,16 @@ class LatencyTable:
         self._log = None if path is None else JsonlLog(path)
         for number, line in self._log.lines() if self._log is not None else ():
             try:
-                row = json.loads(line)
+                row = validated(dict[str, Any], parse_json(line))
                 kind = row.pop("kind")
                 if kind == "context" and row.pop("format") == FORMAT:
                     self.context = row
                 else:
-                    self._take(_KINDS[kind](**row))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    self._take(validated(_KINDS[kind], row))
+            except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"line {number} of {path} is no timing; delete the file to take all anew"
+                    f"line {number} of {path} is no timing: {error}; delete the file to take all"
+                    " anew"
                 ) from error
 
     def part(self, name: str = WHOLE) -> PartTime | None:

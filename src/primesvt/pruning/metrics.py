@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 
+from primesvt._files import validated
 from primesvt._format import above
 from primesvt.calibration import CalibrationSet
 from primesvt.channels.plan import Plan
@@ -83,15 +84,9 @@ class Costs:
     latency: tuple[Latency, ...] = field(default=())
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Costs:
+    def from_dict(cls, content: Any) -> Costs:
         """Read what ``dataclasses.asdict`` made, from JSON and from earlier versions too."""
-        values = dict(content)
-        for name, kind in {"selection": Accuracy, "test": Accuracy, "energy": Energy}.items():
-            values[name] = kind(**values[name]) if values.get(name) else None
-        operations = values.get("operations")
-        values["operations"] = Operations.from_dict(operations) if operations else None
-        values["latency"] = tuple(Latency(**each) for each in values.get("latency", ()))
-        return cls(**values)
+        return validated(cls, content)
 
 
 def costs_of(
@@ -309,15 +304,9 @@ class Metrics:
         return {**asdict(self), "others": [each.to_dict() for each in self.others]}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Metrics:
-        """Read what ``to_dict`` made."""
-        values = dict(content)
-        for name in ("before", "after"):
-            values[name] = Costs.from_dict(values[name])
-        if values.get("lossless") is not None:
-            values["lossless"] = LosslessRecord.from_dict(values["lossless"])
-        values["others"] = tuple(map(LimitOutcome.from_dict, values.get("others", ())))
-        return cls(**{**values, "notes": tuple(values["notes"])})
+    def from_dict(cls, content: Any) -> Metrics:
+        """Read what ``to_dict`` made; ``ValueError`` naming the fields of anything else."""
+        return validated(cls, content)
 
 
 def conclude(

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from primesvt._files import check_place
 from primesvt.calibration import ActivationStatistics
 from primesvt.channels import trace
 from primesvt.channels.plan import Plan, describe_inputs
-from primesvt.checkpoint.folder import load
-from primesvt.config import Limits, PruneConfig, PruneOptions
+from primesvt.checkpoint.folder import extra_state, load
+from primesvt.checkpoint.load import open_model, own_data
+from primesvt.config import Limits, PruneConfig, PruneOptions, parse_overrides
 from primesvt.distributed import ProcessGroup, resolve_device
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.divergence import OutputDivergence
@@ -35,7 +37,6 @@ from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import check_no_nan, first_samples, unwrap
-from primesvt.models.spiking_vit import SpikingViT
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
@@ -66,7 +67,7 @@ __all__ = ["prune"]
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     *,
     data: Data | None = None,
     score: Score | None = None,
@@ -84,9 +85,10 @@ def prune(
     first writes and tells, and all return the same (docs/method.md).
 
     Args:
-        model: any spiking network; its neurons are reset, then a copy is worked on.
+        model: any spiking network; its neurons are reset, then a copy is worked on. Or a name of
+            the registry, a checkpoint file or a saved folder, as on the command line.
         data: what to measure accuracy on: ``Splits``, or anything that ``load_data`` takes; that of
-            the config when neither this nor ``score`` is given.
+            the config, or of a model that was named, when neither this nor ``score`` is given.
         score: instead of ``data``, model -> number (higher is better), or a vector of per-sample
             outcomes, which allows pairing; must be deterministic. Limits are in its own unit. Each
             of several processes calls it, and what it gives the first one counts.
@@ -125,9 +127,14 @@ def prune(
     Source: PrimeSVT (arXiv 2606.03428); our reading of it is in docs/method.md.
     """
     request = request_of(config, limits=constraints, data=data, options=options)
+    if not isinstance(model, nn.Module):
+        model, request = _opened(model, request, score=score)
     asked = request.config
     original = unwrap(model)
     check_no_nan(original)
+    if out is not None:
+        extra_state(original)  # what cannot be saved is told before the search
+        check_place(out)
     ProcessGroup.take_gpu()
     processes = ProcessGroup.start(resolve_device(asked.run.device, original))
     processes.check_same(
@@ -181,6 +188,28 @@ def _settled(
         processes=evaluate.processes,
         progress=progress if evaluate.processes.main else None,
     )
+
+
+def _opened(
+    named: str | Path, request: Request, *, score: Score | None
+) -> tuple[nn.Module, Request]:
+    """A model given by name, file or folder, and the request with its name and its own data."""
+    if not isinstance(named, str | Path):
+        raise TypeError(
+            f"model is a {type(named).__name__}; give a torch module, a name of list_models(), a "
+            "checkpoint file or a folder"
+        )
+    config = request.config.model_copy(update={"model": str(named)})
+    opened = open_model(
+        named,
+        time_steps=config.time_steps,
+        family=config.family,
+        overrides=parse_overrides(config.override),
+    )
+    own = own_data(named)
+    if config.data is None and score is None and own is not None:
+        config = config.model_copy(update={"data": own.found()})
+    return opened.model, replace(request, config=config)
 
 
 @dataclass(frozen=True, kw_only=True)

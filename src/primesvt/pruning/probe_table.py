@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from primesvt._files import JsonlLog, write_text
+from primesvt._files import JsonlLog, parse_json, validated, write_text
 from primesvt.channels.widths import Widths
 from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.evaluator import Measurement
@@ -134,8 +134,8 @@ class ProbeTable:
         table: ProbeTable | None = None
         for number, line in log.lines():
             try:
-                row = json.loads(line)
-                if row["kind"] == "reference":
+                row = validated(dict[str, Any], parse_json(line))
+                if row["kind"] == "reference" and table is None:
                     table = cls(_read_reference(row, path))
                 elif table is None:
                     raise ValueError("a probe of an unknown network")
@@ -143,9 +143,11 @@ class ProbeTable:
                     table._take_line(row)
             except OldFormatError:
                 raise
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, KeyError) as error:
+                reason = f"{error} is missing" if isinstance(error, KeyError) else error
                 raise ValueError(
-                    f"line {number} of {path} is no probe; delete the line, or the run folder"
+                    f"line {number} of {path} is no probe: {reason}; delete the line, or the run"
+                    " folder"
                 ) from error
         if table is not None:
             table.name, table._log = str(path.parent), log
@@ -212,10 +214,11 @@ class ProbeTable:
     def _take_line(self, row: dict[str, Any]) -> None:
         """Remember the probe or distance of one line of a file."""
         if row.pop("kind") == "distance":
-            distance = DistanceProbe(**row)
+            distance = validated(DistanceProbe, row)
             self._distances[frozenset(distance.cuts.items())] = distance
         else:
-            probe = Probe(kind="layer" if len(row["cuts"]) == 1 else "walk", **row)
+            cuts = validated(dict[str, int], row["cuts"])
+            probe = validated(Probe, {**row, "kind": "layer" if len(cuts) == 1 else "walk"})
             self._probes[frozenset(probe.cuts.items())] = probe
 
 

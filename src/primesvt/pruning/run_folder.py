@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
 
 from primesvt._files import (
     LATENCIES,
@@ -19,8 +15,11 @@ from primesvt._files import (
     PLAN,
     PROBES,
     RECIPE,
+    check_place,
     check_writable,
     contents,
+    read_json,
+    read_yaml,
     write_json,
     write_text,
 )
@@ -67,7 +66,7 @@ class RunFolder:
                 "choose a new or empty folder"
             )
         else:
-            _check_ancestor(self.path)
+            check_place(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -112,12 +111,14 @@ class RunFolder:
         path = self.path / METRICS
 
         def read() -> Metrics | None:
-            if not path.is_file():
+            if not path.exists():
                 return None
             try:
-                return Metrics.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path} is damaged; delete it to finish the run again") from error
+                return Metrics.from_dict(read_json(path))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{path} is damaged: {error}; delete it to finish the run again"
+                ) from error
 
         return self.processes.on_main(read)
 
@@ -159,9 +160,9 @@ class RunFolder:
         """Raise ``ValueError`` where the folder holds a run of another recipe."""
         path = self.path / RECIPE
         try:
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"cannot read {path}; choose another run folder") from error
+            there = read_yaml(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path}: {error}; choose another run folder") from error
         stated = from_old_recipe(there) if isinstance(there, Mapping) else there
         difference = _difference(stated, self.config.to_dict())
         if difference:
@@ -198,14 +199,3 @@ def _difference(there: Any, here: Any, path: str = "") -> str:
     if there == here or path in NOT_COMPARED or unnamed:
         return ""
     return f"{path or 'all of it'} is {there!r} there and {here!r} here"
-
-
-def _check_ancestor(path: Path) -> None:
-    """Fail before a long run where the folder could not be made, without making it."""
-    ancestor = next(place for place in path.absolute().parents if place.exists())
-    place = path if path.exists() else ancestor
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(
-            f"cannot write to folder {str(path)!r}: {place} is not a folder that you may write to; "
-            "choose another"
-        )

@@ -12,7 +12,7 @@ from primesvt.report.changes import Change, changes
 from primesvt.report.heatmap import Cell, Heatmap, Row
 from primesvt.report.names import by_block, inside
 from primesvt.report.page import asked, kept_share, render
-from primesvt.report.run_files import RunFiles, read_run
+from primesvt.report.run_files import RunFiles, read_run, told_as_damage
 from primesvt.report.summary import limits_asked, summary, tuning
 from primesvt.report.tradeoff_plot import comparison_plot
 
@@ -53,8 +53,15 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path = "comparison.h
     if twice is not None:
         raise ValueError(f"{twice} is given twice; name every run once")
     found = [read_run(run) for run in runs]
+    with told_as_damage(*runs):
+        page = _page(found)
+    return write_text(out, page)
+
+
+def _page(found: list[RunFiles]) -> str:
+    """The comparison of some runs as HTML."""
     names = _names(found)
-    page = render(
+    return render(
         "comparison.html.j2",
         names=names,
         subtitles=[f"{run.model} on {run.data}" for run in found],
@@ -66,7 +73,6 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path = "comparison.h
         folders=[run.path.as_posix() for run in found],
         images=all(run.images for run in found),
     )
-    return write_text(out, page)
 
 
 def compare_recipes(runs: Sequence[RunFiles]) -> list[Difference]:

@@ -13,10 +13,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from primesvt._files import write_text
+from primesvt._format import shown
 from primesvt.report.changes import Change, changes, cost_notes, firing_rates, headline
 from primesvt.report.heatmap import robustness
 from primesvt.report.names import block_of, inside
-from primesvt.report.run_files import RunFiles, flat, read_run
+from primesvt.report.run_files import RunFiles, flat, read_run, told_as_damage
 from primesvt.report.sizes import block_sizes
 from primesvt.report.summary import summary, tuning
 from primesvt.report.tradeoff_plot import text_of, walk_plot
@@ -110,9 +111,16 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         ValueError: the folder holds no finished run, or a damaged file.
     """
     run = read_run(run_dir)
+    with told_as_damage(run.path):
+        page = _page(run)
+    return write_text(run.path / "report.html" if out is None else out, page)
+
+
+def _page(run: RunFiles) -> str:
+    """The page of a run as HTML."""
     metrics, rows = run.metrics, changes(run.metrics)
     warning = "Choices were made on images the model was trained on: drops look too small there."
-    page = render(
+    return render(
         "report.html.j2",
         headline=headline(metrics),
         subtitle=f"{run.model} on {run.data}",
@@ -138,7 +146,6 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         asked=asked(run.recipe),
         text_of=text_of,
     )
-    return write_text(run.path / "report.html" if out is None else out, page)
 
 
 def render(template: str, **content: Any) -> str:
@@ -152,10 +159,18 @@ def _templates() -> Environment:
     return Environment(
         loader=PackageLoader("primesvt"),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _printable(value: Any) -> Any:
+    """A value of a template without control characters; what a macro has made stays."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return shown(value, keep="\n\t")
+    return value
 
 
 def asked(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, Required
 
-import yaml
+from jinja2 import TemplateError
+from pydantic import Field
+from typing_extensions import TypedDict
 
-__all__ = ["RunFiles", "flat", "read_run"]
+from primesvt._files import JsonlLog, parse_json, read_json, read_yaml, validated
+
+__all__ = ["RunFiles", "flat", "read_run", "told_as_damage"]
 
 PROBES, TUNED = "sensitivity.jsonl", "finetuned/record.json"
 
@@ -77,13 +81,11 @@ def read_run(folder: str | Path) -> RunFiles:
     Raises ``ValueError`` where it holds no finished run, or a file in it is damaged.
     """
     path = Path(folder)
-    recipe = _read(path / "recipe.yaml", yaml.safe_load)
-    plan, metrics = (_read(path / name, json.loads) for name in ("plan.json", "metrics.json"))
-    for name, content in (("recipe.yaml", recipe), ("plan.json", plan), ("metrics.json", metrics)):
-        if not isinstance(content, dict):
-            raise ValueError(f"{path / name} is damaged: it holds no fields; make the run again")
-    tuned = _read(path / TUNED, json.loads) if (path / TUNED).is_file() else None
-    probes = tuple(_lines(path / PROBES)) if (path / PROBES).is_file() else ()
+    recipe = _read(path / "recipe.yaml", read_yaml, dict[str, Any])
+    plan = _read(path / "plan.json", read_json, _Plan)
+    metrics = _read(path / "metrics.json", read_json, _Metrics)
+    tuned = _read(path / TUNED, read_json, _Tuned) if (path / TUNED).exists() else None
+    probes = tuple(_lines(path / PROBES)) if (path / PROBES).exists() else ()
     return RunFiles(
         path=path, recipe=recipe, plan=plan, metrics=metrics, probes=probes, tuned=tuned
     )
@@ -103,28 +105,179 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _read(path: Path, parse: Any) -> Any:
+@contextmanager
+def told_as_damage(*folders: str | Path) -> Iterator[None]:
+    """Turn an odd value that no schema has refused into one ``ValueError`` that names the folders.
+
+    A page is made from nothing but a run's files, so what goes wrong in it is in them.
+    """
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, TemplateError) as error:
+        named = ", ".join(map(str, folders))
+        raise ValueError(
+            f"a file of {named} holds something odd ({type(error).__name__}: {error}); "
+            "make the run again"
+        ) from error
+
+
+def _read(path: Path, read: Any, kind: Any) -> Any:
+    try:
+        content = read(path)
+        validated(kind, content)
+        return content
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
             f"{path.parent} holds no finished run: {path.name} is missing; give the folder of a "
             "run that has ended"
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}; make the run again") from error
 
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     """The probes; a last line that a kill cut short is no probe."""
-    content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in JsonlLog(path, read_only=True).lines():
         try:
-            row = json.loads(line)
-            if not isinstance(row["kind"], str):
-                raise TypeError("a kind that is no text")
-        except (ValueError, TypeError, KeyError) as error:
+            row = parse_json(line)
+            kind = validated(_Kind, row)["kind"]
+            validated(_ROWS.get(kind, _Kind), row)
+        except ValueError as error:
             raise ValueError(
-                f"line {number} of {path} is no probe; delete the line, or the run folder"
+                f"line {number} of {path} is no probe: {error}; delete the line, or the run folder"
             ) from error
         yield row
+
+
+# What pages read. Older versions wrote less, so few fields are required.
+
+_Count = Annotated[int, Field(ge=0)]
+_Width = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class _Score(TypedDict):
+    accuracy: float
+    low: float
+    high: float
+    images: _Count
+
+
+class _Module(TypedDict, total=False):
+    module: Required[str]
+    firing_rate: float | None
+
+
+class _Operations(TypedDict, total=False):
+    samples: _Count
+    firing_rate: float | None
+    modules: list[_Module]
+
+
+class _Latency(TypedDict):
+    batch: _Count
+    milliseconds: float
+    low: float
+    high: float
+    runs: _Count
+
+
+class _Costs(TypedDict, total=False):
+    parameters: Required[_Count]
+    parameter_bytes: Required[Annotated[int, Field(ge=1)]]
+    buffer_bytes: _Count
+    membrane_bytes_per_sample: _Count
+    peak_activation_bytes_per_sample: _Count
+    file_bytes: _Count | None
+    selection: _Score | None
+    test: _Score | None
+    score: float | None
+    operations: _Operations | None
+    energy: dict[str, float] | None
+    latency: list[_Latency]
+
+
+class _Confirmed(TypedDict):
+    drop: float
+    bound: float
+    images: _Count
+
+
+class _Lossless(TypedDict):
+    share: float
+
+
+class _Metrics(TypedDict, total=False):
+    met: Required[bool]
+    verdict: Required[str]
+    bounded_by: str
+    saving: Required[float]
+    required_saving: float | None
+    drop: float
+    bound: float | None
+    limits: dict[str, float | int | str | bool | None]
+    before: Required[_Costs]
+    after: Required[_Costs]
+    data: Required[str]
+    selection_from_train: bool
+    notes: list[str]
+    confirmation: _Confirmed | None
+    lossless: _Lossless | None
+    others: list[dict[str, Any]] | None
+
+
+class _Step(TypedDict, total=False):
+    group: Required[str]
+    rate: Required[float]
+    before: Required[_Width]
+    after: Required[_Width]
+    accuracy: Required[float | None]
+    saving: Required[float]
+    recovery: str
+
+
+class _Plan(TypedDict, total=False):
+    config: dict[str, Any] | None
+    inputs: list[dict[str, Any]]
+    steps: Required[list[_Step]]
+
+
+class _Tuned(TypedDict, total=False):
+    unpruned: dict[str, _Score | None] | None
+    before: dict[str, _Score | None] | None
+    selection: _Score | None
+    test: _Score | None
+    loss: list[float] | None
+    selection_accuracy: list[float] | None
+    kept_epoch: int | None
+    recipe: dict[str, Any] | None
+    notes: list[str] | None
+
+
+class _Kind(TypedDict):
+    kind: str
+
+
+class _Reference(TypedDict):
+    accuracy: float
+    context: NotRequired[dict[str, Any]]
+
+
+class _Probe(TypedDict):
+    cuts: dict[str, _Count]
+    accuracy: float
+    saving: float
+    samples: NotRequired[int | None]
+    rejected: NotRequired[float | None]
+
+
+class _Distance(TypedDict):
+    cuts: dict[str, _Count]
+    distance: float
+
+
+_ROWS: Mapping[str, Any] = {
+    "reference": _Reference,
+    "layer": _Probe,
+    "walk": _Probe,
+    "distance": _Distance,
+}

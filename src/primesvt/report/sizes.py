@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from primesvt._files import safetensors_header
 from primesvt.channels import trace
 from primesvt.channels.plan import example_inputs
 from primesvt.models import build_model
@@ -99,7 +98,8 @@ def _stored(run: RunFiles) -> dict[str, Any]:
     path = run.path / "model" / "model.safetensors"
     if not path.is_file():
         return {}
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        head = json.loads(file.read(length))
+    try:
+        head = safetensors_header(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; make the run again") from error
     return {name: each["shape"] for name, each in head.items() if name != "__metadata__"}

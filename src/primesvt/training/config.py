@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from primesvt._files import read_yaml
 from primesvt.config import describe
 from primesvt.training.augmentation import Augmentation
 
@@ -18,7 +18,9 @@ __all__ = ["FinetuneRecipe", "TrainRecipe", "TrainingConfig", "read_content", "r
 class TrainingConfig(BaseModel):
     """Settings of every training: length, learning rate, regularisation, augmentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     epochs: int = Field(60, ge=1)
     """Passes over the training images."""
@@ -39,7 +41,7 @@ class TrainingConfig(BaseModel):
     judged and kept, with batch-norm statistics of its own. 0 keeps the weights themselves."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights, the order of images and the augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """fp32: single precision. bf16: forward passes of training under bfloat16 autocast; accuracy
@@ -109,16 +111,16 @@ def read_train_recipe(path: str | Path) -> TrainRecipe:
 def read_content(path: str | Path) -> dict[str, Any]:
     """Read the fields of a recipe file; ``ValueError`` in one line for a file that has none."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise ValueError(f"there is no recipe file {str(path)!r}") from error
     except OSError as error:
         raise ValueError(f"cannot read the recipe {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file; give a recipe in YAML") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+    except ValueError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds no recipe: expected 'field: value' lines")
     return content
 

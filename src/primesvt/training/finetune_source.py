@@ -99,8 +99,8 @@ def source_of_model(
         teacher=teacher,
         data=data,
         plan=plan,
-        batch_size=batch_size or 64,
-        seed=seed or 0,
+        batch_size=64 if batch_size is None else batch_size,
+        seed=0 if seed is None else seed,
     )
 
 
@@ -136,7 +136,7 @@ def source_of_run(
         plan=plan,
         run=path,
         asked=asked,
-        batch_size=batch_size or recipe.run.batch_size,
+        batch_size=recipe.run.batch_size if batch_size is None else batch_size,
         seed=seed if seed is not None else recipe.run.seed,
     )
 

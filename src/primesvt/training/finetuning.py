@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from primesvt._files import check_place, validated
+from primesvt._guard import check_counts
 from primesvt.channels.plan import Plan
+from primesvt.checkpoint.folder import read_tensors
 from primesvt.checkpoint.load import Data
 from primesvt.data.digest import data_digest
 from primesvt.distributed import ProcessGroup, resolve_device
@@ -25,11 +27,12 @@ from primesvt.models.digest import model_digest
 from primesvt.models.forward import check_no_nan, evaluating
 from primesvt.models.registry import provenance_of
 from primesvt.models.state import settle
+from primesvt.models.state_dict import check_shapes, give_tensors, tensors_of
 from primesvt.profiling.memory import parameter_count
 from primesvt.training.config import FinetuneRecipe
 from primesvt.training.distillation import Distillation
 from primesvt.training.finetune_source import FinetuneSource, source_of_model, source_of_run
-from primesvt.training.folder import FinetuneFolder, Saver
+from primesvt.training.folder import FinetuneFolder, Saver, resume
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16
 from primesvt.training.record import (
     FinetuneRecord,
@@ -85,7 +88,7 @@ class FinetuneLoop:
             raise ValueError("no parameter of the model may be trained; set requires_grad on some")
         self.share = processes.share(recipe.batch_size)
         self.context = self._context(teacher, images)
-        self.start = {name: value.clone() for name, value in student.state_dict().items()}
+        self.start = tensors_of(student)
         self.loss = Distillation(student, teacher, recipe)
         few = self._few(images)
         for network in (student,) if teacher is None else (student, teacher):
@@ -148,7 +151,7 @@ class FinetuneLoop:
         if self.loss.teacher is not None:
             found["unpruned"] = self._scores("unpruned", self.loss.teacher, None)
         before = accuracy_of(accuracies[0], images)
-        self.student.load_state_dict(self.start)
+        give_tensors(self.student, self.start)
         found["before"] = self._scores("pruned", self.student, before)
         self.best.give(self.student)
         kept = accuracy_of(accuracies[self.best.epoch], images)
@@ -175,8 +178,8 @@ class FinetuneLoop:
         """Resume from a snapshot."""
         self.loop.restore(snapshot)
         self.best.restore(snapshot, self.processes.device)
-        self.notes = list(snapshot.facts["notes"])
-        self._begin -= snapshot.facts["seconds"]
+        self.notes = validated(list[str], snapshot.facts["notes"])
+        self._begin -= validated(float, snapshot.facts["seconds"])
         before, now = snapshot.facts["processes"], self.processes.size
         if before != now:
             self.notes.append(f"Begun with {before} process(es), gone on with {now}.")
@@ -270,6 +273,12 @@ def finetune(
         >>> tuned.record.after.selection.accuracy >= tuned.record.before.selection.accuracy
         True
     """
+    check_counts(batch_size=batch_size, seed=seed, workers=workers)
+    resolve_device(device)
+    if not isinstance(recipe, FinetuneRecipe):
+        FinetuneRecipe.after(None, recipe or {})  # mistakes are told before anything is loaded
+    if out is not None:
+        check_place(out)
     if isinstance(model, nn.Module):
         source = source_of_model(
             model, teacher=teacher, data=data, plan=plan, batch_size=batch_size, seed=seed
@@ -315,15 +324,18 @@ def _in_folder(
         folder = on_main(opened)
         finished = on_main(folder.finished)
         if finished is not None:
-            weights = on_main(lambda: load_file(folder.model / "model.safetensors"))
-            tuning.student.load_state_dict(weights)
+            on_main(folder.tidy)
+            file = folder.model / "model.safetensors"
+            weights = on_main(lambda: read_tensors(file))
+            check_shapes(tensors_of(tuning.student), weights, source=str(file))
+            give_tensors(tuning.student, weights)
             return FinetuneResult(model=tuning.student.eval(), record=finished)
         saver = Saver(save, save_every, tuning.processes)
         stopped = on_main(folder.stopped)
         if stopped is None:
             on_main(folder.create)
         else:
-            tuning.restore(stopped)
+            resume(tuning.restore, stopped, folder)
         tuning.run(saver.now, saver.if_due)
         result = _result(tuning, source, command)
         on_main(lambda: folder.finish_with(result.model, plan, result.record))

@@ -12,7 +12,15 @@ import yaml
 from pydantic import ValidationError
 from torch import nn
 
-from primesvt._files import check_writable, contents, write_json, write_text
+from primesvt._files import (
+    check_place,
+    check_writable,
+    contents,
+    read_json,
+    validated,
+    write_json,
+    write_text,
+)
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.folder import save_model
 from primesvt.config import describe
@@ -21,7 +29,7 @@ from primesvt.training.config import FinetuneRecipe, TrainingConfig
 from primesvt.training.record import FinetuneRecord
 from primesvt.training.snapshot import Snapshot
 
-__all__ = ["FinetuneFolder", "Saver", "TrainingFolder", "check_free"]
+__all__ = ["FinetuneFolder", "Saver", "TrainingFolder", "check_free", "resume"]
 
 
 RECIPE, STATE, MODEL, RECORD, PROGRESS = (
@@ -66,22 +74,29 @@ class TrainingFolder:
     def finished_record(self) -> dict[str, Any] | None:
         """The record of a finished training; ``None`` where it has not finished."""
         path = self.path / RECORD
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            self.check_same({**record.get("context", {}), "recipe": record["recipe"]})
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as e:
-            raise ValueError(f"{path} is damaged; delete the folder to start anew") from e
-        return dict(record)
+            record = validated(dict[str, Any], read_json(path))
+            context = validated(dict[str, Any], record.get("context", {}))
+            recipe = validated(dict[str, Any], record.get("recipe"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; delete the folder to start anew"
+            ) from error
+        self.check_same({**context, "recipe": recipe})
+        return record
 
     def stopped(self) -> Snapshot | None:
         """The state in which a training was stopped; ``None`` where there is none."""
         path = self.path / STATE
-        if not path.is_file():
+        if not path.exists():
             return None
         snapshot = Snapshot.load(path)
-        self.check_same(snapshot.facts["question"])
+        question = snapshot.facts.get("question")
+        if not isinstance(question, dict) or not isinstance(question.get("recipe"), dict):
+            raise ValueError(f"{path} is damaged: it names no recipe; delete it to start anew")
+        self.check_same(question)
         return snapshot
 
     def create(self) -> None:
@@ -100,8 +115,11 @@ class TrainingFolder:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record, which marks the training as finished, and delete the state."""
         write_json(self.path / RECORD, record)
-        left_by_kills = self.path.glob(".*.tmp")  # files that were half written
-        for path in (self.path / STATE, self.path / PROGRESS, *left_by_kills):
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete the state of a training that has finished, which a kill may have left."""
+        for path in (self.path / STATE, self.path / PROGRESS):
             path.unlink(missing_ok=True)
 
     def check_same(self, there: Mapping[str, Any]) -> None:
@@ -165,6 +183,18 @@ class Saver:
             self.now()
 
 
+def resume(restore: Callable[[Snapshot], None], stopped: Snapshot, folder: TrainingFolder) -> None:
+    """Go on from a state; ``ValueError`` where it lacks something or is of another network."""
+    try:
+        restore(stopped)
+    except Exception as error:  # whatever a damaged state leads to
+        first = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{folder.path / STATE} is damaged: {type(error).__name__} {first}; delete it to start"
+            " anew"
+        ) from error
+
+
 def check_free(path: Path, *, task: str) -> None:
     """Raise ``ValueError`` where something else lies in a folder, or a file in its place.
 
@@ -175,13 +205,11 @@ def check_free(path: Path, *, task: str) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     check_free(Path(folder) / "new", task="a training")
     """
-    above = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not above.is_dir():
+    if path.exists() and not path.is_dir():
         raise ValueError(
-            f"cannot write to folder {str(path)!r}: {str(above)!r} is a file; "
-            "choose a folder that you may write to"
+            f"cannot write {task} to {str(path)!r}: it is a file; choose a new or empty folder"
         )
-    check_writable(above)
+    check_place(path)
     there = set(contents(path))
     other = {name for name in there - {MODEL, RECIPE} if not name.startswith(".")}
     if other and not there & {STATE, RECORD}:
@@ -229,9 +257,9 @@ class FinetuneFolder(TrainingFolder):
         record = self.finished_record()
         try:
             return None if record is None else FinetuneRecord.from_dict(record)
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise ValueError(
-                f"{self.path} is damaged (record.json); delete the folder to start anew"
+                f"{self.path / RECORD} is damaged: {error}; delete the folder to start anew"
             ) from error
 
     def finish_with(self, model: nn.Module, plan: Plan, record: FinetuneRecord) -> None:

@@ -10,11 +10,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from typing_extensions import TypedDict
 
+from primesvt._files import validated
 from primesvt.data import ImageSet
 from primesvt.distributed import ProcessGroup
 from primesvt.evaluation.evaluator import Progress
 from primesvt.models import reset
+from primesvt.models.state_dict import give_tensors, tensors_of
 from primesvt.training.config import TrainingConfig
 from primesvt.training.snapshot import Snapshot, named, random_states, restore_random_states
 
@@ -114,11 +117,11 @@ class BestWeights:
         self.accuracies.append(accuracy)
         if accuracy >= max(self.accuracies):
             self.epoch = self.first + len(self.accuracies) - 1
-            self.state = {name: value.clone() for name, value in model.state_dict().items()}
+            self.state = tensors_of(model)
 
     def give(self, model: nn.Module) -> None:
         """Load the best weights into a model."""
-        model.load_state_dict(self.state)
+        give_tensors(model, self.state)
 
     def snapshot(self) -> Snapshot:
         """The accuracies so far and the best weights, with which a training is resumed."""
@@ -127,9 +130,20 @@ class BestWeights:
 
     def restore(self, snapshot: Snapshot, device: torch.device) -> None:
         """Resume from a snapshot."""
-        self.epoch = snapshot.facts["best"]
-        self.accuracies = list(snapshot.facts["accuracies"])
+        facts = validated(_BestFacts, snapshot.facts)
+        self.epoch, self.accuracies = facts["best"], list(facts["accuracies"])
         self.state = {k: v.to(device) for k, v in snapshot.part("best").items()}
+
+
+class _BestFacts(TypedDict):
+    best: int
+    accuracies: list[float]
+
+
+class _LoopFacts(TypedDict):
+    step: int
+    total: float
+    losses: list[float]
 
 
 IN_MEMORY = 2**31  # bytes of prepared training images that are kept as one tensor
@@ -372,29 +386,29 @@ class TrainingLoop:
         tensors = {
             "order": self.batches.order.state,
             "generator": self.batches.generator.get_state(),
-            **named("model", self.model.state_dict()),
+            **named("model", tensors_of(self.model)),
             **named("random", random_states(self.processes)),
         }
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= named(f"optimizer.{number}", state)
         if self.average is not None:
-            tensors |= named("average", self.average.state_dict())
+            tensors |= named("average", tensors_of(self.average))
         facts = {"step": self.step, "total": self.total, "losses": list(self.losses)}
         return Snapshot(tensors=tensors, facts={**facts, "processes": self.processes.size})
 
     def restore(self, snapshot: Snapshot) -> None:
         """Resume from a snapshot."""
-        facts = snapshot.facts
+        facts = validated(_LoopFacts, snapshot.facts)
         self.step, self.total = facts["step"], facts["total"]
         self.losses = list(facts["losses"])
-        self.model.load_state_dict(snapshot.part("model"))
+        give_tensors(self.model, snapshot.part("model"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in snapshot.part("optimizer").items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.average is not None:
-            self.average.load_state_dict(snapshot.part("average"))
+            give_tensors(self.average, snapshot.part("average"))
         self.batches.resume(snapshot.tensors, self.step)
         restore_random_states(snapshot.part("random"), self.processes)
 

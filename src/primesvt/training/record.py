@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from primesvt._files import parse_json, read_json, validated
 from primesvt.evaluation.confidence import Accuracy
 from primesvt.models import list_models, model_entry
 from primesvt.training.config import TrainRecipe
@@ -35,11 +35,6 @@ class SetAccuracies:
 
     selection: Accuracy
     test: Accuracy | None = None
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> SetAccuracies:
-        """Read what ``dataclasses.asdict`` made."""
-        return cls(**{name: _accuracy(content[name]) for name in ("selection", "test")})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,15 +92,8 @@ class FinetuneRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> FinetuneRecord:
-        """Read what ``to_dict`` made."""
-        values = dict(content)
-        for name in ("unpruned", "before"):
-            values[name] = None if values[name] is None else SetAccuracies.from_dict(values[name])
-        for name in ("selection", "test"):
-            values[name] = _accuracy(values[name])
-        for name in ("loss", "selection_accuracy", "notes"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        """Read what ``to_dict`` made; ``ValueError`` naming the fields of anything else."""
+        return validated(cls, content)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,10 +102,6 @@ class FinetuneResult:
 
     model: nn.Module
     record: FinetuneRecord
-
-
-def _accuracy(content: Mapping[str, Any] | None) -> Any:
-    return None if content is None else Accuracy(**content)
 
 
 def versions() -> dict[str, str]:
@@ -147,7 +131,10 @@ def recorded_recipe(source: str | Path) -> TrainRecipe | None:
     """
     for place in _records(source):
         try:
-            content = json.loads(place.read_text(encoding="utf-8"))
+            if isinstance(place, Path):
+                content = read_json(place)
+            else:  # in the package
+                content = parse_json(place.read_text(encoding="utf-8"))
             return TrainRecipe.model_validate(content["recipe"])
         except (OSError, ValueError, KeyError, TypeError):  # of something else, or not there
             continue
@@ -236,9 +223,5 @@ class TrainRecord:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TrainRecord:
-        """Read what ``to_dict`` gave."""
-        scores = {name: content[name] for name in ("selection", "test")}
-        read = {name: None if s is None else Accuracy(**s) for name, s in scores.items()}
-        lists = {name: tuple(content[name]) for name in ("loss", "selection_accuracy")}
-        notes = tuple(content.get("notes", ()))
-        return cls(**{**content, **read, **lists, "notes": notes})
+        """Read what ``to_dict`` gave; ``ValueError`` naming the fields of anything else."""
+        return validated(cls, content)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from primesvt._files import validated
+from primesvt._guard import check_counts
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.data import Splits, check_classes, load_data
 from primesvt.data.digest import data_digest
@@ -26,7 +28,7 @@ from primesvt.models.digest import model_digest
 from primesvt.models.registry import provenance_of
 from primesvt.models.state_dict import load_state
 from primesvt.training.config import TrainRecipe
-from primesvt.training.folder import Saver, TrainingFolder, check_free
+from primesvt.training.folder import Saver, TrainingFolder, check_free, resume
 from primesvt.training.loop import BestWeights, TrainingLoop, computes_in_bf16, learning_rate_factor
 from primesvt.training.record import (
     TrainProgress,
@@ -157,8 +159,9 @@ class Fit:
         """Resume from a snapshot."""
         self.loop.restore(snapshot)
         self.best.restore(snapshot, self.processes.device)
-        self._begin -= snapshot.facts["seconds"]
-        self._began_with = [*snapshot.facts["began_with"], self.processes.size]
+        self._begin -= validated(float, snapshot.facts["seconds"])
+        began_with = validated(list[int], snapshot.facts["began_with"])
+        self._began_with = [*began_with, self.processes.size]
 
     def _chance(self, selection: Dataset[tuple[Tensor, int]]) -> tuple[str, ...]:
         """A warning where the weights that a training begins with are no better than guessing."""
@@ -273,6 +276,7 @@ def train(
         ValueError: folder not writable or used, unknown model or option, data that do not fit,
             a loss that is not finite, a batch that the processes cannot share evenly.
     """
+    check_counts(workers=workers)
     ProcessGroup.take_gpu()
     processes = ProcessGroup.start(resolve_device(device))
     out = Path(out_dir)
@@ -300,12 +304,19 @@ def _in_folder(
     on_main = fit.processes.on_main
     record = on_main(folder.finished_record)
     if record is not None:
-        return TrainRecord.from_dict(record)
+        on_main(folder.tidy)
+        try:
+            return TrainRecord.from_dict(record)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder.path / 'record.json'} is damaged: {error}; delete the folder to start"
+                " anew"
+            ) from error
     stopped = on_main(folder.stopped)
     if stopped is None:
         on_main(folder.create)
     else:
-        fit.restore(stopped)
+        resume(fit.restore, stopped, folder)
 
     def save() -> None:
         snapshot, state = fit.snapshot(), fit.progress().to_dict()

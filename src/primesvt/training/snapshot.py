@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from primesvt._files import save_safetensors
+from primesvt._files import parse_json, read_safetensors, save_safetensors, validated
 from primesvt.distributed import ProcessGroup
 
 __all__ = ["Snapshot", "named", "random_states", "repeatable", "restore_random_states"]
@@ -86,11 +85,12 @@ class Snapshot:
     def load(cls, path: Path) -> Snapshot:
         """Read what ``save`` wrote; anything else raises ``ValueError``."""
         try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it to start anew") from error
+            tensors, metadata = read_safetensors(path)
+            facts = validated(dict[str, Any], parse_json(metadata["facts"]))
+        except KeyError as error:
+            raise ValueError(f"{path} is damaged: no {error}; delete it to start anew") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}; delete it to start anew") from error
         return cls(tensors=tensors, facts=facts)
 
 

@@ -6,7 +6,9 @@ import argparse
 import pathlib
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,11 +17,11 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["KeyMap", "SAFE_GLOBALS", "SUFFIXES", "StateFile", "read_state_file"]
+from primesvt._files import read_head, read_safetensors
+
+__all__ = ["SAFE_GLOBALS", "SUFFIXES", "KeyMap", "StateFile", "read_state_file"]
 
 SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})
 # Averaged weights come first, as published results use them.
@@ -114,6 +116,7 @@ def read_state_file(
     """
     path = Path(path)
     renames = {} if key_map is None else read_key_map(key_map)
+    _check_file(path)
     content, notes = _unwrapped(_read(path), path, container)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -122,6 +125,7 @@ def read_state_file(
             f"{path} holds no state dict: found {keys}; give the weights as they are, or under one "
             f"of {', '.join(CONTAINERS)}"
         )
+    _check_tensors(tensors, path)
     others = [str(name) for name in content if str(name) not in tensors]
     if others:
         notes = (*notes, f"left out of the weights, being no tensors: {', '.join(others)}")
@@ -136,17 +140,67 @@ def read_state_file(
 def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_safetensors(path)[0]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with torch.serialization.safe_globals(SAFE_GLOBALS):
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no checkpoint file {str(path)!r}") from error
     except pickle.UnpicklingError as error:
         raise _not_unpickled(path, str(error), [str(each.message) for each in caught]) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a pickle that is cut short may end in any
         raise _unreadable(path) from error
+
+
+MOST_UNPACKED = 64  # times the size of an archive; weights are stored as they are
+
+
+def _check_file(path: Path) -> None:
+    """Raise ``ValueError`` for what is no file, or for an archive that unpacks to much more."""
+    try:
+        head = read_head(path)
+        if not head.startswith(b"PK") or path.suffix == ".safetensors":
+            return
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no checkpoint file {str(path)!r}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        if isinstance(error, ValueError) and "no file" in str(error):
+            raise
+        raise _unreadable(path) from error
+    size = path.stat().st_size
+    if unpacked > MOST_UNPACKED * size:
+        raise ValueError(
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, which weights never do; "
+            "copy or download it again"
+        )
+
+
+MOST_REPEATED = 2**26  # values of a tensor that are stored once for many
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ``ValueError`` for the first tensor that holds no plain values of its own."""
+    for name, value in tensors.items():
+        kind = (
+            "on the meta device, without values"
+            if value.is_meta
+            else "quantized"
+            if value.is_quantized
+            else f"stored as {str(value.layout).removeprefix('torch.')}"
+            if value.layout != torch.strided
+            else ""
+        )
+        stored = 0 if kind else value.untyped_storage().nbytes() // max(1, value.element_size())
+        if not kind and value.numel() > max(stored, MOST_REPEATED):
+            kind = f"a view of {list(value.shape)} on {stored:,} values"
+        if kind:
+            raise ValueError(
+                f"{path} holds {name!r}, which is {kind}; save the state dict of a model with "
+                "dense weights in memory"
+            )
 
 
 def _not_unpickled(path: Path, error: str, caught: list[str]) -> ValueError:
