@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["KeyMap", "SAFE_GLOBALS", "SUFFIXES", "StateFile", "read_state_file"]
+__all__ = ["SAFE_GLOBALS", "SUFFIXES", "KeyMap", "StateFile", "read_state_file"]
 
 SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})
 # Averaged weights come first, as published results use them.

@@ -18,7 +18,15 @@ from primesvt.models.official.names import official_shapes
 from primesvt.models.provenance import CheckpointReport
 from primesvt.models.state_dict import Differences, differences
 
-__all__ = ["SETTINGS", "Interpretation", "check_names", "checked", "guesses", "interpret", "recognise"]
+__all__ = [
+    "SETTINGS",
+    "Interpretation",
+    "check_names",
+    "checked",
+    "guesses",
+    "interpret",
+    "recognise",
+]
 
 State = Mapping[str, Tensor]
 
