@@ -189,9 +189,9 @@ def open_model(
 ) -> OpenedModel:
     """Open a registry name, an official checkpoint file, or a folder that PrimeSVT wrote.
 
-    ``family``, ``container``, ``key_map`` and ``overrides`` are those of ``primesvt.load``. ``pretrained=False`` takes fresh
-    weights where the package has none for a name, which is enough to look at a network's
-    structure. Raises ``ValueError`` in one line for anything unusable.
+    ``family``, ``container``, ``key_map`` and ``overrides`` are those of ``primesvt.load``.
+    ``pretrained=False`` takes fresh weights where the package has none for a name, which is enough
+    to look at a network's structure. Raises ``ValueError`` in one line for anything unusable.
 
     Example:
         >>> open_model("sdt_v2_digits", pretrained=False).num_classes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from primesvt.profiling.energy import PRICES, Energy, energy_of
 from primesvt.profiling.memory import file_bytes, parameter_bytes
 from primesvt.profiling.operations import ModuleCosts, Operations, count_operations
 from primesvt.profiling.timing import Latency, measure
-from primesvt.report.changes import cost_notes
+from primesvt.report.changes import NOT_COUNTED, cost_notes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,13 +88,14 @@ class Counted:
         counted = self.operations
         yield (
             f"{scaled(counted.macs)} MACs per image ({scaled(counted.multiplied)} of real numbers),"
-            f" {megabytes(self._membranes)} of potentials, {megabytes(self.file_bytes)} on the disk"
+            f" {_known(self._membranes, megabytes)} of potentials,"
+            f" {megabytes(self.file_bytes)} on the disk"
         )
         if self.energy is not None:
             yield (
                 f"{scaled(counted.synops)} SynOps per image, firing rate"
                 f" {counted.firing_rate or 0:.1%}; {scaled(self.energy.operations, 'J')} by"
-                f" operations, {scaled(self.energy.with_memory, 'J')} with memory"
+                f" operations, {_known(self.energy.with_memory, _joules)} with memory"
             )
         elif modules:
             yield "Firing rates, SynOps and energy need images: give --data."
@@ -104,8 +105,18 @@ class Counted:
         yield from cost_notes({"latency": costs["latency"]} if self.energy is None else costs)
 
     @property
-    def _membranes(self) -> int:
+    def _membranes(self) -> int | None:
+        if self.operations.state_bytes is None:
+            return None
         return sum(module.membrane_bytes for module in self.operations.modules)
+
+
+def _joules(energy: float) -> str:
+    return scaled(energy, "J")
+
+
+def _known(value: Any, show: Callable[[Any], str]) -> str:
+    return NOT_COUNTED if value is None else show(value)
 
 
 def count(opened: OpenedModel, splits: Splits | None, *, latency: bool) -> Counted:

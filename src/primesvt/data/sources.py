@@ -284,8 +284,8 @@ def unit_grey(image: Image.Image, place: str, *, sixteen_bit: bool = False) -> I
     if image.mode == "F":
         if low < 0 or high > 1:
             raise DataError(
-                f"the image {place} holds floats from {low:g} to {high:g}, whose scale is not known;"
-                " save it with values from 0 to 1, or with 8 or 16 bits"
+                f"the image {place} holds floats from {low:g} to {high:g}, whose scale is not"
+                " known; save it with values from 0 to 1, or with 8 or 16 bits"
             )
         return image
     if (image.mode not in SIXTEEN_BIT and not sixteen_bit) or low < 0 or 0 < high < 256:

@@ -207,6 +207,7 @@ def check_finite(samples: Tensor, names: Sequence[str]) -> None:
     """Raise ``DataError`` naming the first sample of a batch that holds NaN or infinity.
 
     Example:
+        >>> import torch
         >>> check_finite(torch.tensor([[0.0], [torch.nan]]), ["sample 6", "sample 7"])
         Traceback (most recent call last):
             ...
@@ -223,7 +224,7 @@ def sample_name(dataset: Dataset[Any], index: int) -> str:
     Example:
         >>> from primesvt.data import load_data
         >>> sample_name(load_data("digits").test, 0)
-        'sample 3 of digits'
+        'sample 0 of digits'
     """
     while isinstance(dataset, Subset):
         index, dataset = int(dataset.indices[index]), dataset.dataset

@@ -73,9 +73,9 @@ def chance_note(accuracy: Accuracy | None, classes: int, *, name: str = "test") 
         return ()
     return (
         f"Warning: {accuracy.accuracy:.1%} of the {accuracy.images:,} {name} images are right, and"
-        f" guessing among {classes:,} classes gives {1 / classes:.1%}: the classes may be in another"
-        " order than in training, the images normalised otherwise, or the trained weights not"
-        " loaded.",
+        f" guessing among {classes:,} classes gives {1 / classes:.1%}: the classes may be in"
+        " another order than in training, the images normalised otherwise, or the trained weights"
+        " not loaded.",
     )
 
 

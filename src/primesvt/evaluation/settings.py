@@ -56,7 +56,7 @@ def find_settings(
     processes: ProcessGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> SpikingViT:
-    """Try the usual values of settings that an official checkpoint does not tell, and take the best.
+    """Try the usual values of settings that a checkpoint does not tell, and take the best.
 
     Tried on the calibration images and a tenth of the selection images, never on the test set. A
     value that was assumed stays, unless another one is clearly better. ``model.loaded`` of the

@@ -34,11 +34,12 @@ class Energy:
 
     Attributes:
         operations: of multiply-accumulates and accumulates alone.
-        with_memory: the same, and the memory accesses that they cause.
+        with_memory: the same, and the memory accesses that they cause; ``None`` where potentials
+            are not counted.
     """
 
     operations: float
-    with_memory: float
+    with_memory: float | None
 
 
 def energy_of(
@@ -54,6 +55,8 @@ def energy_of(
         '4.6e-11 J'
     """
     picojoules = prices.mac * operations.multiplied + prices.accumulate * operations.synops
+    if operations.state_bytes is None:
+        return Energy(operations=picojoules * 1e-12, with_memory=None)
     moved = prices.chip_byte * (operations.operand_bytes + operations.state_bytes)
     loaded = prices.dram_byte * parameter_bytes
     return Energy(operations=picojoules * 1e-12, with_memory=(picojoules + moved + loaded) * 1e-12)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from primesvt._files import safetensors_bytes
 from primesvt.models import reset
 from primesvt.models.forward import batch_of, hooked, unwrap
+from primesvt.models.neurons import IntegerNeuron
 
 __all__ = [
     "buffer_bytes",
@@ -23,6 +26,7 @@ __all__ = [
     "parameter_bytes",
     "parameter_count",
     "peak_activation_bytes",
+    "watch_decisions",
 ]
 
 
@@ -63,11 +67,11 @@ def file_bytes(model: nn.Module) -> int:
     return len(safetensors_bytes(tensors))
 
 
-def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
+def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int | None:
     """Bytes of all membrane potentials per sample, measured on one forward pass.
 
     One potential per neuron, whatever the number of time steps; the first axis of the example is
-    the batch.
+    the batch. ``None``: not counted, as something fires that is no neuron of a known class.
     """
     sizes: dict[str, int] = {}
 
@@ -81,9 +85,60 @@ def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:
         for name, module in model.named_modules()
         if isinstance(module, base.MemoryModule)
     )
-    with hooked(handles):
+    with hooked(handles), watch_decisions(model) as decided:
         _forward(model, example)
-    return sum(sizes.values()) // batch_of(example)
+    return None if decided else sum(sizes.values()) // batch_of(example)
+
+
+# Comparisons of real numbers, by which neurons fire.
+_DECISIONS = frozenset(
+    getattr(torch.ops.aten, name) for name in ("ge", "gt", "le", "lt", "heaviside")
+)
+
+
+@contextmanager
+def watch_decisions(model: nn.Module) -> Iterator[list[str]]:
+    """The comparisons of real numbers that a forward pass makes outside known neurons.
+
+    Example:
+        >>> with watch_decisions(nn.Identity()) as decided:
+        ...     _ = (torch.ones(2) > 0.5).float()
+        >>> decided
+        ['gt']
+    """
+    watching = _Decisions()
+    known = [module for module in model.modules() if _known(module)]
+    handles = [each.register_forward_pre_hook(watching.enter) for each in known]
+    handles += [each.register_forward_hook(watching.leave, always_call=True) for each in known]
+    with hooked(handles), watching:
+        yield watching.found
+
+
+def _known(module: nn.Module) -> bool:
+    return isinstance(module, base.MemoryModule | IntegerNeuron)
+
+
+class _Decisions(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+        self.depth = 0
+
+    def enter(self, *_: Any) -> None:
+        self.depth += 1
+
+    def leave(self, *_: Any) -> None:
+        self.depth -= 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        packet = func.overloadpacket
+        if not self.depth and packet in _DECISIONS:
+            first = args[0]
+            if isinstance(first, Tensor) and first.is_floating_point() and first.ndim:
+                self.found.append(packet.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def peak_activation_bytes(model: nn.Module, example: tuple[Any, ...]) -> int:

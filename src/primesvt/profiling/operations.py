@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from primesvt.models import reset
 from primesvt.models.forward import batch_of, evaluating
 from primesvt.models.neurons import IntegerNeuron
+from primesvt.profiling.memory import watch_decisions
 from primesvt.profiling.spikes import follow, given, marking, origin_of, spikes_in
 
 __all__ = ["COUNTED", "Contraction", "ModuleCosts", "Operations", "contracts", "count_operations"]
@@ -150,7 +151,8 @@ class Operations:
         synops: accumulates that spikes cause.
         firing_rate: spikes per neuron and time step; ``None`` without neurons.
         operand_bytes: what all operations fetch, one weight or operand each.
-        state_bytes: potentials read and written, once at every time step.
+        state_bytes: potentials read and written, once at every time step; ``None``: not counted, as
+            something fires that is no neuron of a known class.
         modules: in the order in which they run first.
     """
 
@@ -160,7 +162,7 @@ class Operations:
     synops: float
     firing_rate: float | None
     operand_bytes: float
-    state_bytes: float
+    state_bytes: float | None
     modules: tuple[ModuleCosts, ...] = field(repr=False)
 
     @classmethod
@@ -203,8 +205,9 @@ def count_operations(
             given(batch)
             counter.batch = batch_of(batch)
             reset(model)
-            with DispatchCounterMode([counter]):
+            with DispatchCounterMode([counter]), watch_decisions(model) as decided:
                 model(*batch)
+            counter.unknown = counter.unknown or bool(decided)
             reset(model)
             counted += counter.batch
     if counted == 0:
@@ -252,6 +255,7 @@ class _Counter(BaseCounter):  # type: ignore[misc]
         self.synops = SynOpCounter()
         self.operand_bytes = self.state_bytes = 0
         self.batch = 1
+        self.unknown = False
 
     def has_rule(self, func: Any) -> bool:
         return True
@@ -322,7 +326,7 @@ class _Counter(BaseCounter):  # type: ignore[misc]
             synops=sum(sums.synops for sums in self.sums.values()) / samples,
             firing_rate=_share(sum(s.spikes for s in neurons), sum(s.places for s in neurons)),
             operand_bytes=self.operand_bytes / samples,
-            state_bytes=self.state_bytes / samples,
+            state_bytes=None if self.unknown else self.state_bytes / samples,
             modules=modules,
         )
 

@@ -135,7 +135,13 @@ class MembraneLimit:
         if key not in self._known:
             smaller = copy.deepcopy(self.model)
             remove_channels(smaller, self.graph, first_channels(self.graph, cuts))
-            self._known[key] = membrane_bytes(smaller, self.example)
+            found = membrane_bytes(smaller, self.example)
+            if found is None:
+                raise ValueError(
+                    "the membrane potentials of this network are not counted, as its neurons are of"
+                    " an unknown class; leave out the limit on them (max_membrane)"
+                )
+            self._known[key] = found
         return self._known[key]
 
 

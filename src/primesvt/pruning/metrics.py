@@ -63,7 +63,7 @@ class Costs:
         parameter_bytes: their bytes: the memory that savings are measured in.
         buffer_bytes: bytes of running statistics and other buffers.
         file_bytes: ``model.safetensors`` on the disk.
-        membrane_bytes_per_sample: one potential per neuron.
+        membrane_bytes_per_sample: one potential per neuron; ``None`` where neurons are unknown.
         peak_activation_bytes_per_sample: most bytes of activations at a time.
         operations: multiply-accumulates, SynOps and firing rates, of every module too.
         energy: two estimates for one sample, in joules (``primesvt.profiling.energy.formulas``).
@@ -73,7 +73,7 @@ class Costs:
     parameters: int
     parameter_bytes: int
     buffer_bytes: int
-    membrane_bytes_per_sample: int
+    membrane_bytes_per_sample: int | None
     peak_activation_bytes_per_sample: int
     selection: Accuracy | None = None
     test: Accuracy | None = None

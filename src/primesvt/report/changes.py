@@ -20,6 +20,8 @@ _BYTES = {
     "Membrane potentials per image": "membrane_bytes_per_sample",
     "Peak activations per image": "peak_activation_bytes_per_sample",
 }
+# Of neurons of an unknown class these are null.
+UNCOUNTED, NOT_COUNTED = ("membrane_bytes_per_sample", "with_memory"), "not counted"
 _COUNTS = {
     "MACs per image": "macs",
     "  those of real numbers": "multiplied",
@@ -115,6 +117,8 @@ def _pairs(
         old, new = (before or {}).get(key), (after or {}).get(key)
         if old is not None and new is not None:
             yield measure, show(old), show(new), relative(old, new)
+        elif key in UNCOUNTED and key in (before or {}):
+            yield measure, NOT_COUNTED, NOT_COUNTED, ""
 
 
 def _firing(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> Iterator[Row]:
