@@ -434,7 +434,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     metadata = safetensors_header(path)["__metadata__"]
     content = read_bytes(path)
     try:
-        return tensors_from_bytes(content), metadata
+        return dict(sorted(tensors_from_bytes(content).items())), metadata
     except Exception as error:  # its own, and torch's for dtypes and sizes that it does not have
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"it is no safetensors file that PyTorch can read: {first}") from error

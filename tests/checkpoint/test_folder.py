@@ -6,6 +6,8 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +190,7 @@ def test_damaged_folders_say_so_in_one_line(model, graph, tmp_path, damage, phra
 def test_state_that_is_no_tensor(tmp_path):
     class Odd(nn.Linear):
         def get_extra_state(self):
-            return {"a": 1}
+            return {"a": object()}
 
     with pytest.raises(ValueError, match="_extra_state"):
         save_model(Odd(2, 2), tmp_path)
