@@ -1,4 +1,4 @@
-"""Throws damaged and hostile inputs at every command, reader and Python call, and kills what writes.
+"""Throws damaged and hostile inputs at all commands and Python calls, and kills what writes.
 
     python benchmarks/fuzz.py [--count 2200] [--seed 0] [--controls 200]
     python benchmarks/fuzz.py --kills
@@ -46,6 +46,7 @@ from torch import nn
 import primesvt
 from primesvt._guard import Fault
 from primesvt.cli.app import main as command
+from primesvt.cli.console import PlainProgress
 from primesvt.models import create_model, to_official
 
 FAILURES = (
@@ -752,6 +753,157 @@ def search(count: int, seed: int, controls: int, stuff: Material) -> list[dict[s
     return found
 
 
+# Kills and signals
+
+
+def works(stuff: Material) -> dict[str, list[str]]:
+    """What is killed: commands that write, to be started in a folder with a copy of a run."""
+    recipe = stuff.place / "two.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "epochs": 2}))
+    return {
+        "prune": [*QUICK, "--out", "new"],
+        "train": ["train", "--recipe", str(recipe), "--out", "new"],
+        "finetune": ["finetune", "run", *TUNE],
+        "export to the Hub's layout": ["export", "run", "--format", "hub", "--images", "32"],
+        "export with torch.export": ["export", "run", "--format", "torch-export", "--images", "32"],
+    }
+
+
+def started(words: list[str], at: Path, *, when: str = "", count: int = 0, how: int = 0) -> Any:
+    """Run a command in a forked process, which gets a signal at a moment.
+
+    Args:
+        words: of the command.
+        at: the working folder.
+        when: ``before`` or ``after`` a write is brought to the disk, or ``stage`` for the first
+            word of progress on a stage.
+        count: at the how many-eth of those.
+        how: the number of the signal.
+
+    Returns:
+        The exit code (negative for a signal), the moments there were of each kind, and stderr.
+    """
+    read, write = os.pipe()
+    process = os.fork()
+    if not process:
+        os.chdir(at)
+        signal.alarm(600)
+        seen = {"before": 0, "after": 0, "stage": 0}
+        sync, stages = os.fsync, set[str]()
+
+        def moment(kind: str) -> None:
+            seen[kind] += 1
+            if kind == when and seen[kind] == count:
+                os.kill(os.getpid(), how)
+
+        def fsync(handle: int) -> None:
+            moment("before")
+            sync(handle)
+            moment("after")
+
+        def told(_: Any, stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages.add(stage)
+                moment("stage")
+
+        os.fsync = fsync
+        PlainProgress.__call__ = told  # type: ignore[method-assign]
+        with quiet() as (_, err):
+            code = command(words)
+        os.write(write, json.dumps([seen, err.getvalue()[-2000:]]).encode())
+        os._exit(code)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        content = file.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    seen, said = json.loads(content) if content else ({}, "")
+    return code, seen, said
+
+
+def result(at: Path) -> dict[str, Any]:
+    """Every file below a folder, without the times that were taken."""
+    return {str(path.relative_to(at)): _timeless(path) for path in at.rglob("*") if path.is_file()}
+
+
+def _timeless(path: Path) -> Any:
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            kept = {k: v for k, v in value.items() if k not in ("seconds", "images_per_second")}
+            return {name: without(each) for name, each in kept.items()}
+        return [without(each) for each in value] if isinstance(value, list) else value
+
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return without(json.loads(content))
+    if path.suffix == ".jsonl":
+        return [without(json.loads(line)) for line in content.splitlines()]
+    if path.suffix == ".pt2":  # an archive with its own dates
+        with zipfile.ZipFile(path) as archive:
+            return sorted((each.filename, each.CRC) for each in archive.infolist())
+    return content
+
+
+def kills(stuff: Material, names: list[str]) -> list[dict[str, Any]]:
+    """Kill and interrupt every work at every moment, and start it again."""
+    rows = []
+    for name, words in works(stuff).items():
+        if names and name not in names:
+            continue
+        begin = time.monotonic()
+        whole = _fresh(stuff, name, "whole")
+        code, seen, said = started(words, whole)
+        assert code == 0, said
+        expected, problems, count = result(whole), list[str](), 0
+        ways = [(when, signal.SIGKILL) for when in ("before", "after")]
+        ways += [("stage", how) for how in (signal.SIGTERM, signal.SIGINT)]
+        ways += [("before", signal.SIGTERM)]
+        for when, how in ways:
+            for number in range(1, seen[when] + 1):
+                count += 1
+                problem = _killed(stuff, name, words, expected, when, number, how)
+                if problem:
+                    problems.append(f"{how.name} {when} {number} of {seen[when]}: {problem}")
+        took = round(time.monotonic() - begin)
+        row = {"work": name, "moments": seen, "tried": count, "problems": problems, "took": took}
+        print(json.dumps(row, indent=1), flush=True)
+        rows.append(row)
+    return rows
+
+
+def _fresh(stuff: Material, *names: str) -> Path:
+    at = stuff.place / "-".join(names).replace(" ", "-")
+    shutil.rmtree(at, ignore_errors=True)
+    shutil.copytree(stuff.place / "run", at / "run")
+    return at
+
+
+def _killed(
+    stuff: Material,
+    name: str,
+    words: list[str],
+    expected: dict[str, Any],
+    when: str,
+    number: int,
+    how: signal.Signals,
+) -> str:
+    """Kill a work at a moment and start it again; returns what is wrong then, if anything."""
+    at = _fresh(stuff, name, "killed")
+    code, _, said = started(words, at, when=when, count=number, how=how)
+    wanted = -how if how == signal.SIGKILL else 128 + how
+    if code != wanted:
+        return f"ended with {code}, not {wanted}: {said}"
+    if how != signal.SIGKILL:
+        left = [path.name for path in at.rglob("*") if LEFT.search(path.name)]
+        if left or said.count("\n") != 1:
+            return f"left {left} and said {said}"
+    code, _, said = started(words, at)
+    if code:
+        return f"started again it ended with {code}: {said}"
+    found = result(at)
+    differ = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
+    return f"other files: {differ}" if differ else ""
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """The figures by kind, as Markdown."""
     lines = [f"| Kind | Inputs | {' | '.join(FAILURES)} |", f"|---|{'---:|' * (1 + len(FAILURES))}"]
@@ -769,6 +921,7 @@ def main() -> None:
     parser.add_argument("--controls", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="try this input alone, and print what it says")
+    parser.add_argument("--kills", nargs="*", metavar="WORK", help="kill what writes instead")
     parser.add_argument("--show", action="store_true", help="print all findings, and save nothing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -780,6 +933,11 @@ def main() -> None:
             print(json.dumps(one(asked.only, asked.seed, asked.controls, stuff, place), indent=1))
             os.chdir("/")
             return
+        if asked.kills is not None:
+            rows = kills(stuff, asked.kills)
+            if not asked.kills:
+                save("fuzz_kills", rows)
+            sys.exit(any(row["problems"] for row in rows))
         found = search(asked.count, asked.seed, asked.controls, stuff)
     bad = [row for row in found if row["problem"]]
     for row in bad[: None if asked.show else 20]:

@@ -17,15 +17,23 @@ from safetensors.torch import load_file
 
 from primesvt._files import (
     FolderInUse,
+    JsonlLog,
     check_writable,
     contents,
     file_lock,
     folder_lock,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_safetensors,
+    read_yaml,
     save_safetensors,
     write_bytes,
     write_json,
     write_text,
 )
+
+from .forked import forked
 
 
 def test_makes_missing_folders_and_leaves_only_the_file(tmp_path: Path) -> None:
@@ -172,3 +180,146 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / "blocker").touch()
     with pytest.raises(ValueError, match=r"cannot write to folder .*blocker"):
         folder_lock(tmp_path / "blocker" / "run").__enter__()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from primesvt import _files
+def main(folder):
+    _files.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+    with _files.folder_lock(folder):
+        _files.write_text(Path(folder, "recipe.yaml"), "model: a")
+"""
+
+
+def test_what_a_kill_leaves_half_written_goes_with_the_next_lock(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with forked(KILLED) as process:
+        assert process(run) == -signal.SIGKILL
+    assert list(run.glob(".recipe.yaml.*.tmp")) and contents(run) == []
+    (run / ".mine.tmp").touch()  # not of ours
+    with folder_lock(run):
+        assert sorted(path.name for path in run.iterdir()) == [".lock", ".mine.tmp"]
+    file = tmp_path / "a.onnx"
+    for name in (".a.onnx.abcdefgh.tmp", "..a.onnx.unverified.abcdefgh.tmp", ".b.abcdefgh.tmp"):
+        (tmp_path / name).touch()
+    with file_lock(file):
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".b.abcdefgh.tmp"]
+
+
+class TestLogs:
+    """Lines are appended; nothing whole is ever taken away."""
+
+    def test_a_last_line_without_its_break_stays(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        path.write_text('{"a": 1}')
+        log = JsonlLog(path)
+        assert [line for _, line in log.lines()] == [b'{"a": 1}']
+        assert path.read_text() == '{"a": 1}'  # reading writes nothing
+        log.append('{"b": 2}')
+        assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
+
+    @pytest.mark.parametrize("cut", [b'{"b": [1, ', b'{"b": 2}\0\0', b"\0\0\0"])
+    def test_a_line_that_a_kill_has_cut_is_replaced(self, tmp_path: Path, cut: bytes) -> None:
+        path = tmp_path / "log.jsonl"
+        path.write_bytes(b'{"a": 1}\n' + cut)
+        log = JsonlLog(path)
+        assert [number for number, _ in log.lines()] == [1]
+        log.append('{"c": 3}')
+        assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
+
+    def test_another_text_is_refused_and_kept(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        path.write_text("my notes, all in one line")
+        for use in (lambda log: list(log.lines()), lambda log: log.append("{}")):
+            with pytest.raises(ValueError, match=r"line 1 of .* is not JSON"):
+                use(JsonlLog(path))
+        assert path.read_text() == "my notes, all in one line"
+
+    def test_nothing_is_cut_off_through_a_link(self, tmp_path: Path) -> None:
+        there, link = tmp_path / "there.jsonl", tmp_path / "log.jsonl"
+        there.write_text('{"a": 1}\n{"b": ')
+        link.symlink_to(there)
+        with pytest.raises(ValueError, match="is a link"):
+            JsonlLog(link).append('{"c": 3}')
+        assert there.read_text() == '{"a": 1}\n{"b": '
+
+
+class TestReading:
+    """Whatever lies there, there are plain values of ordinary size, or one line."""
+
+    @pytest.mark.parametrize("kind", ["device", "pipe", "folder", "huge"])
+    def test_what_is_no_ordinary_file(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "a.json"
+        if kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            with path.open("wb") as file:
+                file.truncate(1 << 42)
+        for read in (read_json, read_yaml):
+            with pytest.raises(ValueError, match=r"no file|at most") as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("[" * 100_000, "nested too deeply"),
+            ("9" * 5000, "more than 64 bits"),
+            ("-" + "9" * 30, "more than 64 bits"),
+            ("[1e999]", "no finite number"),
+            ("NaN", "no finite number"),
+            ("{", "Expecting"),
+        ],
+    )
+    def test_json_of_another_kind(self, text: str, said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            parse_json(text)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            (
+                "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+                + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+                "aliases",
+            ),
+            ("a: &a [*a]", "aliases"),
+            ("[" * 5000, "nested too deeply"),
+            ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+            ("a: !!timestamp x", "AttributeError|NoneType|match"),
+            ("a: 2024-13-45", "month"),
+            ("a: " + "9" * 400, "64 bits"),
+        ],
+    )
+    def test_yaml_of_another_kind_takes_no_time(self, text: str, said: str) -> None:
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match=said) as caught:
+            parse_yaml(text)
+        assert "\n" not in str(caught.value) and time.monotonic() - begin < 5
+
+    def test_ordinary_aliases_are_read(self) -> None:
+        assert parse_yaml("a: &a [0.1, 0.5]\nb: *a") == {"a": [0.1, 0.5], "b": [0.1, 0.5]}
+
+    def test_heads_that_lie(self, tmp_path: Path) -> None:
+        path = save_safetensors(tmp_path / "w.safetensors", {"w": torch.ones(3)})
+        whole = path.read_bytes()
+        length = int.from_bytes(whole[:8], "little")
+        for content in (
+            whole[:5],
+            whole[:-1],
+            whole + b"x",
+            (2**62).to_bytes(8, "little") + whole[8:],
+            whole.replace(b"[3]", b"[4]"),
+            whole.replace(b'"F32"', b'"Q32"'),
+            whole[:8] + b"[" * length + whole[8 + length :],
+        ):
+            path.write_bytes(content)
+            with pytest.raises(ValueError) as caught:
+                read_safetensors(path)
+            assert "\n" not in str(caught.value)

@@ -276,7 +276,7 @@ def parse_yaml(text: str) -> Any:
         {'rates': [0.1, 0.5]}
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)
         if _expanded(content, {}) > MOST_VALUES:
             raise ValueError(f"its aliases stand for more than {MOST_VALUES:,} values")
     except RecursionError:
@@ -288,7 +288,21 @@ def parse_yaml(text: str) -> Any:
     return content
 
 
-MOST_TEXT, MOST_YAML, MOST_VALUES = 2**30, 2**20, 10**6
+MOST_TEXT, MOST_YAML, MOST_VALUES, DEEPEST = 2**30, 2**20, 10**6, 100
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops where values are nested too deeply, before that takes time."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _expanded(value: Any, known: dict[int, int]) -> int:
@@ -420,7 +434,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     metadata = safetensors_header(path)["__metadata__"]
     content = read_bytes(path)
     try:
-        return tensors_from_bytes(content), metadata
+        return dict(sorted(tensors_from_bytes(content).items())), metadata
     except Exception as error:  # its own, and torch's for dtypes and sizes that it does not have
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"it is no safetensors file that PyTorch can read: {first}") from error

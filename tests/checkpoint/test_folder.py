@@ -6,6 +6,8 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +190,7 @@ def test_damaged_folders_say_so_in_one_line(model, graph, tmp_path, damage, phra
 def test_state_that_is_no_tensor(tmp_path):
     class Odd(nn.Linear):
         def get_extra_state(self):
-            return {"a": 1}
+            return {"a": object()}
 
     with pytest.raises(ValueError, match="_extra_state"):
         save_model(Odd(2, 2), tmp_path)
@@ -202,3 +204,55 @@ def test_apply_plan_on_other_weights(graph):
     small = apply_plan(other, plan)
     for step in plan.steps:
         np.testing.assert_array_equal(small.original(step.group), plan.groups[step.group])
+
+
+class Noted(nn.Linear):
+    """A layer that keeps something beside its tensors."""
+
+    about: Any = None
+
+    def get_extra_state(self) -> Any:
+        return self.about
+
+    def set_extra_state(self, state: Any) -> None:
+        self.about = state
+
+
+def test_what_a_module_keeps_beside_tensors_comes_back(tmp_path: Path) -> None:
+    layer = Noted(2, 1)
+    layer.about = {"scale": 0.5, "names": ["a", "b"]}
+    save_model(layer, tmp_path / "model")
+    found = load(tmp_path / "model", into=Noted(2, 1))
+    assert found.about == layer.about and torch.equal(found.weight, layer.weight)
+
+
+@pytest.mark.parametrize("about", [object(), {1: 2}, float("nan"), (1, 2)])
+def test_what_json_does_not_give_back_is_refused(tmp_path: Path, about: Any) -> None:
+    layer = Noted(2, 1)
+    layer.about = about
+    with pytest.raises(ValueError, match="'_extra_state', no tensor and no plain value"):
+        save_model(layer, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": [{"shape": [10**9, 10**9], "dtype": "float32"}]},
+        {"inputs": [{"shape": [-1], "dtype": "float32"}]},
+        {"inputs": [{"shape": [1], "dtype": "nn"}]},
+        {"time_steps": "many"},
+        {"time_steps": 10**9},
+        {"config": {"family": ["sdt_v2"]}},
+        {"config": {"family": "sdt_v2", "depths": "deep"}},
+        {"provenance": {"data": 3}},
+        {"plan": 3},
+    ],
+)
+def test_a_config_with_other_values_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_model(create_model("sdt_v2_digits"), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import re
+import zipfile
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path, PureWindowsPath
@@ -234,3 +236,52 @@ def test_a_module_to_fill_is_for_folders_of_such_modules(weights, tmp_path):
         primesvt.load(tmp_path / "mine")
     with pytest.raises(ValueError, match="has no settings to override"):
         primesvt.load(tmp_path / "mine", into=nn.Sequential(*mine), time_steps=2)
+
+
+ODD = {
+    "meta": (lambda: torch.empty(2, device="meta"), "'odd', which is on the meta device"),
+    "view": (lambda: torch.zeros(1).expand(10**10), "a view of [10000000000] on 1 values"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "stored as sparse_coo"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_without_values_of_their_own(tmp_path: Path, kind: str) -> None:
+    odd, said = ODD[kind]
+    torch.save({"weight": torch.ones(2), "odd": odd()}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_state_file(tmp_path / "odd.pt")
+
+
+def test_small_views_are_read(tmp_path: Path) -> None:
+    torch.save({"positions": torch.arange(3).expand(2, 3)}, tmp_path / "view.pt")
+    found = read_state_file(tmp_path / "view.pt").state["positions"]
+    assert found.tolist() == [[0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_place_at_which_a_file_can_be_cut_is_one_line(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save({"w": torch.ones(4)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, 1 + len(whole) // 60):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError) as caught:
+            read_state_file(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_archive_that_unpacks_to_much_more_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(20_000_000))
+    with pytest.raises(ValueError, match="unpacks to 20,000,000"):
+        read_state_file(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_pipes_and_devices_are_no_checkpoints(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(ValueError, match="no file"):
+            read_state_file(tmp_path / f"{name}{suffix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +40,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad-value.yaml").write_text("model: sdt_v2_digits\nrun: {batch_size: 0}\n")
     (folder / "broken.yaml").write_text("model: [")
     (folder / "list.yaml").write_text("- 1\n")
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    (folder / "bomb.yaml").write_text(f"a0: &a0 [x]\n{bomb}")
     (folder / "nowhere").mkdir()
     (folder / "a-file").write_text("")
     _images(folder / "two-classes", ("cat", "dog"))
@@ -124,6 +127,27 @@ MISTAKES = {
     "no such group": ([*PRUNE, "--include", "nothing.*"], ["nothing.*"]),
     "no such device": ([*PRUNE, "--device", "abacus"], ["abacus"]),
     "no batch": ([*PRUNE, "--batch-size", "0"], ["batch_size", "0"]),
+    "no batch to evaluate": (
+        ["evaluate", "sdt_v2_digits", "--batch-size", "0"],
+        ["batch_size is 0"],
+    ),
+    "negative seed": ([*PRUNE, "--seed", "-1"], ["seed", "-1"]),
+    "negative seed to evaluate": (["evaluate", "sdt_v2_digits", "--seed", "-1"], ["seed is -1"]),
+    "a CPU of many": ([*PRUNE, "--device", "cpu:99"], ["no device 'cpu:99'"]),
+    "no memory at all": (["evaluate", "sdt_v2_digits", "--device", "meta"], ["no device 'meta'"]),
+    "endless time": ([*PRUNE, "--time-steps", "1" + "0" * 20], ["time_steps"]),
+    "endless rate": (["finetune", "gone", "--learning-rate", "inf"], ["learning_rate", "finite"]),
+    "no repository": (
+        ["export", "sdt_v2_digits", "--format", "hub", "--push", "../../x"],
+        ["'../../x'", "NAME/MODEL"],
+    ),
+    "export to a read-only place": (
+        ["export", "sdt_v2_digits", "--out", "/proc/x/m.onnx"],
+        ["cannot write to '/proc/x/m.onnx'"],
+    ),
+    "run in a read-only place": ([*PRUNE, "--out", "/proc/x"], ["cannot write to '/proc/x'"]),
+    "a pipe as recipe": (["prune", "--recipe", "../inputs/pipe"], ["is a pipe, no file"]),
+    "aliases without end": (["prune", "--recipe", "../inputs/bomb.yaml"], ["aliases"]),
     "folder not writable": ([*PRUNE, "--out", "../inputs/a-file/run"], ["cannot write", "a-file"]),
     "no such run": ([*PRUNE, "--from", "gone"], ["gone"]),
     "no such plan": (["apply", "gone", "sdt_v2_digits", "--out", "small"], ["gone"]),
@@ -137,6 +161,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("words", "phrases"), MISTAKES.values(), ids=list(MISTAKES))
 def test_one_clear_line_and_nothing_written(primesvt, inputs, tmp_path, words, phrases):
     shutil.copytree(inputs, tmp_path / "inputs")
+    os.mkfifo(tmp_path / "inputs" / "pipe")
     finished = primesvt(*words)
     assert finished.code == 1
     assert finished.out == ""

@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 
 from primesvt._progress import Stage
 from primesvt.cli.console import Console, PlainProgress, duration
+from primesvt.cli.tables import table
 
 
 def test_an_error_is_one_line_whatever_its_text(capsys):
@@ -109,3 +110,26 @@ def test_what_is_known_beside_how_far_it_is_stands_at_the_end():
         for done in range(3):
             progress(Stage("walk", detail=f"{done} rejected early"), done, 2)
     assert "2 rejected early" in bars.getvalue()
+
+
+def test_names_cannot_move_the_cursor_or_turn_a_line(capsys):
+    bad = "a\x1b[2Jb\u202ec\ud800" + "x" * 9000
+    console = Console()
+    console.error(f"no {bad}")
+    console.line(bad)
+    console.sentence(bad)
+    console.say(table([""], [[bad], ["[/bold]"]]))
+    said = "".join(capsys.readouterr())
+    assert "\\x1b[2Jb\\u202ec\\ud800" in said and "[/bold]" in said and "more) ..." in said
+    assert not {"\x1b", "\u202e", "\ud800"} & set(said)
+
+
+def test_progress_of_odd_names(capsys):
+    stream = io.StringIO()
+    progress = PlainProgress(stream, clock=iter([0.0, 4.0]).__next__)
+    progress("a\x1b[2J", 0, 2)
+    progress("a\x1b[2J", 1, 2)
+    assert stream.getvalue().startswith("a\\x1b[2J: 1 of 2")
+    console = Console(err=RichConsole(stderr=True, force_terminal=True))
+    with console.progress() as bars:
+        bars("[/bold]", 1, 2)

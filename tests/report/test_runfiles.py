@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from primesvt.report import write_report
 from primesvt.report.run_files import read_run
 
-from .runs import FC1, FC3, metrics_of, probe, reference, step_of, write_run
+from .runs import FC1, FC3, metrics_of, probe, reference, step_of, whole_run, write_run
 
 
 def test_a_bare_folder_of_an_old_version_is_read(tmp_path):
@@ -54,3 +55,36 @@ def test_a_damaged_probe_is_named(tmp_path, line):
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=r"line 2 of .* is no probe"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("metrics.json", '"met": true', '"met": [[[]]]'),
+        ("metrics.json", '"saving": ', '"saving": "x", "_": '),
+        ("metrics.json", '"before": {', '"before": [], "_": {'),
+        ("metrics.json", '"accuracy": ', '"accuracy": null, "_": '),
+        ("metrics.json", '"data": ', '"_": '),
+        ("plan.json", '"before": [', '"before": [0, '),
+        ("plan.json", '"steps": [', '"steps": 3, "_": ['),
+        ("sensitivity.jsonl", '"cuts": {', '"cuts": [], "_": {'),
+        ("sensitivity.jsonl", '"accuracy": ', '"accuracy": 1e999, "_": '),
+        ("sensitivity.jsonl", '"kind": "', '"kind": [], "_": "'),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, name, old, new):
+    path = whole_run(tmp_path / "run", "prime") / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=name) as caught:
+        read_run(path.parent)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_shows_no_control_characters(tmp_path):
+    folder = whole_run(tmp_path / "run", "prime")
+    (folder / "recipe.yaml").write_text('model: "a\\e[2Jb\\u202Ec<script>"\ndata: x\n')
+    page = write_report(folder).read_text()
+    assert "a\\x1b[2Jb\\u202ec&lt;script&gt;" in page
+    assert not {"\x1b", "\u202e"} & set(page)

@@ -134,7 +134,11 @@ def load(folder: str | Path, into: Module | None = None) -> Any:
         if into is not None:
             raise ValueError(f"{folder} holds a registry model; load it without into=")
         model = _registered(content, state, folder)
-    check_shapes(model.state_dict(), {**state, **extra}, source=str(folder / "model.safetensors"))
+    own = model.state_dict()
+    tensors = {name: value for name, value in own.items() if name not in extra}
+    check_shapes(tensors, state, source=str(folder / "model.safetensors"))
+    if not extra.keys() <= own.keys():
+        raise ValueError(f"{folder} holds extra states that the model given with into= has not")
     model.load_state_dict({**state, **extra}, assign=into is None)
     return model.eval()
 
