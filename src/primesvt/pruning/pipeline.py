@@ -25,7 +25,7 @@ from primesvt.evaluation.evaluator import DataEvaluator, Evaluator, Progress, Sc
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models.digest import config_of, model_digest
-from primesvt.models.forward import check_no_nan, first_samples, unwrap
+from primesvt.models.forward import check_can_be_cut, check_no_nan, first_samples, unwrap
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
@@ -117,6 +117,7 @@ def prune(
     request = request_of(config, limits=constraints, data=data, options=options)
     asked = request.config
     original = unwrap(model)
+    check_can_be_cut(original)
     check_no_nan(original)
     ProcessGroup.take_gpu()
     processes = ProcessGroup.start(resolve_device(asked.run.device, original))
