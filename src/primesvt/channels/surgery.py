@@ -163,6 +163,8 @@ def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         name = f"{path}.weight" if path else "weight"
+        if isinstance(module, nn.RNNBase):
+            _update_recurrent(module)
         if name not in graph.tensors or not isinstance(weight, torch.Tensor):
             continue
         if isinstance(module, nn.modules.conv._ConvNd):
@@ -178,3 +180,11 @@ def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
             module.out_features, module.in_features = weight.shape
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             module.num_features = weight.shape[0]
+
+
+def _update_recurrent(module: nn.RNNBase) -> None:
+    """Update a recurrent layer's widths, and the list in which it keeps its weights again."""
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[1]
+    names = module._flat_weights_names
+    module._flat_weights = [getattr(module, name) for name in names]

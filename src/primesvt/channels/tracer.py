@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache, partial
@@ -32,7 +32,7 @@ from primesvt.channels.symbols import (
     unit,
 )
 from primesvt.models.forward import hooked, is_tensor, state_tensors
-from primesvt.models.state import reset
+from primesvt.models.state import reset, tensors_in
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]
@@ -354,11 +354,18 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
         yield
 
 
-def run(model: nn.Module, args: tuple[Any, ...], *, training: bool = False) -> Record:
+def run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    training: bool = False,
+    mode: AbstractContextManager[Any] | None = None,
+) -> Record:
     """Trace one forward of a working copy, with ``training`` a second one that trains.
 
     In that one, modules that people wrote are in training mode: it may read weights that no forward
-    in evaluation mode does. Both share the symbols of all weights.
+    in evaluation mode does. Both share the symbols of all weights. A dispatch ``mode`` is given
+    every operator before it is traced.
     """
     tracer = Tracer()
     tracer.name_state(model)
@@ -366,13 +373,14 @@ def run(model: nn.Module, args: tuple[Any, ...], *, training: bool = False) -> R
         if is_tensor(tensor):
             axes = tracer.follow(tensor, Origin.ACTIVATION)
             protect((s for axis in axes for s in axis), "input")
-    for mode in (False, True) if training else (False,):
+    for trains in (False, True) if training else (False,):
         reset(model)
-        _train(model, mode)
-        with torch.no_grad(), module_stack(model, tracer.stack, tracer), tracer:
+        _train(model, trains)
+        watched = module_stack(model, tracer.stack, tracer)
+        with torch.no_grad(), watched, tracer, mode or nullcontext():
             result = model(*args)
-        for tensor in tree_leaves(result):
-            if is_tensor(tensor) and tensor in tracer._axes:
+        for tensor in tensors_in(result):
+            if tensor in tracer._axes:
                 protect((s for axis in tracer.axes(tensor) for s in axis), "output")
     _train(model, False)
     reset(model)

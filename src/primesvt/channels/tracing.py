@@ -24,7 +24,14 @@ from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run
-from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
+from primesvt.models.forward import (
+    check_can_be_cut,
+    example_args,
+    shorten,
+    state_tensors,
+    unwrap,
+    working_copy,
+)
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state import drawing_alike, settle
@@ -42,7 +49,8 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
         The graph of every group that some convolution or linear layer produces.
 
     Raises:
-        ValueError: lazy modules, whose widths are not known yet.
+        ValueError: lazy modules, whose widths are not known yet; TorchScript, quantized or sparse
+            weights, which cannot be cut.
 
     Example:
         >>> import torch
@@ -54,6 +62,7 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
         2: 2 channels, made by 2, read by nothing; protected: reaches the model's output
     """
     inner = unwrap(model)
+    check_can_be_cut(inner)
     for name, tensor in state_tensors(inner).items():
         if is_lazy(tensor):
             raise ValueError(f"'{name}' is lazy (no shape yet): run one forward before tracing")

@@ -21,6 +21,7 @@ __all__ = [
     "LAYERS",
     "Layer",
     "batch_of",
+    "check_can_be_cut",
     "check_no_nan",
     "copy_of",
     "evaluating",
@@ -98,6 +99,26 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def check_can_be_cut(model: nn.Module) -> None:
+    """Raise ``ValueError`` naming the first part of a network whose tensors nothing can shorten."""
+    for name, module in model.named_modules():
+        where = f"module '{name}'" if name else "the network"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{where} is TorchScript, whose weights cannot be cut: give the Python module that "
+                "it was made from"
+            )
+        if "quantized" in type(module).__module__.split("."):
+            raise ValueError(
+                f"{where} ({type(module).__name__}) is quantized, and its weights cannot be cut: "
+                "prune the network before it is quantized"
+            )
+    for name, tensor in state_tensors(model).items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"sparse ({tensor.layout})"
+            raise ValueError(f"'{name}' is {kind} and cannot be cut: make it dense before pruning")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DDP, DataParallel and ``torch.compile`` wrappers."""
     while True:
@@ -121,6 +142,9 @@ def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
     duplicate = duplicate.cpu()
     if double:
         _cast_attributes(duplicate.double(), torch.float64)
+        for tensor in state_tensors(duplicate).values():
+            if tensor.is_complex():
+                tensor.data = tensor.data.to(torch.complex128)
     for parameter in duplicate.parameters():
         parameter.requires_grad_(False)
     return duplicate.eval()

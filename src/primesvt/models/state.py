@@ -7,7 +7,7 @@ import copy
 import inspect
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,15 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Behaviour", "drawing_alike", "memories", "reset", "settle", "unrepeatable"]
+__all__ = [
+    "Behaviour",
+    "drawing_alike",
+    "memories",
+    "reset",
+    "settle",
+    "tensors_in",
+    "unrepeatable",
+]
 
 REST = "_primesvt_rest"  # of a module: the attributes that a forward changes, as they are at rest
 DRAWS = "_primesvt_draws"  # of a network: its forward draws random numbers
@@ -214,7 +222,37 @@ def _answer(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
             f"the forward of {type(model).__name__} fails on an input of shape {shapes} "
             f"({type(error).__name__}: {line}); give inputs that it takes, or correct it"
         ) from error
-    return [leaf.clone() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    return [tensor.clone() for tensor in tensors_in(found)]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in what a forward gives: in containers, data classes and other plain objects.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> one = torch.ones(1)
+        >>> len(tensors_in({"logits": one, "more": [SimpleNamespace(features=(one, 2))]}))
+        2
+    """
+    found: list[Tensor] = []
+    left, seen = deque([value]), {}
+    while left:
+        item = left.popleft()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif id(item) not in seen and not isinstance(item, _NO_CONTAINERS):
+            seen[id(item)] = item  # kept, so that no other object gets its id
+            if isinstance(item, Mapping):
+                left += [*item.keys(), *item.values()]
+            elif isinstance(item, Sequence | Set | deque):
+                left += item
+            else:
+                left += getattr(item, "__dict__", {}).values()
+                left += [getattr(item, n, None) for n in getattr(type(item), "__slots__", ())]
+    return found
+
+
+_NO_CONTAINERS = (bool, int, float, complex, str, bytes, type, nn.Module, np.ndarray, Callable)
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:

@@ -36,7 +36,7 @@ from primesvt.evaluation.settings import find_settings, settings_note
 from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of, model_digest
-from primesvt.models.forward import check_no_nan, first_samples, unwrap
+from primesvt.models.forward import check_can_be_cut, check_no_nan, first_samples, unwrap
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
@@ -131,6 +131,7 @@ def prune(
         model, request = _opened(model, request, score=score)
     asked = request.config
     original = unwrap(model)
+    check_can_be_cut(original)
     check_no_nan(original)
     if out is not None:
         extra_state(original)  # what cannot be saved is told before the search

@@ -132,7 +132,7 @@ def _concatenate(axes: Sequence[Axis]) -> Axis:
     return (whole,)
 
 
-@rule("split", "chunk")
+@rule("split", "chunk", "unsafe_split", "unsafe_chunk")
 def split(call: Call) -> list[Axes]:
     """Equal pieces, cut by number: one choice serves all of them."""
     axes = call.axes("self")
@@ -148,7 +148,7 @@ def split(call: Call) -> list[Axes]:
     return _pieces(call, axes, dim, sizes)
 
 
-@rule("split_with_sizes")
+@rule("split_with_sizes", "unsafe_split_with_sizes")
 def split_with_sizes(call: Call) -> list[Axes]:
     axes = call.axes("self")
     dim = call.get("dim", 0) % len(axes)

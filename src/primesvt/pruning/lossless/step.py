@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from primesvt.calibration import CalibrationSet, Consumer, ModuleGraph, evaluating, trace_modules
 from primesvt.channels import ChannelGraph, ChannelGroup, remove_channels
 from primesvt.channels.plan import PlanStep
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.models.forward import batch_of, copy_of
+from primesvt.models.state import tensors_in
 from primesvt.models.strip import merge_head, strip_unused
 from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.pruning.lossless.constant_channels import (
@@ -73,7 +73,7 @@ def _answer(result: Any) -> list[Tensor]:
     """The prediction in a network's output: the class of logits, else the tensors themselves."""
     if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] > 1:
         return [result.argmax(1).cpu()]
-    return [leaf.detach().cpu() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [tensor.detach().cpu() for tensor in tensors_in(result)]
 
 
 def _alike(expected: list[Tensor], found: list[Tensor]) -> bool:
