@@ -145,7 +145,9 @@ def test_averaged_weights_come_first_and_it_is_said(weights, tmp_path):
     torch.save({"state_dict": raw, "state_dict_ema": weights}, tmp_path / "checkpoint.pth.tar")
     model = primesvt.load(tmp_path / "checkpoint.pth.tar")
     assert same_weights(model, weights)
-    told = "the averaged weights 'state_dict_ema' are taken, not 'state_dict'; --container state_dict"
+    told = (
+        "the averaged weights 'state_dict_ema' are taken, not 'state_dict'; --container state_dict"
+    )
     assert any(note.startswith(told) for note in model.loaded.notes)
     other = primesvt.load(tmp_path / "checkpoint.pth.tar", container="state_dict")
     assert same_weights(other, raw)
