@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from primesvt._files import safetensors_bytes
-from primesvt.models import reset
+from primesvt.models import SpikingViT, reset
 from primesvt.models.forward import batch_of, hooked, unwrap
 from primesvt.models.neurons import IntegerNeuron
 
@@ -115,7 +115,8 @@ def watch_decisions(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _known(module: nn.Module) -> bool:
-    return isinstance(module, base.MemoryModule | IntegerNeuron)
+    # A model of a family compares numbers elsewhere too; all its neurons are known.
+    return isinstance(module, base.MemoryModule | IntegerNeuron | SpikingViT)
 
 
 class _Decisions(TorchDispatchMode):
