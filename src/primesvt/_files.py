@@ -483,7 +483,7 @@ def check_place(path: str | Path) -> Path:
         >>> check_place("/proc/self/run")
         Traceback (most recent call last):
             ...
-        ValueError: cannot write to folder '/proc/self/run': ...; choose a folder that you may write to
+        ValueError: cannot write to folder '/proc/self/run': ...; choose a folder ...
     """
     path = Path(path)
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
