@@ -468,29 +468,102 @@ PLACES = (
     "/sys/x",
 )
 
+PRUNE_FLAGS = [
+    "seed",
+    "batch-size",
+    "workers",
+    "level",
+    "rates",
+    "channel-multiple",
+    "max-accuracy-drop",
+    "min-memory-saving",
+    "max-parameter-memory",
+    "max-latency",
+    "race-error",
+    "memory-limit",
+    "time-steps",
+    "set",
+    "include",
+    "override",
+    "latency-batch",
+    "max-membrane",
+]
+EVALUATE_FLAGS = ["seed", "batch-size", "workers", "time-steps", "override"]
+FINETUNE_FLAGS = [
+    "epochs",
+    "batch-size",
+    "learning-rate",
+    "warmup-epochs",
+    "distillation",
+    "temperature",
+    "feature-weight",
+    "seed",
+    "workers",
+    "save-every",
+]
+TRAIN_FLAGS = ["seed", "batch-size", "workers", "stop-after"]
+LOAD_SETTINGS = ["time_steps", "tau", "num_heads", "family", "into"]
+MODEL_SETTINGS = [
+    "time_steps",
+    "num_classes",
+    "tau",
+    "in_channels",
+    "num_heads",
+    "depths",
+    "embed_dim",
+    "x",
+]
+EXPORT_OPTIONS = ["agreement", "images", "batch_size", "format", "weight_bits", "push", "out"]
+FINETUNE_OPTIONS = ["batch_size", "seed", "device", "workers", "save_every", "teacher", "recipe"]
+TUNING_FIELDS = ["epochs", "learning_rate", "seed", "batch_size", "augmentation", "x"]
+
+REPOSITORIES = ["../../x", "a/b/c", "", "x y", "-", "\x1b"]
+OPTIONS = [
+    "seed",
+    "batch_size",
+    "workers",
+    "device",
+    "rates",
+    "include",
+    "policy",
+    "importance",
+    "recovery",
+    "level",
+    "policy_options",
+    "max_accuracy_drop",
+    "min_memory_saving",
+    "max_latency",
+    "gate",
+    "from_run",
+    "preset",
+    "memory_limit",
+    "channel_multiple",
+]
+
 
 def flags(rng: random.Random, at: Path, stuff: Material) -> Act:
     run, bad = str(stuff.place / "run"), rng.choice(BAD)
     device = rng.choice(["cpu:99", "meta", "cuda:99", "abacus", "", "cpu:x", "\x1b[2J"])
     none = ["--data", "nowhere"]
+    trains = ["train", "--recipe", str(stuff.place / "train.yaml"), *none]
     return rng.choice(
         [
-            ["prune", "sdt_v2_digits", *none, f"--{rng.choice(['seed', 'batch-size', 'workers', 'level', 'rates', 'channel-multiple', 'max-accuracy-drop', 'min-memory-saving', 'max-parameter-memory', 'max-latency', 'race-error', 'memory-limit', 'time-steps', 'set', 'include', 'override', 'latency-batch', 'max-membrane'])}", bad],
+            ["prune", "sdt_v2_digits", *none, f"--{rng.choice(PRUNE_FLAGS)}", bad],
             ["prune", "sdt_v2_digits", *none, "--device", device],
             ["prune", "sdt_v2_digits", *none, "--out", rng.choice(PLACES)],
-            ["evaluate", "sdt_v2_digits", *none, f"--{rng.choice(['seed', 'batch-size', 'workers', 'time-steps', 'override'])}", bad],
+            ["evaluate", "sdt_v2_digits", *none, f"--{rng.choice(EVALUATE_FLAGS)}", bad],
             ["evaluate", "sdt_v2_digits", *none, "--device", device],
-            ["finetune", run, *none, f"--{rng.choice(['epochs', 'batch-size', 'learning-rate', 'warmup-epochs', 'distillation', 'temperature', 'feature-weight', 'seed', 'workers', 'save-every'])}", bad],
+            ["finetune", run, *none, f"--{rng.choice(FINETUNE_FLAGS)}", bad],
             ["finetune", run, *none, "--device", device],
             ["export", run, *none, f"--{rng.choice(['agreement', 'images', 'batch-size'])}", bad],
-            ["export", run, "--format", "hub", "--push", rng.choice(["../../x", "a/b/c", "", "x y", "-", "\x1b"])],
+            ["export", run, "--format", "hub", "--push", rng.choice(REPOSITORIES)],
             ["export", run, *none, "--out", rng.choice(PLACES)],
             ["report", run, "--out", rng.choice(PLACES)],
             ["apply", run, "sdt_v2_digits", "--out", rng.choice(PLACES)],
             ["inspect", rng.choice([*EVIL_NAMES[:6], *PLACES, ""])],
             ["train", "--recipe", rng.choice(PLACES)],
-            ["train", "--recipe", str(stuff.place / "train.yaml"), *none, f"--{rng.choice(['seed', 'batch-size', 'workers', 'stop-after'])}", bad],
-            ["train", "--recipe", str(stuff.place / "train.yaml"), *none, "--device", device],
+            [*trains, f"--{rng.choice(TRAIN_FLAGS)}", bad],
+            [*trains, "--device", device],
             [rng.choice(["", "x", "--", "-h1", "\x1b"]), bad],
         ]
     )  # fmt: skip
@@ -506,11 +579,7 @@ VALUES: tuple[Any, ...] = (
 def python(rng: random.Random, at: Path, stuff: Material) -> Act:
     value, run = rng.choice(VALUES), stuff.place / "run"
     none = {"data": "nowhere"}
-    option = rng.choice(
-        ["seed", "batch_size", "workers", "device", "rates", "include", "policy", "importance", "recovery", "level",
-         "policy_options", "max_accuracy_drop", "min_memory_saving", "max_latency", "gate", "from_run", "preset",
-         "memory_limit", "channel_multiple"]
-    )  # fmt: skip
+    option = rng.choice(OPTIONS)
     model = "sdt_v2_digits"
     calls: list[Callable[[], Any]] = [
         lambda: primesvt.prune(value, **none),
@@ -522,19 +591,19 @@ def python(rng: random.Random, at: Path, stuff: Material) -> Act:
         lambda: primesvt.prune(model, **none, constraints=value),
         lambda: primesvt.prune(nn.Linear(2, 2).to("meta"), **none),
         lambda: primesvt.load(value),
-        lambda: primesvt.load(run, **{rng.choice(["time_steps", "tau", "num_heads", "family", "into"]): value}),
+        lambda: primesvt.load(run, **{rng.choice(LOAD_SETTINGS): value}),
         lambda: primesvt.load(stuff.place / "new.pth", quiet=True, time_steps=value),
         lambda: primesvt.create_model(value),
-        lambda: primesvt.create_model(model, **{rng.choice(["time_steps", "num_classes", "tau", "in_channels", "num_heads", "depths", "embed_dim", "x"]): value}),
+        lambda: primesvt.create_model(model, **{rng.choice(MODEL_SETTINGS): value}),
         lambda: primesvt.load_data(value),
         lambda: primesvt.load_data("digits", seed=value),
         lambda: primesvt.Limits(max_accuracy_drop=value),
         lambda: primesvt.Limits(min_memory_saving=value, max_latency=value),
         lambda: primesvt.export(value, at / "x.pt2", format="torch-export"),
-        lambda: primesvt.export(run, **none, **{rng.choice(["agreement", "images", "batch_size", "format", "weight_bits", "push", "out"]): value}),
+        lambda: primesvt.export(run, **none, **{rng.choice(EXPORT_OPTIONS): value}),
         lambda: primesvt.finetune(value, **none),
-        lambda: primesvt.finetune(run, **none, **{rng.choice(["batch_size", "seed", "device", "workers", "save_every", "teacher", "recipe"]): value}),
-        lambda: primesvt.finetune(run, **none, recipe={rng.choice(["epochs", "learning_rate", "seed", "batch_size", "augmentation", "x"]): value}),
+        lambda: primesvt.finetune(run, **none, **{rng.choice(FINETUNE_OPTIONS): value}),
+        lambda: primesvt.finetune(run, **none, recipe={rng.choice(TUNING_FIELDS): value}),
         lambda: primesvt.trace(create_model(model), value),
         lambda: primesvt.trace(value, torch.rand(1, 1, 8, 8)),
         lambda: primesvt.Plan.load(value),
@@ -957,7 +1026,8 @@ def main() -> None:
             if kind in kinds
         ]
         save("fuzz", {"seed": asked.seed, "seconds": seconds, "kinds": rows})
-        text = f"# Damaged and hostile inputs\n\nSeed {asked.seed}, `python benchmarks/fuzz.py`.\n\n{table(found)}\n{described()}\n"
+        head = f"# Damaged and hostile inputs\n\nSeed {asked.seed}, `python benchmarks/fuzz.py`.\n"
+        text = f"{head}\n{table(found)}\n{described()}\n"
         (RESULTS / "fuzz.md").write_text(text)
     sys.exit(bool(bad))
 

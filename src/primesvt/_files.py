@@ -393,10 +393,11 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def safetensors_header(path: str | Path) -> dict[str, Any]:
+def safetensors_header(path: str | Path, *, whole: bool = True) -> dict[str, Any]:
     """The head of a safetensors file: dtype, shape and place of every tensor by its name.
 
-    Raises ``ValueError`` in one line where the file is not as long as it says, or no such file.
+    Raises ``ValueError`` in one line for another file, and for one that is not as long as it says
+    where it must be ``whole``.
     """
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -408,7 +409,8 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
     tensors = validated(dict[str, _StoredTensor], header)
     if any(count < 0 for each in tensors.values() for count in each["shape"]):
         raise ValueError("a tensor has a negative size")
-    if max((each["data_offsets"][1] for each in tensors.values()), default=0) != size - 8 - length:
+    end = max((each["data_offsets"][1] for each in tensors.values()), default=0)
+    if whole and end != size - 8 - length:
         raise ValueError("it is not as long as its head says")
     validated(dict[str, str] | None, metadata)  # type: ignore[arg-type]
     return {**header, "__metadata__": metadata or {}}
@@ -481,7 +483,7 @@ def check_place(path: str | Path) -> Path:
         >>> check_place("/proc/self/run")
         Traceback (most recent call last):
             ...
-        ValueError: cannot write to '/proc/self/run': ...; choose a folder that you may write to
+        ValueError: cannot write to folder '/proc/self/run': ...; choose a folder ...
     """
     path = Path(path)
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -493,7 +495,7 @@ def check_place(path: str | Path) -> Path:
     except OSError as error:
         what = "" if above in (path, path.parent) else f" in {str(above)!r}"
         raise ValueError(
-            f"cannot write to {str(path)!r}: {error.strerror or error}{what}; "
+            f"cannot write to folder {str(path)!r}: {error.strerror or error}{what}; "
             "choose a folder that you may write to"
         ) from error
 

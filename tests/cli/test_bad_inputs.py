@@ -143,9 +143,12 @@ MISTAKES = {
     ),
     "export to a read-only place": (
         ["export", "sdt_v2_digits", "--out", "/proc/x/m.onnx"],
-        ["cannot write to '/proc/x/m.onnx'"],
+        ["cannot write to folder '/proc/x/m.onnx'"],
     ),
-    "run in a read-only place": ([*PRUNE, "--out", "/proc/x"], ["cannot write to '/proc/x'"]),
+    "run in a read-only place": (
+        [*PRUNE, "--out", "/proc/x"],
+        ["cannot write to folder '/proc/x'"],
+    ),
     "a pipe as recipe": (["prune", "--recipe", "../inputs/pipe"], ["is a pipe, no file"]),
     "aliases without end": (["prune", "--recipe", "../inputs/bomb.yaml"], ["aliases"]),
     "folder not writable": ([*PRUNE, "--out", "../inputs/a-file/run"], ["cannot write", "a-file"]),

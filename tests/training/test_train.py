@@ -356,7 +356,7 @@ def test_recipe_that_is_empty_or_not_there(tmp_path: Path) -> None:
         read_train_recipe(tmp_path / "e.yaml")
     with pytest.raises(ValueError, match=r"^there is no recipe file 'gone\.yaml'$"):
         read_train_recipe("gone.yaml")
-    with pytest.raises(ValueError, match="cannot read the recipe"):
+    with pytest.raises(ValueError, match="is a folder, no file"):
         read_train_recipe(tmp_path)
 
 

@@ -99,7 +99,7 @@ def _stored(run: RunFiles) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        head = safetensors_header(path)
+        head = safetensors_header(path, whole=False)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; make the run again") from error
     return {name: each["shape"] for name, each in head.items() if name != "__metadata__"}

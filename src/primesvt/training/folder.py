@@ -207,7 +207,8 @@ def check_free(path: Path, *, task: str) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(
-            f"cannot write {task} to {str(path)!r}: it is a file; choose a new or empty folder"
+            f"cannot write {task} to {str(path)!r}: it is a file; choose a folder "
+            "that is new or empty"
         )
     check_place(path)
     there = set(contents(path))
