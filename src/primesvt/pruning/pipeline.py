@@ -27,6 +27,7 @@ from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import check_can_be_cut, check_no_nan, first_samples, unwrap
 from primesvt.models.spiking_vit import SpikingViT
+from primesvt.models.state import random_states_kept
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
@@ -141,7 +142,7 @@ def prune(
     )
     search, held_out, notes = set_aside(evaluator, asked, earlier)
     folder = None if out is None else RunFolder(out, asked, processes)
-    with nullcontext() if folder is None else folder.locked():
+    with random_states_kept(), nullcontext() if folder is None else folder.locked():
         return _prune(
             working_copy(original, processes.device),
             request,
