@@ -189,7 +189,8 @@ def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
 
 def _update_recurrent(module: nn.RNNBase) -> None:
     """Update a recurrent layer's widths, and the list in which it keeps its weights again."""
-    module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[1]
+    parameters = dict(module.named_parameters())
+    module.input_size = parameters["weight_ih_l0"].shape[1]
+    module.hidden_size = parameters["weight_hh_l0"].shape[1]
     names = module._flat_weights_names
     module._flat_weights = [getattr(module, name) for name in names]

@@ -278,7 +278,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         item = left.popleft()
         if isinstance(item, Tensor):
             found.append(item)
-        elif id(item) not in seen and not isinstance(item, _NO_CONTAINERS):
+        elif id(item) not in seen and not callable(item) and not isinstance(item, _NO_CONTAINERS):
             seen[id(item)] = item  # kept, so that no other object gets its id
             if isinstance(item, Mapping):
                 left += [*item.keys(), *item.values()]
@@ -290,7 +290,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
-_NO_CONTAINERS = (bool, int, float, complex, str, bytes, type, nn.Module, np.ndarray, Callable)
+_NO_CONTAINERS = (bool, int, float, complex, str, bytes, np.ndarray)
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -442,14 +442,14 @@ def _unchanged(now: Any, before: Any, seen: set[int]) -> bool:
     if type(now) is not type(before):
         return False
     if isinstance(now, np.ndarray):
-        return now.shape == before.shape and now.tobytes() == before.tobytes()
+        return bool(now.shape == before.shape and now.tobytes() == before.tobytes())
     if isinstance(now, bool | int | float | complex | str | bytes):
         return bool(now == before or now != now)
     if id(now) in seen or now is before:
         return True
     seen.add(id(now))
     if isinstance(now, set):
-        return now == before
+        return bool(now == before)
     parts = list(_parts(now)), list(_parts(before))
     return len(parts[0]) == len(parts[1]) and all(
         _unchanged(a, b, seen) for a, b in zip(*parts, strict=True)
