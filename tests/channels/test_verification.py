@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,3 +227,156 @@ HIDDEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_differences_that_sums_do_not_show(name: str) -> None:
     torch.manual_seed(0)
     assert set(refusals(Wrong(HIDDEN[name]), torch.randn(5, 4))) == {"a"}
+
+
+class Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.ge(50.0).to(x)
+
+
+SILENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "comparison": lambda x: (x > 50).to(x),
+    "heaviside": lambda x: torch.heaviside(x - 50, torch.zeros(()).to(x)),
+    "autograd function": Gate.apply,
+    "where": lambda x: torch.where(x > 50, 1.0, 0.0),
+    "integers": lambda x: torch.round(torch.clamp(x - 50, 0, 4)) / 4,
+    "rectifier": lambda x: (x - 50).relu_(),
+    "sign": lambda x: (torch.sign(x - 50) + 1) / 2,
+}
+
+
+class OwnNeurons(nn.Module):
+    """Attention with a scale that follows its width, behind neurons of somebody's own."""
+
+    def __init__(self, spike: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(3, 8) for _ in range(3))
+        self.spike, self.head = spike, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.spike(layer(x)) for layer in (self.q, self.k, self.v))
+        return self.head(self.spike((q @ k.T) * q.shape[-1] ** -0.5 @ v))
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_a_wrong_constant_shows_behind_neurons_that_never_fire(name: str) -> None:
+    torch.manual_seed(0)
+    assert list(refusals(OwnNeurons(SILENT[name]), torch.randn(4, 3))) == ["q+k"]
+
+
+class Reads(nn.Module):
+    """Reads hidden channels through a function of them and of a weight."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.make, self.w, self.function = nn.Linear(3, 8), nn.Parameter(torch.rand(4, 8)), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.make(x).sigmoid(), self.w)
+
+
+def test_a_single_channel_left_is_tried_too() -> None:
+    """What broadcasts or squeezes an axis of size 1 is found; einsum takes another path there."""
+    x = torch.randn(4, 3)
+    assert refusals(Reads(lambda h, w: h @ w.T * min(h.shape[1], 2)), x)
+    assert refusals(Reads(lambda h, w: h.squeeze() @ w.T), x)
+    assert not refusals(Reads(lambda h, w: torch.einsum("bc,oc->bo", h, w)), x)
+
+
+def test_a_loop_over_comparisons_ends_and_assertions_on_values_hold() -> None:
+    def halved(h: Tensor, w: Tensor) -> Tensor:
+        assert (h >= 0).all() and (w >= 0).all()
+        while (h.sum(1) > 1).any():
+            h = h / 2
+        return h @ w.T
+
+    assert not refusals(Reads(halved), torch.randn(4, 3))
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    features: Tensor
+
+
+OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "data class": Output,
+    "plain object": lambda a, b: SimpleNamespace(logits=a, features=b),
+    "mapping": lambda a, b: UserDict(logits=a, features=b),
+    "nested": lambda a, b: {"all": [Output(a, b)]},
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_channels_given_in_any_object_are_protected(name: str) -> None:
+    net = Reads(lambda h, w: OUTPUTS[name](h @ w.T, h)).eval()
+    assert trace(net, torch.randn(4, 3))["make"].status == "protected"
+
+
+def test_tensors_of_another_dtype_that_no_module_holds() -> None:
+    """A layer in a list stays single precision in the check; what it reads is frozen."""
+    hidden = [nn.Linear(8, 8)]
+    net = nn.Sequential(Reads(lambda h, w: hidden[0](h) @ w.T), nn.Linear(4, 6), nn.Linear(6, 2))
+    graph = trace(net.eval(), torch.randn(4, 3))
+    assert [g.name for g in graph.prunable()] == ["0", "1"]
+    assert graph["0.make"].status == "frozen" and verify(net, graph) == []
+
+
+def test_a_forward_that_wants_single_precision_says_so() -> None:
+    def picky(h: Tensor, w: Tensor) -> Tensor:
+        assert h.dtype == torch.float32, "single precision only"
+        return h @ w.T
+
+    net = Reads(picky).eval()
+    graph = trace(net, torch.randn(4, 3))
+    with pytest.raises(ValueError, match="in double precision, and the forward of Reads fails th"):
+        verify(net, graph)
+
+
+def sparse() -> nn.Module:
+    net = Reads(lambda h, w: h @ w.T)
+    net.register_buffer("links", torch.eye(3).to_sparse())
+    return net
+
+
+def quantized() -> nn.Module:
+    net = Reads(lambda h, w: h @ w.T)
+    net.register_buffer("table", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Sequential(torch.jit.script(nn.Linear(3, 4))), "module '0' is TorchScript"),
+        (sparse, r"'links' is sparse \(torch.sparse_coo\) and cannot be cut"),
+        (quantized, "'table' is quantized and cannot be cut"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(jit.script|quantize_per_tensor)")
+def test_what_cannot_be_cut_is_named(make: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trace(make().eval(), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_recurrent_layers_know_their_new_widths(kind: type[nn.RNNBase]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.cell, self.head = nn.Linear(3, 8), kind(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(self.make(x))[0])
+
+    torch.manual_seed(0)
+    net, x = Recurrent().double().eval(), torch.randn(5, 3).double()
+    graph = trace(net, x)
+    assert verify(net, graph) == []
+    kept = torch.zeros(8).double().index_fill(0, torch.tensor([1, 4, 5]), 1.0)
+    expected = net.head(net.cell(net.make(x) * kept)[0])
+    remove_channels(net, graph, {"make": [1, 4, 5]})
+    torch.testing.assert_close(net(x), expected)
+    assert net.cell.input_size == 3

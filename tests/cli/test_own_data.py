@@ -20,6 +20,7 @@ import primesvt
 from primesvt import load
 from primesvt.checkpoint.load import own_data
 from primesvt.cli import main
+from primesvt.evaluation import settings
 from primesvt.models import create_model, to_official
 
 RECIPE = """
@@ -143,8 +144,16 @@ def test_nothing_is_guessed_for_a_file_of_weights(primesvt, command):
     finished = primesvt(command, "weights.pth")
     assert finished.code == 1 and finished.err.count("\n") == 1
     assert "which data this model belongs to" in finished.err and "--data" in finished.err
-    found = primesvt("evaluate", "weights.pth", "--data", "data/tiny/test.parquet", "--json").json
-    assert found["guessed_settings"] == found["loaded"]["assumed"] != {}
+
+
+def test_weights_that_answer_nothing_stop_at_their_guessed_settings(primesvt, monkeypatch):
+    monkeypatch.setattr(settings, "ROUNDS", ((16, 2),))
+    model = create_model("spikformer_small", embed_dim=32, depth=1, num_heads=4)
+    torch.save({"model": to_official(model)}, "weights.pth")
+    finished = primesvt("evaluate", "weights.pth", "--data", "data/tiny/test.parquet")
+    assert finished.code == 1 and finished.err.count("\n") == 1
+    assert "whatever is tried for what its tensors do not tell (" in finished.err
+    assert "images are right at best, and guessing gives 10.0%" in finished.err
 
 
 def test_data_that_do_not_fit_are_refused_by_every_command(primesvt, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -152,4 +153,31 @@ def test_a_norm_that_is_no_scale_and_shift_is_not_folded() -> None:
     expected = answer(net, IMAGES)
     assert fold_norms(net, (IMAGES[:2],)).folded == ("3",)
     assert isinstance(net[1], Squared)
+    torch.testing.assert_close(answer(net, IMAGES), expected)
+
+
+class Modes(nn.BatchNorm2d):
+    """One class that is a norm, or passes its input on."""
+
+    off = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.off else super().forward(x)
+
+
+def test_modules_of_one_class_are_told_apart() -> None:
+    on, off = Modes(6).eval(), Modes(6).eval()
+    off.off = True
+    random_statistics(nn.ModuleList([on, off]))
+    assert is_norm(on) and not is_norm(off)
+
+
+def test_a_norm_with_hooks_or_a_forward_of_its_own_is_not_folded_as_a_plain_one() -> None:
+    net = nn.Sequential(*(m for _ in range(3) for m in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))))
+    random_statistics(net.eval())
+    net[1].register_forward_hook(lambda module, args, out: out * 2)
+    net[3].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    net[5].forward = MethodType(lambda module, x: nn.BatchNorm2d.forward(module, x) * 3, net[5])
+    expected = answer(net, IMAGES)
+    assert fold_norms(net, (IMAGES[:2],)).folded == ("5",)
     torch.testing.assert_close(answer(net, IMAGES), expected)

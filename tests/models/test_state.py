@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from spikingjelly.activation_based import base, neuron
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from primesvt import Limits, prune, trace, verify
+from primesvt import Limits, prune, remove_channels, trace, verify
 from primesvt.models import lif
 from primesvt.models.state import drawing_alike, reset, settle
 
@@ -247,3 +250,141 @@ def test_a_forward_that_never_repeats_is_refused_as_such() -> None:
 def test_a_forward_that_fails_says_on_what() -> None:
     with pytest.raises(ValueError, match=r"the forward of Net fails on an input of shape \[2, 5\]"):
         settle(Net(Keeps()).eval(), (torch.zeros(2, 5),))
+
+
+@dataclass
+class Held:
+    mem: Any = 0.0
+    steps: int = 0
+
+
+class KeepsElsewhere(Keeps):
+    """Its membrane lies in an object, which a second module holds as well."""
+
+    def __init__(self, where: Any) -> None:
+        super().__init__()
+        del self.mem
+        self.where = where
+        self.other = nn.Identity()
+        self.other.same = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.where["a"][0] if isinstance(self.where, dict) else self.where
+        if isinstance(held.mem, Tensor) and held.mem.shape != x.shape:
+            held.mem = 0.0
+        self.mem = held.mem * 0.9 + x
+        spikes = (self.mem >= 1.5).to(x.dtype)
+        held.mem, held.steps = self.mem * (1 - spikes), held.steps + 1
+        return spikes
+
+
+class DrawsAlone(nn.Module):
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.generator
+        if isinstance(own, torch.Generator):
+            return x + torch.rand(1, generator=own)
+        return x + float(own.random())
+
+
+class Counts(base.MemoryModule):
+    """A neuron on SpikingJelly's base class that counts in an attribute of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_memory("v", 0.0)
+        self.count = np.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x * float(np.cos(self.count[0]))
+
+
+ELSEWHERE: dict[str, Callable[[], nn.Module]] = {
+    "object": lambda: KeepsElsewhere(SimpleNamespace(mem=0.0, steps=0)),
+    "data class": lambda: KeepsElsewhere(Held()),
+    "nested": lambda: KeepsElsewhere({"a": [Held()]}),
+    "torch's generator": lambda: DrawsAlone(torch.Generator().manual_seed(3)),
+    "numpy's generator": lambda: DrawsAlone(np.random.default_rng(3)),
+    "Python's generator": lambda: DrawsAlone(random.Random(3)),
+    "subclass of SpikingJelly's": Counts,
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_state_in_any_object_is_put_back(name: str) -> None:
+    net = Net(ELSEWHERE[name]()).eval()
+    with torch.no_grad():
+        fresh = Net(ELSEWHERE[name]()).eval()(IMAGES)
+        found = settle(net, (IMAGES,))
+        assert found.state and found.repeatable
+        for _ in range(2):
+            assert torch.equal(net(IMAGES), fresh)
+            reset(net)
+    if isinstance(net.neuron, KeepsElsewhere):
+        assert net.neuron.other.same is net.neuron.where
+
+
+def test_methods_that_reset_touch_only_what_a_forward_changes() -> None:
+    class Restarts(Keeps):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = 2.0
+            self.register_buffer("scale", torch.ones(8, 1, 1))
+
+        def reset(self) -> None:
+            self.mem, self.gain = 0.0, 0.0
+            self.scale.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.gain * self.scale)
+
+    net = Net(Restarts()).eval()
+    with torch.no_grad():
+        fresh = net(IMAGES)  # leaves a membrane behind
+        settle(net, (IMAGES,))
+        assert torch.equal(net(IMAGES), fresh)
+    assert net.neuron.gain == 2.0 and bool(net.neuron.scale.all())
+
+
+class Wide(nn.Module):
+    """A membrane that is a buffer as wide as the channels, and not zero at rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mem", torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mem = self.mem * 0.9 + x.sigmoid()
+        return self.mem
+
+
+def test_state_as_wide_as_the_channels_is_cut_with_them() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Wide(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    settle(net, (IMAGES,))
+    graph = trace(net, IMAGES)
+    assert [g.name for g in graph.prunable()] == ["0"] and verify(net, graph) == []
+    rest = net[1].mem.clone()
+    remove_channels(net, graph, {"0": [1, 4, 6]})
+    with torch.no_grad():
+        first = net(IMAGES)
+        reset(net)
+        assert torch.equal(net(IMAGES), first)
+    reset(net)
+    assert torch.equal(net[1].mem, rest[:, [1, 4, 6]])
+
+
+def test_potentials_and_random_states_of_the_user_stay() -> None:
+    net = Net(neuron.LIFNode()).eval()
+    data = labelled(net, 80)
+    with torch.no_grad():
+        net(IMAGES)
+    kept = net.neuron.v
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    prune(net, data=data, **ASKED)
+    assert net.neuron.v is kept and bool(kept.any())
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert str(np.random.get_state()) == states[2]  # noqa: NPY002

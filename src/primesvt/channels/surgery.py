@@ -11,6 +11,7 @@ from torch import nn
 
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels, kept_mask
 from primesvt.models.forward import state_tensors, unwrap
+from primesvt.models.state import REST
 
 
 def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> ChannelGraph:
@@ -60,6 +61,10 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
         tensor = state[name]
         if id(tensor) not in smaller:
             smaller[id(tensor)] = _like(tensor, _cut_tensor(graph, name, tensor, dims, rows))
+        path, _, leaf = name.rpartition(".")
+        rest = model.get_submodule(path).__dict__.get(REST, {})
+        if isinstance(kept := rest.get(leaf), torch.Tensor) and kept.shape == tensor.shape:
+            rest[leaf] = _cut_tensor(graph, name, kept, dims, rows)
     for name, tensor in state.items():
         if id(tensor) in smaller:
             new = smaller[id(tensor)]
@@ -184,7 +189,8 @@ def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
 
 def _update_recurrent(module: nn.RNNBase) -> None:
     """Update a recurrent layer's widths, and the list in which it keeps its weights again."""
-    module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[1]
+    parameters = dict(module.named_parameters())
+    module.input_size = parameters["weight_ih_l0"].shape[1]
+    module.hidden_size = parameters["weight_hh_l0"].shape[1]
     names = module._flat_weights_names
     module._flat_weights = [getattr(module, name) for name in names]

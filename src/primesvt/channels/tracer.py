@@ -135,12 +135,17 @@ class Tracer(TorchDispatchMode):
     # --- following tensors ----------------------------------------------------------------
 
     def name_state(self, model: nn.Module) -> None:
-        """Give every axis of every parameter and buffer a fresh symbol (shared tensors once)."""
+        """Give every axis of every parameter and buffer a fresh symbol (shared tensors once).
+
+        A buffer that was put back at rest since has the symbols it had.
+        """
         for name, tensor in state_tensors(model).items():
             if tensor in self._axes:
                 self.record.tensors[name] = self._axes[tensor]
                 continue
-            self.record.tensors[name] = self.follow(tensor, Origin.WEIGHTS)
+            axes = self.follow(tensor, Origin.WEIGHTS)
+            if [size_of(a) for a in self.record.tensors.get(name, axes)] == list(tensor.shape):
+                self._axes[tensor] = self.record.tensors.setdefault(name, axes)
             self._names[tensor] = name
             self._weights[tensor] = (name, tuple(range(tensor.dim())))
 
@@ -368,6 +373,7 @@ def run(
     every operator before it is traced.
     """
     tracer = Tracer()
+    reset(model)
     tracer.name_state(model)
     for tensor in tree_leaves(args):
         if is_tensor(tensor):
@@ -375,6 +381,7 @@ def run(
             protect((s for axis in axes for s in axis), "input")
     for trains in (False, True) if training else (False,):
         reset(model)
+        tracer.name_state(model)
         _train(model, trains)
         watched = module_stack(model, tracer.stack, tracer)
         with torch.no_grad(), watched, tracer, mode or nullcontext():

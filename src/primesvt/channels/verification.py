@@ -187,7 +187,7 @@ class _TracedCopy:
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
         self.args = tuple(_varied(a) for a in self.args)
-        self.mode = _Checked
+        self.mode: Callable[[], _Checked] = _Checked
         with _Checked() as plain:
             self._check_repeatable()
         _soften_neurons(self.copy)
@@ -360,10 +360,12 @@ _WIDER = {
 }
 
 
-def _double(tensor: Tensor) -> Tensor:
-    """The tensor in double precision; one that no module holds may have another dtype."""
-    wider = _WIDER.get(tensor.dtype)
-    return tensor if wider is None else torch.ops.aten._to_copy(tensor, dtype=wider)
+def _double(value: Any) -> Any:
+    """Tensors in double precision; those that no module holds may have another dtype."""
+    if isinstance(value, Tensor):
+        wider = _WIDER.get(value.dtype)
+        return value if wider is None else torch.ops.aten._to_copy(value, dtype=wider)
+    return [_double(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _floating(arguments: dict[str, Any]) -> bool:
@@ -373,7 +375,8 @@ def _floating(arguments: dict[str, Any]) -> bool:
 
 def _fires(x: Tensor, threshold: Any = 0.0, *_: Any) -> Tensor:
     """A comparison that comes out either way for about half of all values, never at zero."""
-    return ((x - threshold) * 7).sin() * x > 0
+    made: Tensor = ((x - threshold) * 7).sin() * x > 0
+    return made
 
 
 def _clamped(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
@@ -383,7 +386,8 @@ def _clamped(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
     if high is None:
         return torch.clamp(x, low, high) + x.abs() / 8
     rest = torch.clamp(torch.zeros_like(x), low, high)
-    return (torch.clamp(x, low, high) * 7 + rest + (high - rest) * x.abs().tanh()) / 8
+    made: Tensor = (torch.clamp(x, low, high) * 7 + rest + (high - rest) * x.abs().tanh()) / 8
+    return made
 
 
 _LIVELY: dict[str, Callable[..., Tensor]] = {

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import reset
+from primesvt.models.state import at_rest
 
 __all__ = [
     "LAYERS",
@@ -133,8 +133,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def working_copy(model: nn.Module, *, double: bool = False) -> nn.Module:
     """A CPU copy in evaluation mode with reset neurons; meta tensors become zeros."""
     model = unwrap(model)
-    reset(model)
-    duplicate = copy_of(model)
+    with at_rest(model):
+        duplicate = copy_of(model)
     if any(t.is_meta for t in state_tensors(duplicate).values()):
         duplicate = duplicate.to_empty(device="cpu")
         for tensor in state_tensors(duplicate).values():

@@ -51,12 +51,18 @@ def is_norm(module: nn.Module) -> TypeGuard[Norm]:
         return False
     if not isinstance(getattr(module, "eps", None), float):
         return False
-    if type(module).forward in _PLAIN:
+    if _is_plain(module):
         return True
-    key = (type(module).forward, getattr(module, "step_mode", "s"), len(mean))
+    plain = {n: v for n, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+    forward = getattr(module.forward, "__func__", module.forward)
+    key = (forward, len(mean), *sorted(plain.items()))  # a class may have modes
     if key not in _KNOWN:
         _KNOWN[key] = any(_standardises(twin, x) for twin, x in _trials(module))
     return _KNOWN[key]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module).forward in _PLAIN and "forward" not in vars(module)
 
 
 def norms_of(model: nn.Module) -> dict[str, Norm]:
@@ -89,7 +95,9 @@ def affine_of(norm: Norm) -> tuple[Tensor, Tensor] | None:
         (0.5, 0.0)
     """
     module = cast(nn.Module, norm)
-    if type(module).forward in _PLAIN:
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None  # they may change what goes in and comes out
+    if _is_plain(module):
         return _affine(norm)
     for twin, x in _trials(module):
         dim = 1 + time_axes(module)

@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "Behaviour",
+    "at_rest",
     "drawing_alike",
     "memories",
+    "random_states_kept",
     "reset",
     "settle",
     "tensors_in",
@@ -142,7 +145,7 @@ def settle(model: nn.Module, args: tuple[Any, ...]) -> Behaviour:
     if isinstance(model, SpikingViT):
         reset(model)
         return Behaviour()
-    _reset_as_they_do(model)
+    _reset_as_they_do(model, args)
     reset(model)
     before = _Kept(model)
     with drawing_alike(model, always=True):
@@ -173,13 +176,48 @@ def settle(model: nn.Module, args: tuple[Any, ...]) -> Behaviour:
     return behaviour
 
 
+@contextlib.contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Reset a network of the user's in a ``with`` block; what SpikingJelly keeps is then put back.
+
+    Example:
+        >>> from primesvt.models import lif
+        >>> layer = lif()
+        >>> _ = layer(torch.full((1, 2), 0.5))
+        >>> with at_rest(layer):
+        ...     layer.v
+        0.0
+        >>> layer.v.tolist()
+        [0.25, 0.25]
+    """
+    kept = [(module, dict(module._memories)) for module in memories(model)]
+    reset(model)
+    try:
+        yield
+    finally:
+        for module, values in kept:
+            module._memories.update(values)
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """What torch, numpy and Python would draw after a ``with`` block stays as it was."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
 def unrepeatable(model: nn.Module) -> str:
     """What to tell of a network of which two forwards on the same input differ."""
     return (
         f"two forwards of {type(model).__name__} on the same input differ, with the same seeds and "
-        "with what its modules keep put back: it draws random numbers from a generator of its own, "
-        "or keeps something outside of its modules' attributes; make its forward in evaluation "
-        "mode repeatable"
+        "with what its modules keep put back: it draws random numbers that no seed sets, writes to "
+        "its parameters, or keeps something outside of its modules' attributes; make its forward "
+        "in evaluation mode repeatable"
     )
 
 
@@ -240,7 +278,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         item = left.popleft()
         if isinstance(item, Tensor):
             found.append(item)
-        elif id(item) not in seen and not isinstance(item, _NO_CONTAINERS):
+        elif id(item) not in seen and not callable(item) and not isinstance(item, _NO_CONTAINERS):
             seen[id(item)] = item  # kept, so that no other object gets its id
             if isinstance(item, Mapping):
                 left += [*item.keys(), *item.values()]
@@ -252,7 +290,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
-_NO_CONTAINERS = (bool, int, float, complex, str, bytes, type, nn.Module, np.ndarray, Callable)
+_NO_CONTAINERS = (bool, int, float, complex, str, bytes, np.ndarray)
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -267,25 +305,22 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
-_TORCH = frozenset(vars(nn.Module())) | {REST, DRAWS}
+# Of every module, beside its parameters; SpikingJelly's memories are reset by themselves.
+_TORCH = frozenset(vars(nn.Module())) | {REST, DRAWS, "_memories", "_memories_rv"}
 _CONTAINERS = (list, dict, set, deque)
-
-
-def _foreign(module: nn.Module) -> bool:
-    """Whether a module's attributes may be changed by its forward: torch's own ones are not."""
-    return not (
-        type(module).__module__.startswith("torch.nn.") or isinstance(module, base.MemoryModule)
-    )
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_SHARED = (type, nn.Module, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 
 
 class _Kept:
     """The attributes and buffers of all modules of a network, at one moment."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = [(path, m) for path, m in model.named_modules() if _foreign(m)]
+        self.modules = list(model.named_modules())
         self.found = {module: _attributes(module) for _, module in self.modules}
+        known: dict[int, Any] = {}
         self.copies = {
-            module: {name: _copied(value) for name, value in found.items()}
+            module: {name: _copied(value, known) for name, value in found.items()}
             for module, found in self.found.items()
         }
 
@@ -304,14 +339,9 @@ class _Kept:
     def _as_it_was(self, module: nn.Module, name: str, now: dict[str, Any]) -> bool:
         before, value = self.copies[module][name], now[name]
         if value is not self.found[module][name]:
-            return isinstance(value, bool | int | float | str) and value == before
-        if isinstance(value, Tensor):
-            return _equal(value, before)
-        if isinstance(value, _CONTAINERS):
-            return len(value) == len(before) and all(
-                a is b for a, b in zip(_parts(value), _parts(before), strict=True)
-            )
-        return True
+            plain = isinstance(value, bool | int | float | str)
+            return plain and type(value) is type(before) and value == before
+        return _unchanged(value, before, set())
 
     def rest(self, module: nn.Module, name: str) -> Any:
         """The value of an attribute at that moment."""
@@ -323,16 +353,117 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return own | dict(module._buffers)
 
 
-def _copied(value: Any) -> Any:
+def _contents(value: Any) -> dict[str, Any] | None:
+    """The attributes of a plain object; ``None`` of anything else."""
+    if isinstance(value, (*_SHARED, *_GENERATORS, Tensor, np.ndarray)):
+        return None
+    return getattr(value, "__dict__", None)
+
+
+def _copied(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """Copy tensors, generators and what holds them; modules, functions and the like are shared."""
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)][1]
+    made: Any = value
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
+        made = value.detach().clone()
+    elif isinstance(value, np.ndarray):
+        made = value.copy()
+    elif isinstance(value, _GENERATORS):
+        made = _State(of=type(value), state=_state_of(value))
+    elif type(value) is tuple:
+        made = tuple(_copied(part, known) for part in value)
+    elif isinstance(value, _CONTAINERS) or _contents(value) is not None:
+        with contextlib.suppress(Exception):  # an object may refuse to be copied: it is shared
+            made = copy.copy(value)
+            known[id(value)] = (value, made)
+            _fill(made, value, lambda part: _copied(part, known))
+    known[id(value)] = (value, made)  # kept, so that no other object gets its id
+    return made
 
 
-def _parts(container: Any) -> list[Any]:
-    if isinstance(container, dict):
-        return [part for pair in container.items() for part in pair]
-    return list(container)
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What a random generator would draw next."""
+
+    of: type
+    state: Any
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return None if isinstance(generator, random.SystemRandom) else generator.getstate()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    elif state is not None:
+        generator.setstate(state)
+
+
+def _fill(into: Any, source: Any, make: Callable[[Any], Any]) -> None:
+    """Make the contents of one container or plain object those of another of its type."""
+    if isinstance(source, dict):
+        made = {key: make(part) for key, part in source.items()}
+        into.clear()
+        into.update(made)
+    elif isinstance(source, set):
+        kept = set(source)
+        into.clear()
+        into.update(kept)
+    elif isinstance(source, list | deque):
+        parts = [make(part) for part in source]
+        into.clear()
+        into.extend(parts)
+    own = _contents(source)
+    if own is not None:
+        contents = {name: make(part) for name, part in own.items()}
+        vars(into).clear()
+        vars(into).update(contents)
+
+
+def _unchanged(now: Any, before: Any, seen: set[int]) -> bool:
+    """Whether a value is what its copy shows."""
+    if isinstance(before, _State):
+        return type(now) is before.of and _unchanged(_state_of(now), before.state, seen)
+    if isinstance(now, Tensor) and isinstance(before, Tensor):
+        return _equal(now, before)
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, np.ndarray):
+        return bool(now.shape == before.shape and now.tobytes() == before.tobytes())
+    if isinstance(now, bool | int | float | complex | str | bytes):
+        return bool(now == before or now != now)
+    if id(now) in seen or now is before:
+        return True
+    seen.add(id(now))
+    if isinstance(now, set):
+        return bool(now == before)
+    parts = list(_parts(now)), list(_parts(before))
+    return len(parts[0]) == len(parts[1]) and all(
+        _unchanged(a, b, seen) for a, b in zip(*parts, strict=True)
+    )
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a container or plain object holds."""
+    held: list[Any] = []
+    if isinstance(value, dict):
+        held += [part for pair in value.items() for part in pair]
+    elif isinstance(value, list | tuple | deque):
+        held += value
+    return held + [part for pair in (_contents(value) or {}).items() for part in pair]
 
 
 def _put_back(module: nn.Module, name: str, value: Any) -> None:
@@ -341,7 +472,7 @@ def _put_back(module: nn.Module, name: str, value: Any) -> None:
             delattr(module, name)
         return
     now = vars(module).get(name, module._buffers.get(name))
-    fresh = _copied(value)
+    fresh = _again(now, value)
     if isinstance(fresh, Tensor) and isinstance(now, Tensor):
         fresh = fresh.to(now.device, now.dtype if now.is_floating_point() else fresh.dtype)
     if name in module._buffers:
@@ -350,27 +481,85 @@ def _put_back(module: nn.Module, name: str, value: Any) -> None:
         vars(module)[name] = fresh
 
 
+def _again(now: Any, rest: Any) -> Any:
+    """What was kept, in the same object where there still is one: others may hold it too."""
+    if isinstance(rest, _State):
+        if type(now) is rest.of:
+            _set_state(now, rest.state)
+        return now
+    if isinstance(now, Tensor) and isinstance(rest, Tensor) and _equal(now, rest):
+        return now
+    if type(now) is type(rest) and not isinstance(rest, Tensor):
+        if isinstance(rest, np.ndarray) and now.shape == rest.shape:
+            now[...] = rest
+            return now
+        if isinstance(rest, _CONTAINERS) or _contents(rest) is not None:
+            if now is not rest:
+                _refill(now, rest)
+            return now
+    return _copied(rest)
+
+
+def _refill(now: Any, rest: Any) -> None:
+    """Put back the contents of a container or plain object, part by part."""
+    held = dict(now) if isinstance(now, dict) else {}
+    held |= dict(enumerate(now)) if isinstance(now, list | deque) else {}
+    held |= _contents(now) or {}
+    places = iter([*rest, *(_contents(rest) or {})] if isinstance(rest, dict) else _places(rest))
+    _fill(now, rest, lambda part: _again(held.get(next(places)), part))
+
+
+def _places(rest: Any) -> list[Any]:
+    counted = list(range(len(rest))) if isinstance(rest, list | deque) else []
+    return counted + list(_contents(rest) or {})
+
+
 # Methods without arguments by which spiking modules forget, where they have one: BrainCog's,
 # snnTorch's, and what people call their own.
 _RESETS = ("reset", "n_reset", "reset_mem", "reset_state", "reset_states", "reset_net")
 
 
-def _reset_as_they_do(model: nn.Module) -> None:
-    """Call what modules have to reset themselves, unless it would change parameters."""
-    for module in model.modules():
-        for method in _resets_of(module) if _foreign(module) else ():
-            weights = [(p, p.detach().clone()) for p in module.parameters()]
-            try:
-                method()
-            except Exception:  # it needs something that is not there before a forward
-                continue
-            for parameter, before in weights:
-                if not torch.equal(parameter, before):
-                    parameter.data.copy_(before)
+def _reset_as_they_do(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Call what modules have to reset themselves, for the attributes that a forward changes.
+
+    Everything else stays: some of these methods start a training anew.
+    """
+    resets = [method for module in model.modules() for method in _resets_of(module)]
+    if not resets:
+        return
+    before = _Kept(model)
+    try:
+        with drawing_alike(model, always=True):
+            _answer(model, args)
+    except ValueError:  # what an earlier forward left may not fit these inputs
+        _call(model, resets)
+        with drawing_alike(model, always=True):
+            _answer(model, args)
+    changed = {(module, name) for module, _, name in before.changes()}
+    between = _Kept(model)
+    reset(model)
+    _call(model, resets)
+    done = changed & {(module, name) for module, _, name in between.changes()}
+    for module, _, name in before.changes():
+        if (module, name) not in done:
+            _put_back(module, name, before.rest(module, name))
+
+
+def _call(model: nn.Module, resets: list[Callable[[], Any]]) -> None:
+    """Call methods one by one; parameters keep their values."""
+    weights = [(p, p.detach().clone()) for p in model.parameters()]
+    for method in resets:
+        with contextlib.suppress(Exception):  # it may need what is not there before a forward
+            method()
+    for parameter, before in weights:
+        if not torch.equal(parameter, before):
+            parameter.data.copy_(before)
 
 
 def _resets_of(module: nn.Module) -> list[Callable[[], Any]]:
     found: list[Callable[[], Any]] = []
+    if type(module).__module__.startswith(("torch.", "spikingjelly.", "primesvt.")):
+        return found
     for name in _RESETS:
         method = getattr(module, name, None)
         if inspect.ismethod(method) and method.__self__ is module:

@@ -28,9 +28,8 @@ from primesvt.evaluation.evaluator import (
     telling,
 )
 from primesvt.evaluation.recording import record_inputs
-from primesvt.models import reset
 from primesvt.models.forward import copy_of, evaluating, first_samples, in_its_dtype
-from primesvt.models.state import Behaviour, settle, unrepeatable
+from primesvt.models.state import Behaviour, at_rest, settle, unrepeatable
 from primesvt.pruning.probe_table import ProbeTable, Reference
 
 __all__ = [
@@ -280,8 +279,8 @@ def calibration_for(
 
 def working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a network on a device, in evaluation mode and with reset neurons."""
-    reset(model)
-    return copy_of(model).to(device).eval()
+    with at_rest(model):
+        return copy_of(model).to(device).eval()
 
 
 def unlabelled(

@@ -37,6 +37,7 @@ from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import check_can_be_cut, check_no_nan, first_samples, unwrap
+from primesvt.models.state import random_states_kept
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
@@ -160,7 +161,7 @@ def prune(
     search, held_out, notes = set_aside(evaluator, asked, earlier)
     notes = (*settings_note(original), *notes)
     folder = None if out is None else RunFolder(out, asked, processes)
-    with nullcontext() if folder is None else folder.locked():
+    with random_states_kept(), nullcontext() if folder is None else folder.locked():
         return _prune(
             working_copy(original, processes.device),
             request,
