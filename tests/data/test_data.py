@@ -147,7 +147,9 @@ class TestFolders:
         splits = load_data(image_folder(tmp_path, parts={"val": 15}), data_config=data_config())
         assert_disjoint(splits)
         assert splits.train is None
-        assert splits.description().endswith("calibration 10, selection 10, test 10 images")
+        assert splits.description().endswith(
+            "calibration 10, selection 10, test 10 images; images of 20x16 resized to 16x16"
+        )
 
     def test_selecting_on_training_images_needs_leave_and_is_marked(self, tmp_path: Path) -> None:
         folder = image_folder(tmp_path, parts={"train": 10})

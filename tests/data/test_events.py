@@ -19,6 +19,7 @@ from primesvt.data import DataError, check_classes, load_data
 from primesvt.data.config import events
 from primesvt.data.frames import FrameFile
 from primesvt.models import model_entry
+from primesvt.models.registry import provenance_of
 from primesvt.training import TrainRecipe, train
 from primesvt.training.augmentation import Augmentation
 
@@ -205,10 +206,9 @@ class TestWithModels:
         for part, count in (("train", 60), ("test", 30)):
             shown, labels = polarities(count, seed=count)
             written(tmp_path / f"{part}.npz", frames=shown, labels=labels)
-        entry = model_entry("sdt_v2_digits")
         monkeypatch.setattr(
-            "primesvt.training.run.model_entry",
-            lambda name: dataclasses.replace(entry, data=events(2, 8)),
+            "primesvt.training.run.provenance_of",
+            lambda model: dataclasses.replace(provenance_of(model), data=events(2, 8)),
         )
         recipe = TrainRecipe(
             model_options={"in_channels": 2, "num_classes": 3},

@@ -67,7 +67,7 @@ def test_equal_widths_share_the_highest_rate():
 
 @pytest.mark.parametrize("rates", [[], [0.0], [1.0, 0.5], [math.nan]])
 def test_rates_out_of_range(rates):
-    with pytest.raises(ValueError, match="rates must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"between 0 and 1|should be a finite number"):
         Method(rates=rates)
     assert Method(rates=[0.5, 0.1, 0.5]).rates == (0.1, 0.5)
 
@@ -121,10 +121,11 @@ def test_table_survives_a_cut_line(model, graph, digits, tmp_path):
     for cut in (1, 20, len(whole.splitlines(keepends=True)[-1]) - 1):
         path.write_bytes(whole[:-cut])
         table = ProbeTable.read(path)
-        assert len(table) == 2
+        lost = int(cut > 1)  # a line is whole without its line break
+        assert len(table) == 3 - lost
         calls.clear()
         probe_layers(bench_for(model, graph, evaluate, table), grids)
-        assert len(calls) == 1
+        assert len(calls) == lost
         again = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
         assert again == [json.loads(line) | {"seconds": 0} for line in whole.splitlines()]
 

@@ -218,7 +218,7 @@ def test_the_callers_random_state_is_put_back() -> None:
 def test_a_damaged_state_is_named(tmp_path) -> None:
     path = loop().snapshot().save(tmp_path / "state.safetensors")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"state\.safetensors is damaged .*; delete it"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged: .*; delete it"):
         Snapshot.load(path)
 
 

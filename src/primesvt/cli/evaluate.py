@@ -65,6 +65,11 @@ class Evaluate:
         from primesvt.models.forward import check_no_nan
 
         check_counts(batch_size=self.batch_size, workers=self.workers, seed=self.seed)
+        if self.folded and self.device != "cpu":
+            raise ValueError(
+                f"--folded measures on the CPU, and --device is {self.device}; leave one of them"
+                " out"
+            )
         resolve_device(self.device)
         opened = open_model(
             self.model,
@@ -145,11 +150,6 @@ class Evaluate:
         from primesvt.evaluation.evaluator import outcomes
         from primesvt.profiling.memory import buffer_bytes, parameter_bytes, parameter_count
 
-        if self.folded and self.device != "cpu":
-            raise ValueError(
-                f"--folded measures on the CPU, and --device is {self.device}; leave one of them"
-                " out"
-            )
         ProcessGroup.take_gpu()
         processes = ProcessGroup.start(resolve_device(self.device))
         model: nn.Module = opened.model

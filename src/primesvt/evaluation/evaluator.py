@@ -26,7 +26,7 @@ from primesvt.evaluation.confidence import Outcomes
 from primesvt.evaluation.sequential_test import SequentialTest
 from primesvt.evaluation.sharded import ShardedEvaluation, StopEarly
 from primesvt.models import SpikingViT, reset
-from primesvt.models.forward import first_samples
+from primesvt.models.forward import first_samples, in_its_dtype
 from primesvt.models.shared_prefix import VariantBatch
 
 __all__ = [
@@ -259,7 +259,7 @@ def class_count(model: nn.Module, dataset: Dataset[Any]) -> int:
     first = dataset[0][0][None].to(resolve_device(None, model))
     reset(model)
     with evaluating(model):
-        logits = model(first)
+        logits = model(*in_its_dtype(model, (first,)))
     reset(model)
     return int(logits.shape[-1])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import re
 import shutil
+import sys
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -253,22 +256,21 @@ def _write_card(
     write_text(folder / "README.md", text)
 
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")  # the Hub's rule
+
+
 def check_repository(name: str) -> None:
     """Raise ``ValueError`` where a repository cannot be called so, or nothing can push to it."""
-    try:
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils._validators import validate_repo_id
-    except ImportError as error:
+    if not (sys.modules.get("huggingface_hub") or importlib.util.find_spec("huggingface_hub")):
         raise ValueError(
             "pushing needs a package that is not installed: pip install huggingface_hub"
-        ) from error
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
+        )
+    parts = name.split("/")
+    if len(parts) > 2 or not all(map(_REPOSITORY.fullmatch, parts)) or ".." in name:
         raise ValueError(
             f"push is {name!r}, which is no repository of the Hugging Face Hub; write NAME/MODEL, "
             "such as me/sdt-v2-digits"
-        ) from error
+        )
 
 
 def upload(folder: Path, repository: str) -> str:

@@ -61,7 +61,10 @@ def agrees(one: object, other: object) -> bool:
         True
     """
     sequences = [tuple(each) if isinstance(each, list) else each for each in (one, other)]
-    return bool(sequences[0] == sequences[1])
+    try:
+        return bool(sequences[0] == sequences[1])
+    except (RuntimeError, ValueError):  # a tensor or an array is no setting
+        return False
 
 
 def _distance(own: Mapping[str, Any], known: Mapping[str, Any]) -> float:

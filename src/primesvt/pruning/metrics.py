@@ -194,7 +194,7 @@ class Conclusion:
         )
         took = self._latencies(original, solved.model)
         before = self._costs(original, reference.accuracy, "before", took)
-        notes = [*self._chance(original, before), *self.evaluate.notes(original), *notes]
+        notes = [*self.evaluate.notes(original), *notes, *self._chance(original, before)]
         return Metrics(
             **facts,
             limits=self.limits.model_dump(),

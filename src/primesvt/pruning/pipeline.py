@@ -136,9 +136,10 @@ def prune(
     check_no_nan(original)
     if out is not None:
         extra_state(original)  # what cannot be saved is told before the search
-        check_place(out)
     ProcessGroup.take_gpu()
     processes = ProcessGroup.start(resolve_device(asked.run.device, original))
+    if out is not None:
+        processes.on_main(lambda: check_place(out))
     processes.check_same(
         lambda: {**_flat(asked), "out": out is None, "from_run": request.from_run is None}
     )

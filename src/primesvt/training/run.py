@@ -361,8 +361,8 @@ def _finished(fit: Fit, folder: TrainingFolder, command: str) -> TrainRecord:
     on_main(lambda: save_model(fit.model, folder.model))
     sets = {"selection": splits.selection, "test": splits.test}
     batches = batch_note(fit.model, fit.scored_at_once, **sets)
-    test = None if splits.test is None else fit.score(splits.test)
     selection = fit.score(splits.selection)
+    test = None if splits.test is None else fit.score(splits.test)
     name = "selection" if test is None else "test"
     chance = chance_note(test or selection, fit.model.config.num_classes, name=name)
     record = TrainRecord(
@@ -378,7 +378,7 @@ def _finished(fit: Fit, folder: TrainingFolder, command: str) -> TrainRecord:
         test=test,
         loss=tuple(round(loss, 6) for loss in fit.loop.losses),
         selection_accuracy=tuple(fit.best.accuracies),
-        notes=(*shared_note(fit.processes.size), *fit.notes(), *chance, *batches),
+        notes=(*shared_note(fit.processes.size), *fit.notes(), *batches, *chance),
         context=fit.context(),
         seconds=round(fit.seconds, 1),
     )
