@@ -115,7 +115,9 @@ class Prune:
         assert recipe.model is not None
         resolve_device(recipe.run.device)
         named = Path(str(recipe.model).removesuffix(".tar")).stem
-        out = check_place(self.out or Path("runs") / named)
+        out = self.out or Path("runs") / named
+        if console.rank == 0:  # of several processes the first one writes
+            check_place(out)
         opened = open_model(
             recipe.model,
             time_steps=recipe.time_steps,
