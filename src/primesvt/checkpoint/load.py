@@ -125,7 +125,7 @@ def _saved(
     if not isinstance(model, SpikingViT):
         raise ValueError(f"{folder} holds a model of your own; it has no settings to override")
     own = {**model.config.to_dict(), "time_steps": model.time_steps}
-    for name, value in {"family": family or own["family"], **overrides}.items():
+    for name, value in {"family": own["family"] if family is None else family, **overrides}.items():
         if name != "time_steps" and not (name in own and agrees(own[name], value)):
             raise ValueError(
                 f"{name}={value!r} was given, but the model saved in {folder} has "

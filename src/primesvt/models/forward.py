@@ -91,16 +91,22 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by name; shared ones under each of their names."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, but must be a torch module")
+    check_module(model)
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
 
 
+def check_module(model: object) -> None:
+    """Raise ``TypeError`` for anything but a torch module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, but must be a torch module")
+
+
 def check_can_be_cut(model: nn.Module) -> None:
     """Raise ``ValueError`` naming the first part of a network whose tensors nothing can shorten."""
+    check_module(model)
     for name, module in model.named_modules():
         where = f"module '{name}'" if name else "the network"
         if isinstance(module, torch.jit.ScriptModule):

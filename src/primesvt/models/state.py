@@ -23,7 +23,6 @@ __all__ = [
     "at_rest",
     "drawing_alike",
     "memories",
-    "random_states_kept",
     "reset",
     "settle",
     "tensors_in",
@@ -197,18 +196,6 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     finally:
         for module, values in kept:
             module._memories.update(values)
-
-
-@contextlib.contextmanager
-def random_states_kept() -> Iterator[None]:
-    """What torch, numpy and Python would draw after a ``with`` block stays as it was."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def unrepeatable(model: nn.Module) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from primesvt._files import check_place
+from primesvt._guard import random_state_kept
 from primesvt.calibration import ActivationStatistics
 from primesvt.channels import trace
 from primesvt.channels.plan import Plan, describe_inputs
@@ -37,7 +38,6 @@ from primesvt.importance import CriterionContext, uses_seed
 from primesvt.models import SpikingViT
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import check_can_be_cut, check_no_nan, first_samples, unwrap
-from primesvt.models.state import random_states_kept
 from primesvt.profiling.latency_table import LatencyTable
 from primesvt.profiling.limits import Limit
 from primesvt.profiling.memory import parameter_bytes
@@ -162,7 +162,7 @@ def prune(
     search, held_out, notes = set_aside(evaluator, asked, earlier)
     notes = (*settings_note(original), *notes)
     folder = None if out is None else RunFolder(out, asked, processes)
-    with random_states_kept(), nullcontext() if folder is None else folder.locked():
+    with random_state_kept(), nullcontext() if folder is None else folder.locked():
         return _prune(
             working_copy(original, processes.device),
             request,
