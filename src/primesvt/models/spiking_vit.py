@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -33,6 +34,9 @@ class SpikingViT(nn.Module):
 
     Source: Yao et al., "Spike-driven Transformer V2" (arXiv 2404.03663), Meta-SpikeFormer.
     """
+
+    resets_itself: ClassVar[bool] = True
+    """A forward leaves nothing behind, and draws no random numbers in evaluation mode."""
 
     def __init__(
         self, config: ModelConfig, blocks: Iterable[tuple[str, nn.Module]], head: nn.Module

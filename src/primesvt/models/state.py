@@ -139,9 +139,7 @@ def settle(model: nn.Module, args: tuple[Any, ...]) -> Behaviour:
         >>> net(torch.ones(1)).item(), reset(net), net(torch.ones(1)).item()
         (1.0, None, 1.0)
     """
-    from primesvt.models.spiking_vit import SpikingViT  # which imports this module
-
-    if isinstance(model, SpikingViT):
+    if getattr(type(model), "resets_itself", False):
         reset(model)
         return Behaviour()
     _reset_as_they_do(model, args)

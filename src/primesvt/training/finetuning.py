@@ -276,9 +276,7 @@ def finetune(
     check_counts(batch_size=batch_size, seed=seed, workers=workers)
     resolve_device(device)
     if not isinstance(recipe, FinetuneRecipe):
-        FinetuneRecipe.after(
-            None, {} if recipe is None else recipe
-        )  # told first
+        FinetuneRecipe.after(None, {} if recipe is None else recipe)  # told first
     if out is not None:
         check_place(out)
     if isinstance(model, nn.Module):
