@@ -914,6 +914,9 @@ def _timeless(path: Path) -> Any:
 
 def kills(stuff: Material, names: list[str]) -> list[dict[str, Any]]:
     """Kill and interrupt every work at every moment, and start it again."""
+    unknown = sorted(set(names) - set(works(stuff)))
+    if unknown:
+        raise SystemExit(f"no work is called {unknown[0]!r}; choose from {', '.join(works(stuff))}")
     rows = []
     for name, words in works(stuff).items():
         if names and name not in names:
