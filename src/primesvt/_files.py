@@ -248,7 +248,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Plain values of a JSON text, without NaN and infinity.
+    """Parse JSON text into plain values; NaN and infinity are errors.
 
     Raises ``ValueError`` in one line for anything else: also for numbers of more than 64 bits and
     for values that are nested too deeply.
@@ -426,7 +426,7 @@ class _StoredTensor(TypedDict):
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """Read the tensors and the metadata of a safetensors file.
 
     Raises ``ValueError`` in one line for a file that is damaged or none, ``OSError`` for none
     there.
@@ -541,7 +541,7 @@ def file_lock(path: str | Path) -> Iterator[Path]:
 
 
 def clear_temporaries(*folders: Path, names: tuple[str, ...] = ()) -> None:
-    """Delete what killed processes have half written in folders; of some files alone, with names.
+    """Delete temporary files that killed processes left in folders, or only those of some files.
 
     Only for who has the lock: what another process is writing would go too.
     """

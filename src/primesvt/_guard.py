@@ -121,7 +121,7 @@ def check_counts(
     seed: object = None,
     time_steps: object = None,
 ) -> None:
-    """Raise ``ValueError`` for the first of these that is no whole number in its range.
+    """Raise ``ValueError`` for a batch size, seed, time steps or workers out of range.
 
     Example:
         >>> check_counts(batch_size=64, seed=-1)

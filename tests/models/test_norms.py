@@ -181,3 +181,16 @@ def test_a_norm_with_hooks_or_a_forward_of_its_own_is_not_folded_as_a_plain_one(
     expected = answer(net, IMAGES)
     assert fold_norms(net, (IMAGES[:2],)).folded == ("5",)
     torch.testing.assert_close(answer(net, IMAGES), expected)
+
+
+def test_weights_of_zero_hide_no_norm() -> None:
+    """What is known of a class is not from weights with which nothing would show."""
+
+    class Other(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0
+
+    first = Other(5)
+    nn.init.zeros_(first.weight)
+    assert is_norm(first) and is_norm(Other(5))
+    assert not first.weight.any()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from primesvt import Limits, prune, remove_channels, trace, verify
-from primesvt.models import lif
+from primesvt.models import SpikingViT, create_model, lif
 from primesvt.models.state import drawing_alike, reset, settle
 
 IMAGES = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(1)) * 4
@@ -388,3 +388,15 @@ def test_potentials_and_random_states_of_the_user_stay() -> None:
     assert net.neuron.v is kept and bool(kept.any())
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert str(np.random.get_state()) == states[2]  # noqa: NPY002
+
+
+def test_a_users_subclass_of_our_models_is_looked_at_too() -> None:
+    class Mine(SpikingViT):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().forward(x) * self.calls
+
+    ours = create_model("sdt_v2_digits", pretrained=True).eval()
+    ours.__class__ = Mine
+    assert settle(ours, (torch.rand(2, 1, 8, 8),)).state == ("calls",)
+    assert settle(create_model("sdt_v2_digits").eval(), (torch.rand(2, 1, 8, 8),)).state == ()

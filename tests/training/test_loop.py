@@ -16,7 +16,7 @@ from primesvt.distributed import ProcessGroup
 from primesvt.models import lif, reset
 from primesvt.training import Augmentation
 from primesvt.training.config import TrainingConfig
-from primesvt.training.loop import BestWeights, TrainingLoop, learning_rate_factor
+from primesvt.training.loop import BestWeights, TrainingLoop, _with_room, learning_rate_factor
 from primesvt.training.snapshot import Snapshot, repeatable
 
 ALONE = ProcessGroup.start(torch.device("cpu"))
@@ -297,3 +297,10 @@ def test_the_steps_are_those_of_a_plain_loop() -> None:
         found.append(total / 3)
     assert found == losses
     assert all(torch.equal(net.state_dict()[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("free", "kind"), [(400, "cuda"), (399, "cpu")])
+def test_images_stay_on_a_gpu_that_has_room(free: int, kind: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1000))
+    assert _with_room(torch.device("cuda:0"), 100).type == kind
+    assert _with_room(torch.device("cpu"), 10**15).type == "cpu"

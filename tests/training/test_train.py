@@ -249,6 +249,18 @@ def main(data, out, changes, moment_, count_):
 """
 
 
+def test_a_lack_of_memory_is_no_damage(bars: Path, tmp_path: Path, monkeypatch) -> None:
+    train(recipe(bars), out_dir=tmp_path / "out", stop_after=0)
+
+    def restore(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fit.Fit, "restore", restore)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(recipe(bars), out_dir=tmp_path / "out")
+    assert (tmp_path / "out" / "state.safetensors").is_file()
+
+
 def test_it_stops_at_an_epoch_and_goes_on(bars: Path, tmp_path: Path) -> None:
     asked = recipe(bars, epochs=3, augmentation=Augmentation(shift=1))
     whole = train(asked, out_dir=tmp_path / "whole")

@@ -188,7 +188,7 @@ def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
 
 
 def _update_recurrent(module: nn.RNNBase) -> None:
-    """Update a recurrent layer's widths, and the list in which it keeps its weights again."""
+    """Update the widths of a recurrent layer, and its own list of its weights."""
     parameters = dict(module.named_parameters())
     module.input_size = parameters["weight_ih_l0"].shape[1]
     module.hidden_size = parameters["weight_hh_l0"].shape[1]

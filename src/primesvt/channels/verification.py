@@ -201,7 +201,7 @@ class _TracedCopy:
         self._trace()
 
     def traces_alike(self, group: ChannelGroup) -> bool:
-        """Whether the group that was found before is found on the copy too."""
+        """Whether tracing the copy found this channel group with the same members."""
         own = next((g for g in self.own if g.name == group.name), None)
         return own is not None and own.status == "free" and self._facts(own) == self._facts(group)
 
@@ -308,7 +308,7 @@ def _soften_neurons(model: nn.Module) -> None:
 
 
 class _Checked(TorchDispatchMode):
-    """Runs a forward in double precision, and with ``lively`` so that nothing in it is silent.
+    """Runs a forward in double precision; with ``lively``, neurons that never fire vary too.
 
     Rounding would hide small differences, and layers cannot read what has another dtype than they.
     Neurons that people write are comparisons, steps and rectifiers: where none fires, or none is

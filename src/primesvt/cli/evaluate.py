@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from primesvt._format import megabytes
 from primesvt._guard import check_counts
@@ -140,7 +141,8 @@ class Evaluate:
         notes = list(settings_note(model))
         if model is not opened.model and self.set == "selection":
             dataset, tried = tried_on(splits, seed=seed)
-            notes.append(f"The {len(tried):,} selection images of that are left out here.")  # type: ignore[arg-type]
+            count = len(cast(Sized, tried))
+            notes.append(f"The {count:,} selection images of that are left out here.")
         return dataclasses.replace(opened, model=model), dataset, notes
 
     def _measured(self, opened: OpenedModel, dataset: Any, console: Console) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _open(model: SpikingViT) -> tuple[str, ...]:
 
 
 class _Trial:
-    """Networks with the weights of one checkpoint and different settings, on the same images."""
+    """Compares settings of one checkpoint: each makes a network, measured on the same images."""
 
     def __init__(
         self,
@@ -220,6 +220,8 @@ class _Trial:
         self.progress("trying settings", self.looks, 0)
         try:
             return self._right(config, count)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # shapes that do not fit the images
             if config == self.assumed:
                 raise

@@ -129,9 +129,9 @@ def _trials(module: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
     times = [()] if not time_axes(module) else [(n,) for n in sorted({2, 3} | own)]
     for time in times:
         for space in ((3, 3), (), (3,), (2, 3, 3)):
-            twin = copy.deepcopy(module).cpu().double().eval()
             x = torch.randn(*time, 4, channels, *space, generator=generator, dtype=torch.float64)
             try:
+                twin = copy.deepcopy(module).cpu().double().eval()
                 with torch.no_grad():
                     found = twin(x)
             except Exception:  # it does not read this shape
@@ -148,6 +148,8 @@ def _standardises(twin: nn.Module, x: Tensor) -> bool:
         return values.view(-1, *ones)
 
     with torch.no_grad():
+        for parameter in twin.parameters():  # of zeros, nothing would show
+            parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
         before = twin(x)
         mean, deviation = norm.running_mean.clone(), (norm.running_var + norm.eps).sqrt()
         norm.running_mean += 1.5

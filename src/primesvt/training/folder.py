@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 from torch import nn
@@ -187,6 +188,8 @@ def resume(restore: Callable[[Snapshot], None], stopped: Snapshot, folder: Train
     """Go on from a state; ``ValueError`` where it lacks something or is of another network."""
     try:
         restore(stopped)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the file may be whole
     except Exception as error:  # whatever a damaged state leads to
         first = next(iter(str(error).splitlines()), "")
         raise ValueError(

@@ -449,8 +449,9 @@ def _loader(
     """The batches of an epoch, out of one tensor where all images are ours and fit into memory."""
     if isinstance(images, ImageSet) and len(images):
         first, _ = images[0]
-        if first.nbytes * len(images) <= IN_MEMORY:
-            return _Prepared(images, order, device)
+        size = first.nbytes * len(images)
+        if size <= IN_MEMORY:
+            return _Prepared(images, order, _with_room(device, size))
     return DataLoader(
         images,
         batch_sampler=order,
@@ -460,8 +461,14 @@ def _loader(
     )
 
 
+def _with_room(device: torch.device, size: int) -> torch.device:
+    """The device, or the CPU where images would take more than a quarter of a GPU's free memory."""
+    roomy = device.type != "cuda" or 4 * size <= torch.cuda.mem_get_info(device)[0]
+    return device if roomy else torch.device("cpu")
+
+
 class _Prepared:
-    """Batches of images that are decoded once, when the first is asked, and kept on the device."""
+    """Batches of images that are decoded once, when the first is asked, and kept on a device."""
 
     def __init__(
         self, images: ImageSet, order: ResumableBatchSampler, device: torch.device

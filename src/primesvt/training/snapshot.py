@@ -73,7 +73,7 @@ class Snapshot:
     facts: Mapping[str, Any]
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with ``name.``, by the rest of their names."""
+        """Select the tensors whose names begin with ``name.``; that prefix is taken off."""
         start = f"{name}."
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 

@@ -297,7 +297,7 @@ def interpret(family: Family, state: State, overrides: Mapping[str, Any]) -> Int
 
 
 def _absent_counters(state: State) -> dict[str, Tensor]:
-    """Zeros for the batch counters of norms that a file lacks; evaluation never reads them."""
+    """Make the ``num_batches_tracked`` that a file lacks, as zeros: evaluation never reads them."""
     names = (name.removesuffix("running_mean") for name in state if name.endswith("running_mean"))
     return {
         name: torch.zeros((), dtype=torch.int64)
