@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
 from primesvt.channels.layout import Layout
@@ -338,16 +337,17 @@ class _Checked(TorchDispatchMode):
         self.calls += 1
         if self.limit is not None and self.calls > self.limit:
             raise RuntimeError("a loop of the forward does not end")
-        written = use_of(func).written
-        names = [argument.name for argument in func._schema.arguments[: len(args)]]
-        given = bind(func, args, kwargs or {})
-        wanted = {
-            n: v if n in written else tree_map_only(Tensor, _double, v) for n, v in given.items()
-        }
-        if isinstance(dtype := wanted.get("dtype"), torch.dtype):
-            wanted["dtype"] = _WIDER.get(dtype, dtype)
+        kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         lively = _LIVELY.get(name.rstrip("_")) if self.lively else None
+        if lively is None and not any(map(_narrow, (*args, *kwargs.values()))):
+            return func(*args, **kwargs)
+        written = use_of(func).written
+        names = [argument.name for argument in func._schema.arguments[: len(args)]]
+        given = bind(func, args, kwargs)
+        wanted = {n: v if n in written else _double(v) for n, v in given.items()}
+        if isinstance(dtype := wanted.get("dtype"), torch.dtype):
+            wanted["dtype"] = _WIDER.get(dtype, dtype)
         if lively is not None and _floating(wanted):
             result = lively(*wanted.values())
             return wanted["self"].copy_(result) if name.endswith("_") else result
@@ -358,6 +358,15 @@ _WIDER = {
     **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64),
     **dict.fromkeys((torch.complex32, torch.complex64), torch.complex128),
 }
+
+
+def _narrow(value: Any) -> bool:
+    """Whether an argument is, holds or asks for a dtype that is not checked in."""
+    if isinstance(value, Tensor):
+        return value.dtype in _WIDER
+    if isinstance(value, list | tuple):
+        return any(map(_narrow, value))
+    return isinstance(value, torch.dtype) and value in _WIDER
 
 
 def _double(value: Any) -> Any:
