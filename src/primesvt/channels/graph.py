@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from primesvt.channels.layout import Layout, coordinates
+from primesvt.channels.rewriting import Rewrite
+from primesvt.channels.written_sizes import Place
 
 Ids = npt.NDArray[np.int64]
 Kind = Literal["channel", "stream", "heads"]
@@ -141,6 +143,8 @@ class ChannelGraph:
     """All channel groups of one model, and the layout of every tensor they touch.
 
     ``unread`` names the parameters that the traced forward never reads: they keep their shapes.
+    ``rewrites`` are the numbers that a forward has to be given after a cut; ``seen`` are the calls
+    with sizes that the traced forward reached.
 
     A graph belongs to the widths it was traced at: ``remove_channels`` raises on a model of others
     and returns the graph of the smaller model, whose ``original`` indices still count in the first.
@@ -153,6 +157,8 @@ class ChannelGraph:
     notes: tuple[str, ...] = ()
     example: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     unread: tuple[str, ...] = ()
+    rewrites: tuple[Rewrite, ...] = field(default=(), repr=False)
+    seen: frozenset[Place] = field(default=frozenset(), repr=False)
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)

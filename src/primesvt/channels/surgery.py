@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels, kept_mask
+from primesvt.channels.rewriting import install
 from primesvt.models.forward import state_tensors, unwrap
 from primesvt.models.state import REST
 
@@ -75,6 +76,8 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
             else:
                 owner._buffers[leaf] = new
     _update_attributes(model, after)
+    if any(row.shape[1] < graph[name].size for name, row in rows.items()):
+        install(model, graph.rewrites, graph.seen, after.sizes)
     return after
 
 

@@ -31,6 +31,7 @@ from primesvt.channels.symbols import (
     size_of,
     unit,
 )
+from primesvt.channels.written_sizes import SizeRecorder, Written, telling_attributes
 from primesvt.models.forward import hooked, is_tensor, state_tensors
 from primesvt.models.state import reset, tensors_in
 
@@ -83,6 +84,8 @@ class Record:
     results: list[list[Axes]] = field(default_factory=list)  # of every call
     freezes: dict[Freeze, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads
+    noted: list[Written] = field(default_factory=list)  # calls with sizes or factors
+    mixed: set[tuple[str, str]] = field(default_factory=set)  # attributes that are no mere sizes
 
 
 class Tracer(TorchDispatchMode):
@@ -92,6 +95,8 @@ class Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.record = Record()
         self.stack: list[str] = []
+        self.runs: list[int] = []  # which forward of a module each on the stack is
+        self.entered = 0
         self._axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -343,10 +348,14 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
 
     def enter(name: str, _module: nn.Module, _args: Any) -> None:
         stack.append(name)
+        if tracer is not None:
+            tracer.entered += 1
+            tracer.runs.append(tracer.entered)
 
     def leave(name: str, _module: nn.Module, _args: Any, out: Any) -> None:
         stack.pop()
         if tracer is not None:
+            tracer.runs.pop()
             known = [tracer._axes.get(t) for t in tree_leaves(out) if is_tensor(t)]
             tracer.record.outputs[name] = [axes for axes in known if axes]
 
@@ -365,12 +374,13 @@ def run(
     *,
     training: bool = False,
     mode: AbstractContextManager[Any] | None = None,
+    sizes: bool = False,
 ) -> Record:
     """Trace one forward of a working copy, with ``training`` a second one that trains.
 
     In that one, modules that people wrote are in training mode: it may read weights that no forward
     in evaluation mode does. Both share the symbols of all weights. A dispatch ``mode`` is given
-    every operator before it is traced.
+    every operator before it is traced. With ``sizes`` the numbers that calls are given are noted.
     """
     tracer = Tracer()
     reset(model)
@@ -382,19 +392,36 @@ def run(
     for trains in (False, True) if training else (False,):
         reset(model)
         tracer.name_state(model)
-        _train(model, trains)
+        train(model, trains)
         watched = module_stack(model, tracer.stack, tracer)
-        with torch.no_grad(), watched, tracer, mode or nullcontext():
+        with torch.no_grad(), watched, tracer, mode or nullcontext(), _noting(tracer, model, sizes):
             result = model(*args)
         for tensor in tensors_in(result):
             if tensor in tracer._axes:
                 protect((s for axis in tracer.axes(tensor) for s in axis), "output")
-    _train(model, False)
+    train(model, False)
     reset(model)
     return tracer.record
 
 
-def _train(model: nn.Module, mode: bool) -> None:
+@contextmanager
+def _noting(tracer: Tracer, model: nn.Module, sizes: bool) -> Iterator[None]:
+    """Note the sizes that calls are given, and which attributes of modules they are."""
+    if not sizes:
+        yield
+        return
+
+    def running() -> tuple[str, int]:
+        return (tracer.stack[-1], tracer.runs[-1]) if tracer.stack else ("", 0)
+
+    recorder = SizeRecorder(running=running, axes=tracer._axes.get)
+    with telling_attributes(model, recorder.mixed), recorder:
+        yield
+    tracer.record.noted += recorder.noted
+    tracer.record.mixed |= recorder.mixed
+
+
+def train(model: nn.Module, mode: bool) -> None:
     """Set the mode of modules that people wrote; norms, dropout and neurons only evaluate."""
     for module in model.modules():
         written = not isinstance(module, (_BatchNorm, _DropoutNd, base.MemoryModule))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -22,6 +24,8 @@ from primesvt.channels.graph import (
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
+from primesvt.channels.rewriting import Lengths, Rewrite, candidates, observed
+from primesvt.channels.surgery import remove_channels
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run
 from primesvt.models.forward import (
@@ -34,7 +38,7 @@ from primesvt.models.forward import (
 )
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import drawing_alike, settle
+from primesvt.models.state import drawing_alike, reset, settle
 
 
 def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
@@ -70,26 +74,55 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
     args = example_args(duplicate, example_input)
     shorten(duplicate)
     settle(duplicate, args)
+    foreign = not isinstance(inner, SpikingViT)
     with drawing_alike(duplicate):
-        graph = Builder(model=duplicate, record=run(duplicate, args)).graph(example_input)
-        if graph.unread and not isinstance(inner, SpikingViT):
+        record = run(duplicate, args, sizes=foreign)
+        graph = Builder(model=duplicate, record=record).graph(example_input)
+        graph = _with_needed_rewrites(duplicate, args, graph)
+        if foreign and (graph.unread or graph.rewrites):
             return _with_training(duplicate, args, graph)
     return graph
+
+
+def _with_needed_rewrites(
+    model: nn.Module, args: tuple[Any, ...], graph: ChannelGraph
+) -> ChannelGraph:
+    """The graph with those rewrites only without which a forward computes wrong sizes.
+
+    Trial cuts show them: of any two groups one is cut without the other.
+    """
+    if not graph.rewrites:
+        return graph
+    free = [g for g in graph.groups if g.status == "free" and g.kind != "heads" and g.size > 1]
+    bits = range(max(1, len(free).bit_length()))
+    needed: set[Rewrite] = {r for r in graph.rewrites if r.kind == "attribute"}
+    for bit in bits:
+        pruned = working_copy(model)
+        chosen = [g for i, g in enumerate(free, start=1) if i >> bit & 1]
+        cuts = {g.name: first_rows(g, max(1, g.size // 3)) for g in chosen}
+        remove_channels(pruned, graph, cuts)
+        with observed() as found, contextlib.suppress(Exception), torch.no_grad():
+            reset(pruned)
+            pruned(*args)
+        needed.update(r for r in graph.rewrites if found.needs(r))
+    return replace(graph, rewrites=tuple(r for r in graph.rewrites if r in needed))
 
 
 def _with_training(model: nn.Module, args: tuple[Any, ...], graph: ChannelGraph) -> ChannelGraph:
     """The graph in which weights that only a training forward reads are cut along.
 
-    Where the training forward fails, or would forbid cuts that the other allows, they are left.
+    It knows the sizes that only a training forward writes, too. Where the training forward fails,
+    or would forbid cuts that the other allows, both are left.
     """
     try:
-        record = run(model, args, training=True)
+        record = run(model, args, training=True, sizes=True)
     except Exception:  # it may want labels, or gradients
         return graph
     both = Builder(model=model, record=record).graph(graph.example)
     free = {(g.name, g.size, g.fronts) for g in graph.groups if g.prunable}
     kept = {(g.name, g.size, g.fronts) for g in both.groups if g.prunable}
-    return both if free <= kept and len(both.unread) < len(graph.unread) else graph
+    more = len(both.unread) < len(graph.unread) or both.seen > graph.seen
+    return _with_needed_rewrites(model, args, both) if free <= kept and more else graph
 
 
 @dataclass(kw_only=True)
@@ -109,6 +142,7 @@ class Builder:
     model: nn.Module
     record: Record
     numbers: dict[Symbol, int] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
 
     def graph(self, example_input: Any) -> ChannelGraph:
         self._freeze_parametrized()
@@ -133,10 +167,14 @@ class Builder:
         groups = tuple(replace(g, name=n) for g, n in zip(drafts, names, strict=True))
         originals = {group.name: first_rows(group, group.size) for group in groups}
         example = example_input if isinstance(example_input, tuple) else (example_input,)
+        free = {g.symbol for g in groups if g.status == "free" and g.kind != "heads"}
+        fixed = {n for info in tensors.values() for a in info.axes for n in a.symbols()}
+        lengths = Lengths(layout=self.layout, fixed=fixed, channels=free, sizes=self.sizes)
+        rewrites = candidates(self.record.noted, self.record.mixed, lengths)
         return ChannelGraph(
             groups=groups,
             tensors=tensors,
-            sizes={n: s.size for s, n in self.numbers.items()},
+            sizes=dict(self.sizes),
             originals=originals,
             notes=tuple(dict.fromkeys(str(f) for f in self.record.freezes)),
             example=example,
@@ -145,12 +183,17 @@ class Builder:
                 for name, parameter in self.model.named_parameters()
                 if parameter.ndim and name not in self.record.used
             ),
+            rewrites=rewrites,
+            seen=frozenset(written.place for written in self.record.noted),
         )
 
     # --- layouts --------------------------------------------------------------------------
 
     def number(self, symbol: Symbol) -> int:
-        return self.numbers.setdefault(symbol.find(), len(self.numbers))
+        root = symbol.find()
+        number = self.numbers.setdefault(root, len(self.numbers))
+        self.sizes[number] = root.size
+        return number
 
     def layout(self, axis: Axis) -> Layout:
         """The layout of an axis, without unconfirmed factors of size 1 (a single one stays)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from primesvt.channels.layout import Layout
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced, agree
 from primesvt.channels.surgery import check_widths, remove_channels
 from primesvt.channels.symbols import Axis
-from primesvt.channels.tracer import bind, module_stack, run, use_of
+from primesvt.channels.tracer import bind, module_stack, run, train, use_of
 from primesvt.channels.tracing import Builder
 from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
 from primesvt.models.neurons import neurons
@@ -86,7 +86,8 @@ def verify(
     names = [n for n in names if graph[n].size > 1]
     check_widths(state_tensors(unwrap(model)), graph)
     prober = _TracedCopy(model=model, graph=graph)
-    refusals = [_unlike(n, prober) for n in names if not prober.traces_alike(graph[n])]
+    precise = "in double precision"
+    refusals = [_unlike(n, prober, precise) for n in names if not prober.traces_alike(graph[n])]
     names = [n for n in names if n not in {r.group for r in refusals}]
     inner = [n for n in names if graph[n].kind != "stream"]
     streams = [n for n in names if graph[n].kind == "stream"]
@@ -97,20 +98,110 @@ def verify(
         _search(prober, [n for n in chosen if n not in refused], refusals)
         if progress is not None:
             progress(done, len(rounds))
+    if graph.rewrites:
+        _check_elsewhere(model, graph, names, refusals)
     order = {group.name: i for i, group in enumerate(graph)}
     return sorted(refusals, key=lambda r: order[r.group])
 
 
-def _unlike(name: str, prober: _TracedCopy) -> Refusal:
-    """The refusal of a group that a trace in double precision does not find as it is."""
+def _check_elsewhere(
+    model: nn.Module, graph: ChannelGraph, names: Sequence[str], refusals: list[Refusal]
+) -> None:
+    """Cut once more in training mode, and with other inputs: rewritten sizes must hold there."""
+    for other, example, modes in _conditions(model, graph.example):
+        prober = _TracedCopy(model=other, graph=replace(graph, example=example), modes=modes)
+        prober.share = 1 / 2
+        refused = {r.group for r in refusals}
+        left = [n for n in names if n not in refused]
+        where = "in training mode" if True in modes else "with inputs of other sizes"
+        refusals += [_unlike(n, prober, where) for n in left if not prober.traces_alike(graph[n])]
+        _search(prober, [n for n in left if prober.traces_alike(graph[n])], refusals)
+
+
+_Condition = tuple[nn.Module, tuple[Any, ...], tuple[bool, ...]]
+_STEPS = frozenset(("T", "time_step", "time_steps", "timestep", "timesteps", "num_steps"))
+
+
+def _conditions(model: nn.Module, example: tuple[Any, ...]) -> Iterator[_Condition]:
+    """Conditions under which a network runs too: training, another batch, resolution, more steps.
+
+    All the last together where it allows that, else one at a time.
+    """
+    if _runs(model, example, training=True):
+        yield model, example, (False, True)
+    first = next((a for a in example if isinstance(a, Tensor) and a.ndim), None)
+    if first is None:
+        return
+    pixels = [min(n, 32) if n > 64 else n for n in first.shape[-2:]] if first.ndim > 3 else []
+    wider = [*[0] * (first.ndim - len(pixels)), *pixels]
+    more = {"batch": [1, *[0] * (first.ndim - 1)], "resolution": wider}
+    if first.ndim == 5:
+        more["steps"] = [0, 1, 0, 0, 0]
+    together = [sum(column) for column in zip(*more.values(), strict=True)]
+    longer = _with_more_steps(model)
+    for network in (longer, model) if longer is not None else (model,):
+        if _runs(network, _padded(example, together)):
+            yield network, _padded(example, together), (False,)
+            return
+    for change in more.values():
+        if any(change) and _runs(model, _padded(example, change)):
+            yield model, _padded(example, change), (False,)
+    if longer is not None and _runs(longer, example):
+        yield longer, example, (False,)
+
+
+def _padded(example: tuple[Any, ...], more: Sequence[int]) -> tuple[Any, ...]:
+    """Example inputs with longer axes; all tensors that share the first one's shape are changed."""
+    first = next(a for a in example if isinstance(a, Tensor) and a.ndim)
+
+    def pad(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[:1] != first.shape[:1]:
+            return value
+        for dim, extra in enumerate(more[: value.ndim] if value.shape == first.shape else more[:1]):
+            if extra:
+                index = torch.arange(value.shape[dim] + extra, device=value.device)
+                value = value.index_select(dim, index % value.shape[dim])
+        return value
+
+    return tuple(pad(value) for value in example)
+
+
+def _with_more_steps(model: nn.Module) -> nn.Module | None:
+    """A copy whose modules count one more time step; ``None`` where none counts them by name."""
+    longer = working_copy(model)
+    held = [
+        (vars(module), name)
+        for module in longer.modules()
+        for name, value in vars(module).items()
+        if name in _STEPS and type(value) is int
+    ]
+    for own, name in held:
+        own[name] += 1
+    return longer if held else None
+
+
+def _runs(model: nn.Module, example: tuple[Any, ...], *, training: bool = False) -> bool:
+    """Whether the forward takes these inputs, in training mode if wanted."""
+    duplicate = working_copy(model)
+    train(duplicate, training)
+    try:
+        with torch.no_grad():
+            duplicate(*example_args(duplicate, example))
+    except Exception:  # whatever a forward raises about what it does not take
+        return False
+    return True
+
+
+def _unlike(name: str, prober: _TracedCopy, where: str) -> Refusal:
+    """The refusal of a group that a trace under other conditions does not find as it is."""
     own = next((g for g in prober.own if g.name == name), None)
-    found = "other channels than in its own precision go together"
+    found = "other channels go together"
     why = own.reason if own is not None and own.reason else found
     return Refusal(
         group=name,
         module="",
-        reason=f"in double precision, in which cuts are checked: {why}",
-        fix="let the forward take the same path in every dtype",
+        reason=f"{where}, where cuts are checked: {why}",
+        fix="let the forward take the same path there",
     )
 
 
@@ -179,6 +270,7 @@ class _TracedCopy:
     copy: nn.Module = field(init=False)
     args: tuple[Any, ...] = field(init=False)
     share: float = 1 / 8
+    modes: tuple[bool, ...] = (False,)  # whether it trains, in each of its forwards
     _layouts: dict[Axis, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -212,9 +304,15 @@ class _TracedCopy:
 
     def _trace(self) -> None:
         with drawing_alike(self.copy):
-            self.record = run(self.copy, self.args, mode=self.mode())
+            sizes = bool(self.graph.rewrites)
+            self.record = run(
+                self.copy, self.args, mode=self.mode(), sizes=sizes, training=True in self.modes
+            )
         self.builder = Builder(model=self.copy, record=self.record)
-        self.own = self.builder.graph(self.args)
+        own = self.builder.graph(self.args)
+        needed = {r.key for r in self.graph.rewrites}
+        rewrites = tuple(r for r in own.rewrites if r.key in needed)
+        self.own = replace(own, rewrites=rewrites)
         self.results = [
             [[self.layout(axis) for axis in axes] for axes in call] for call in self.record.results
         ]
@@ -272,12 +370,16 @@ class _TracedCopy:
 
     def _forward(self, model: nn.Module, mode: TorchDispatchMode, stack: list[str]) -> list[Tensor]:
         """The results of a forward of the copy, or of one made from it."""
+        found: list[Tensor] = []
+        with torch.no_grad(), drawing_alike(model):
+            for trains in self.modes:
+                reset(model)
+                train(model, trains)
+                with module_stack(model, stack, None), mode, self.mode():
+                    found += tensors_in(model(*self.args))
+        train(model, False)
         reset(model)
-        watched = module_stack(model, stack, None)
-        with torch.no_grad(), drawing_alike(model), watched, mode, self.mode():
-            result = model(*self.args)
-        reset(model)
-        return tensors_in(result)
+        return found
 
 
 def _varied(value: Any) -> Any:

@@ -1,0 +1,356 @@
+"""Sizes that a forward writes into its calls: which number of a call is the length of which axis.
+
+``x.reshape(T, B, N, self.c_hidden)`` holds a width as a number, which is wrong once channels are
+gone. While a network is traced, every number that such a call is given is noted together with the
+axis whose length it is, so that nothing has to be guessed from equal numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from primesvt.channels.symbols import Axis
+
+Axes = list[Axis]
+Path = tuple[int | str, ...]  # of a number in a call: argument, place in it, start or stop
+Numbers = dict[Path, Any]
+
+
+Code = tuple[str, int, str]  # function, instruction, call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a call stands: the module that runs, and the place in the code of a function.
+
+    Attributes:
+        module: by name; the innermost one whose forward runs.
+        function, call: their names.
+        line: of the call, counted from the first of the function.
+        step: the instruction, which tells two calls in one line apart.
+    """
+
+    module: str
+    function: str = ""
+    line: int = 0
+    step: int = 0
+    call: str = ""
+
+    @property
+    def code(self) -> Code:
+        """What the place is found by while the module runs."""
+        return self.function, self.step, self.call
+
+    def __str__(self) -> str:
+        return f"{self.call} in line {self.line} of {self.function}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """A number of a call as a length: of a whole axis, or of what stands before an offset on it."""
+
+    axis: Axis
+    offset: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The numbers of one call, and the lengths that they are.
+
+    Attributes:
+        run: which forward of the module it belongs to, counted over the whole trace.
+        numbers: as given; floats and counts of an arithmetic operator have no length.
+        sources: the module attribute that a number was taken from, as it is.
+    """
+
+    place: Place
+    run: int
+    numbers: Numbers
+    lengths: dict[Path, Length] = field(default_factory=dict)
+    sources: dict[Path, tuple[str, str]] = field(default_factory=dict)
+
+
+_LAST = ("shape", "size", "sizes")
+_NEW = ("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
+_MADE = ("zeros", "ones", "empty", "full", "rand", "randn")
+_VIEWED = ("reshape", "view", "expand", "broadcast_to", "repeat")
+_SPLIT = ("split", "split_with_sizes", "unsafe_split", "narrow", "__getitem__", "unflatten")
+SIZED = frozenset((*_NEW, *_MADE, *_VIEWED, *_SPLIT))
+ARITHMETIC = frozenset(
+    form.format(name)
+    for name in ("mul", "div", "truediv", "floordiv", "floor_divide", "add", "sub", "pow")
+    for form in ("{}", "{}_", "__{}__", "__r{}__", "__i{}__", "r{}")
+)
+
+
+def numbers_of(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Numbers:
+    """The numbers of a call that may be lengths of channel axes, or factors made from them."""
+    if call in ARITHMETIC:
+        wanted: list[int | str] = [*range(len(args)), "other", "alpha", "exponent"]
+    elif call in _MADE:
+        wanted = [*range(1 if call == "full" else len(args)), "size"]
+    elif call in ("unflatten", "narrow"):
+        wanted = [*range(2, len(args)), "sizes", "start", "length"]
+    elif call in ("split", "split_with_sizes", "unsafe_split"):
+        wanted = [1, "split_size", "split_size_or_sections", "split_sizes"]
+    else:
+        last = 2 if call in ("new_full", "__getitem__") else len(args)
+        wanted = [*range(1, last), *_LAST, "repeats"]
+    found: Numbers = {}
+    for key in wanted:
+        value = kwargs.get(key) if isinstance(key, str) else args[key] if key < len(args) else None
+        found.update(_leaves(value, (key,)))
+    return found
+
+
+def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, slice):
+        yield from _leaves(value.start, (*path, "start"))
+        yield from _leaves(value.stop, (*path, "stop"))
+    elif isinstance(value, tuple | list):
+        for i, part in enumerate(value):
+            yield from _leaves(part, (*path, i))
+    elif isinstance(value, int | float | torch.SymInt) and not isinstance(value, bool):
+        yield path, value
+
+
+def replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], numbers: Numbers
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call with other numbers at the given places."""
+    listed, named = list(args), dict(kwargs)
+    for path, value in numbers.items():
+        holder: Any = named if isinstance(path[0], str) else listed
+        holder[path[0]] = _with(holder[path[0]], path[1:], value)
+    return tuple(listed), named
+
+
+def _with(old: Any, path: Path, value: Any) -> Any:
+    if not path:
+        return value
+    if isinstance(old, slice):
+        start, stop = (value, old.stop) if path[0] == "start" else (old.start, value)
+        return slice(start, stop, old.step)
+    parts = list(old)
+    parts[int(path[0])] = _with(parts[int(path[0])], path[1:], value)
+    return parts if isinstance(old, list) else tuple(parts)
+
+
+def lengths_of(
+    call: str, numbers: Numbers, args: tuple[Any, ...], kwargs: dict[str, Any], axes: list[Axes]
+) -> dict[Path, Length]:
+    """The axis that each number of a call is the length of; ``axes`` are those of its first input
+    tensor and then of its results.
+    """
+    given, *results = axes
+    if call in ("split", "split_with_sizes", "unsafe_split"):
+        dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+        return {
+            path: Length(axis=results[i][dim])
+            for i, path in enumerate(numbers)
+            if i < len(results) and isinstance(dim, int)
+        }
+    if call == "narrow":
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        return _starts(numbers, dict.fromkeys(numbers, given[dim]), results[0][dim])
+    if call == "__getitem__":
+        return _starts(numbers, _indexed(args[1], given), None)
+    if not results:
+        return {}
+    out = results[0]
+    first = 0
+    if call == "unflatten":
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        if not isinstance(dim, int):
+            return {}
+        first = dim % max(len(given), 1)
+    lengths = {
+        path: Length(axis=out[first + i]) for i, path in enumerate(numbers) if first + i < len(out)
+    }
+    if call == "repeat":  # a count is a length where an axis of size 1 is repeated
+        new = len(out) - len(given)
+        once = [i < new or _size(given[i - new]) == 1 for i in range(len(out))]
+        lengths = {p: n for (p, n), fits in zip(lengths.items(), once, strict=False) if fits}
+    return lengths
+
+
+def _size(axis: Axis) -> int:
+    size = 1
+    for symbol in axis:
+        size *= symbol.size
+    return size
+
+
+def _starts(numbers: Numbers, axes: dict[Path, Axis], length: Axis | None) -> dict[Path, Length]:
+    """Numbers that say where a piece of an axis begins and ends."""
+    found: dict[Path, Length] = {}
+    for path, value in numbers.items():
+        if path not in axes or isinstance(value, float):
+            continue
+        if length is not None and path in ((3,), ("length",)):
+            found[path] = Length(axis=length)
+            continue
+        size = _size(axes[path])
+        offset = value + size if value < 0 else value
+        if 0 < offset <= size and path[-1] != "length":
+            found[path] = Length(axis=axes[path], offset=int(offset))
+    return found
+
+
+def _indexed(index: Any, given: Axes) -> dict[Path, Axis]:
+    """The axis that each slice of an index cuts."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(p, Tensor | list) for p in parts):
+        return {}
+    used = sum(1 for p in parts if isinstance(p, int | slice))
+    found: dict[Path, Axis] = {}
+    dim = 0
+    for i, part in enumerate(parts):
+        if part is Ellipsis:
+            dim += len(given) - used
+        elif isinstance(part, slice):
+            path: Path = (1, i) if isinstance(index, tuple) else (1,)
+            found[(*path, "start")] = found[(*path, "stop")] = given[dim]
+            dim += 1
+        elif part is not None:
+            dim += 1
+    return found
+
+
+def _stands_between(name: str) -> bool:
+    """Whether code of a package only hands a user's call on."""
+    return name.split(".")[0] in ("torch", "einops") or name.startswith("primesvt.channels")
+
+
+def caller() -> FrameType:
+    """The frame of the code that makes a call, outside of torch and of this package's adapters."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and _stands_between(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    return frame
+
+
+class AttributeNumber(int):
+    """An integer attribute of a module that tells when it is used for anything but a size."""
+
+    owner: tuple[str, str]
+    mixed: set[tuple[str, str]]
+
+
+def _telling(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def method(self: AttributeNumber, *args: Any) -> Any:
+        self.mixed.add(self.owner)
+        return plain(int(self), *args)
+
+    return method
+
+
+_TWO_SIDED = "add sub mul floordiv truediv mod pow divmod and or xor lshift rshift"
+_ONE_SIDED = "eq ne lt le gt ge neg float round hash"
+for _name in (
+    *(f"__{side}{name}__" for name in _TWO_SIDED.split() for side in ("", "r")),
+    *(f"__{name}__" for name in _ONE_SIDED.split()),
+):
+    setattr(AttributeNumber, _name, _telling(_name))
+
+
+@contextmanager
+def telling_attributes(model: nn.Module, mixed: set[tuple[str, str]]) -> Iterator[None]:
+    """Let integer attributes of modules that people wrote tell how the forward uses them."""
+
+    def number(value: int, owner: tuple[str, str]) -> int:
+        if type(value) is not int or value < 2:
+            return value
+        made = AttributeNumber(value)
+        made.owner, made.mixed = owner, mixed
+        return made
+
+    changed: list[tuple[dict[str, Any], str, Any, Any]] = []
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.", "spikingjelly.")):
+            continue
+        own = vars(module)
+        for name, old in list(own.items()):
+            new: Any = old
+            if type(old) is int:
+                new = number(old, (path, name))
+            elif type(old) in (list, tuple) and old and all(type(v) is int for v in old):
+                new = type(old)(number(v, (path, f"{name}[{i}]")) for i, v in enumerate(old))
+            if new is not old:
+                own[name] = new
+                changed.append((own, name, old, new))
+    try:
+        yield
+    finally:
+        for own, name, old, new in changed:
+            if own.get(name) is new:
+                own[name] = old
+
+
+class SizeRecorder(TorchFunctionMode):
+    """Notes the numbers of every call that takes sizes or factors, with the axes they belong to.
+
+    Args:
+        running: the name of the module that runs, and which of its forwards this is.
+        axes: the axes of a traced tensor; ``None`` for any other.
+    """
+
+    def __init__(
+        self,
+        *,
+        running: Callable[[], tuple[str, int]],
+        axes: Callable[[Tensor], Axes | None],
+    ) -> None:
+        super().__init__()
+        self.running, self.axes = running, axes
+        self.noted: list[Written] = []
+        self.mixed: set[tuple[str, str]] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = getattr(func, "__name__", "")
+        if call not in SIZED and call not in ARITHMETIC:
+            self.mixed.update(
+                n.owner for n in tree_leaves((args, kwargs)) if isinstance(n, AttributeNumber)
+            )
+            return func(*args, **kwargs)
+        numbers = numbers_of(call, args, kwargs)
+        sources = {p: n.owner for p, n in numbers.items() if isinstance(n, AttributeNumber)}
+        numbers = {p: int(n) if p in sources else n for p, n in numbers.items()}
+        args, kwargs = replaced(args, kwargs, {p: numbers[p] for p in sources})
+        given = next((a for a in args if isinstance(a, Tensor)), None)
+        before = [] if given is None else self.axes(given) or []
+        result = func(*args, **kwargs)
+        module, run = self.running()
+        frame = caller()
+        code = frame.f_code
+        place = Place(
+            module=module,
+            function=code.co_qualname,
+            line=frame.f_lineno - code.co_firstlineno,
+            step=frame.f_lasti,
+            call=call,
+        )
+        made = [self.axes(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
+        axes = [before, *(a for a in made if a is not None)]
+        known = call in SIZED and None not in made
+        lengths = lengths_of(call, numbers, args, kwargs, axes) if known else {}
+        self.noted.append(
+            Written(place=place, run=run, numbers=numbers, lengths=lengths, sources=sources)
+        )
+        self.mixed.update(owner for path, owner in sources.items() if path not in lengths)
+        return result
