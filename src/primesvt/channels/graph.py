@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -287,9 +287,9 @@ class ChannelGraph:
             parameters=parameters, parameter_bytes=parameter_bytes, buffer_bytes=buffer_bytes
         )
 
-    def touched(self) -> int:
-        """Number of parameters in tensors that some prunable group lies on."""
-        symbols = {g.symbol for g in self.prunable()}
+    def touched(self, groups: Iterable[ChannelGroup] | None = None) -> int:
+        """Number of parameters in tensors that some group lies on; by default some prunable one."""
+        symbols = {g.symbol for g in (self.prunable() if groups is None else groups)}
         return sum(
             prod(self.shape(name))
             for name, info in self.tensors.items()

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from primesvt._files import read_json, validated, write_json
 from primesvt.channels.graph import ChannelGraph
+from primesvt.channels.rewriting import describe_rewrites
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.tracing import trace
 
@@ -72,6 +73,7 @@ class Plan:
         inputs: shape and dtype of each input it was traced with.
         steps: cuts in the order taken.
         groups: group -> kept channels, ORIGINAL indices nested per front position.
+        rewrites: sizes that the forward of a foreign module writes, before and after the cuts.
 
     Example:
         >>> Plan(model_hash="", config=None, inputs=(), steps=(), groups={}).to_dict()["format"]
@@ -83,6 +85,7 @@ class Plan:
     inputs: tuple[Mapping[str, Any], ...]
     steps: tuple[PlanStep, ...]
     groups: Mapping[str, Kept]
+    rewrites: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def recovered(self) -> bool:
@@ -105,6 +108,7 @@ class Plan:
         try:
             plan = validated(cls, content)
             check_inputs(plan.inputs)
+            validated(list[_Rewritten], list(plan.rewrites))
         except ValueError as error:
             raise ValueError(f"{source} is damaged: {error}") from error
         if {step.group for step in plan.steps} != set(plan.groups):
@@ -178,7 +182,32 @@ def apply_plan(
                 f"model has {_size(group.positions, group.size)}; give the unpruned model it was "
                 "made for"
             )
-    return remove_channels(model, graph, plan.groups)
+    smaller = remove_channels(model, graph, plan.groups)
+    made = describe_rewrites(smaller.rewrites, smaller.sizes)
+    if plan.rewrites and _facts(made) != _facts(plan.rewrites):
+        raise ValueError(
+            "the plan was made for a forward that writes other sizes than this one: give the class "
+            "as it was when it was pruned, or prune it again"
+        )
+    return smaller
+
+
+def _facts(rewrites: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Modules, kinds and values: an edit elsewhere in a file moves a call to another line."""
+    return sorted(
+        (str(r["module"]), str(r["kind"]), f"{r['before']:.9g}", f"{r['after']:.9g}")
+        for r in rewrites
+    )
+
+
+class _Rewritten(TypedDict):
+    """A size that a forward writes, before and after the cuts."""
+
+    module: str
+    kind: str
+    name: str
+    before: int | float
+    after: int | float
 
 
 LARGEST = 2**28  # values of an input, as a trace takes small ones

@@ -203,6 +203,57 @@ def _agreed(runs: Mapping[int, list[dict[Path, Rewrite]]]) -> list[Rewrite]:
     return [replace(r, turns=len(longest)) for turn in longest for r in turn.values()]
 
 
+def describe_rewrites(rewrites: Iterable[Rewrite], sizes: Sizes) -> tuple[dict[str, Any], ...]:
+    """Plain facts about the rewrites of a network of the given widths, as a plan keeps them.
+
+    Example:
+        >>> hidden = Layout(kind="symbol", symbol=3)
+        >>> size = Rewrite(
+        ...     kind="attribute", place=Place(module="mlp"), name="width", before=64, layout=hidden
+        ... )
+        >>> describe_rewrites([size], {3: 48})
+        ({'module': 'mlp', 'kind': 'attribute', 'name': 'width', 'before': 64, 'after': 48},)
+    """
+    found = []
+    for rewrite in rewrites:
+        after = rewrite.value(sizes)
+        if after == rewrite.before and rewrite.kind != "constant":
+            continue
+        name = rewrite.name if rewrite.kind == "attribute" else str(rewrite.place)
+        found.append(
+            {
+                "module": rewrite.place.module,
+                "kind": rewrite.kind,
+                "name": name,
+                "before": rewrite.before,
+                "after": after,
+            }
+        )
+    return tuple(found)
+
+
+def rewrite_notes(rewrites: Sequence[Rewrite]) -> tuple[str, ...]:
+    """Sentences on what a forward is given instead of the sizes and factors that it computes."""
+    calls = [r for r in rewrites if r.kind == "call"]
+    attributes = [r for r in rewrites if r.kind == "attribute"]
+    notes = []
+    if calls or attributes:
+        modules = len({r.place.module for r in (*calls, *attributes)})
+        parts = [f"{len(attributes)} attributes are set"] if attributes else []
+        parts += [f"{len(calls)} numbers of calls are replaced while it runs"] if calls else []
+        notes.append(
+            f"The forward of {modules} modules has widths written into it: after a cut "
+            f"{' and '.join(parts)}."
+        )
+    for r in rewrites:
+        if r.kind == "constant":
+            where = f" of module '{r.place.module}'" if r.place.module else ""
+            notes.append(
+                f"The factor {r.before:.6g} ({r.place}{where}) follows a width and keeps its value."
+            )
+    return tuple(notes)
+
+
 Replacements = tuple[tuple[Path, int | float], ...]
 
 

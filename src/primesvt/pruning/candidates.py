@@ -19,10 +19,28 @@ __all__ = ["Candidates", "find_candidates"]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The groups to prune, in forward order, and those that the check on a copy refused."""
+    """The groups to prune, in forward order, and those that the check on a copy refused.
+
+    Attributes:
+        groups: to prune.
+        refusals: of groups whose removal would not be exact.
+        blocked: share of the parameters that only groups without an exact removal lie on.
+        why: of the largest of those groups, in words.
+    """
 
     groups: tuple[ChannelGroup, ...]
     refusals: tuple[Refusal, ...]
+    blocked: float = 0.0
+    why: str = ""
+
+    def note(self) -> str:
+        """A sentence on the parameters that could not be cut; empty where there are none."""
+        if self.blocked < 0.005:
+            return ""
+        return (
+            f"{self.blocked:.0%} of the parameters are in groups that could not be cut, above all "
+            f"because {self.why}."
+        )
 
 
 def find_candidates(
@@ -67,7 +85,26 @@ def find_candidates(
     left = tuple(group for group in groups if group.name not in refused)
     if not left:
         raise ValueError(f"no group can be cut exactly: {refusals[0]}")
-    return Candidates(groups=left, refusals=refusals)
+    return _with_blocked(graph, left, refusals)
+
+
+def _with_blocked(
+    graph: ChannelGraph, left: tuple[ChannelGroup, ...], refusals: tuple[Refusal, ...]
+) -> Candidates:
+    """Candidates that know how many parameters no exact removal reaches, and the main reason."""
+    reasons = {r.group: str(r) for r in refusals}
+    frozen = [g for g in graph if g.status == "frozen" and g.kind != "heads"]
+    reasons |= {g.name: f"{g.name}: {g.reason}" for g in frozen}
+    stuck = [graph[name] for name in reasons]
+    total = graph.touched(graph.groups)
+    beyond = graph.touched([*stuck, *left]) - graph.touched(left)
+    worst = max(stuck, key=lambda group: graph.touched([group]), default=None)
+    return Candidates(
+        groups=left,
+        refusals=refusals,
+        blocked=beyond / total if total else 0.0,
+        why=reasons[worst.name] if worst is not None else "",
+    )
 
 
 def _matched(graph: ChannelGraph, globs: Sequence[str]) -> set[str]:

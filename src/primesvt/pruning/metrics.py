@@ -192,6 +192,8 @@ class Conclusion:
             lossless=account,
             others=solved.others,
         )
+        if not facts["met"] and (note := solved.candidates.note()):
+            facts["verdict"] = f"{facts['verdict']} {note}"
         took = self._latencies(original, solved.model)
         before = self._costs(original, reference.accuracy, "before", took)
         notes = [*self.evaluate.notes(original), *notes, *self._chance(original, before)]

@@ -18,6 +18,7 @@ from primesvt._guard import random_state_kept
 from primesvt.calibration import ActivationStatistics
 from primesvt.channels import trace
 from primesvt.channels.plan import Plan, describe_inputs
+from primesvt.channels.rewriting import describe_rewrites, rewrite_notes
 from primesvt.checkpoint.folder import extra_state, load
 from primesvt.checkpoint.load import open_model, own_data
 from primesvt.config import Limits, PruneConfig, PruneOptions, parse_overrides
@@ -321,12 +322,14 @@ def _prune(
     pruned = prober.cut(found.cuts)
     processes.broadcast_state(pruned, parameters=True)
     steps, kept = steps_of(found, prober, start)
+    smaller = start.graph.after({n: prober.kept(n, count) for n, count in found.cuts.items()})
     plan = Plan(
         model_hash=str(context["model"]),
         config=config_of(unpruned),
         inputs=describe_inputs(first_samples(inputs.example, 1)),
         steps=steps,
         groups=kept,
+        rewrites=describe_rewrites(smaller.rewrites, smaller.sizes),
     )
     if folder is not None:  # before the test set is touched: nothing measured can be lost then
         write_model(folder, plan, pruned)
@@ -351,7 +354,7 @@ def _prune(
     remarks = [*notes, *divided]
     if request.from_run is not None:
         remarks.append(f"Solved again from the probes of {request.from_run}.")
-    remarks += [*inputs.notes, *unread]
+    remarks += [*inputs.notes, *unread, *rewrite_notes(start.graph.rewrites)]
     remarks += [*limit_notes(limits, method), *request.notes]
     metrics = processes.broadcast(conclusion.metrics(unpruned, solved, remarks))
     if folder is not None:

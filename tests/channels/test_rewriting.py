@@ -1,0 +1,365 @@
+"""Forwards with widths written into them are cut in every group, exactly, and stay so."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+
+from primesvt import export, load, prune
+from primesvt.channels import ChannelGraph, remove_channels, trace, verify
+from primesvt.channels.plan import Plan, apply_plan
+from primesvt.channels.rewriting import Adapted, rewrite_notes
+
+from .written import WRITTEN, Hand, Net, SelfAttention, network
+
+X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2)).double()
+
+
+@pytest.fixture(scope="module", params=WRITTEN)
+def written(request: pytest.FixtureRequest) -> tuple[nn.Module, dict[str, Hand], ChannelGraph]:
+    make, hands = WRITTEN[request.param]
+    net = make()
+    return net, hands, trace(net, X)
+
+
+def answers(net: nn.Module, x: Tensor = X) -> Tensor:
+    functional.reset_net(net)
+    with torch.no_grad():
+        out = net(x)
+    functional.reset_net(net)
+    return out
+
+
+def cut_at_random(hands: Mapping[str, Hand], seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    cuts = {}
+    for name, hand in hands.items():
+        count = int(rng.integers(1, hand.size))
+        rows = [np.sort(rng.permutation(hand.size)[:count]) for _ in range(hand.heads)]
+        cuts[name] = np.asarray(rows)
+    return cuts
+
+
+def silenced(
+    net: nn.Module, hands: Mapping[str, Hand], cuts: Mapping[str, np.ndarray], x: Tensor = X
+) -> Tensor:
+    """The original whose readers see zeros in the channels that are gone, worked out by hand."""
+    net = copy.deepcopy(net)
+    for name, rows in cuts.items():
+        hand = hands[name]
+        for module, side, dim, *beside in hand.reads:
+            stride = hand.size + (beside[0] if beside else 0)
+            gone = [
+                p * stride + c
+                for p, row in enumerate(rows)
+                for c in set(range(hand.size)) - set(row.tolist())
+            ]
+            silence(net.get_submodule(module), side, dim, gone)
+    return answers(net, x)
+
+
+def silence(module: nn.Module, side: str, dim: int, gone: list[int]) -> None:
+    index = torch.tensor(gone)
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0].index_fill(dim, index, 0.0),)
+
+    def after(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+        return out.index_fill(dim, index, 0.0)
+
+    if side == "in":
+        module.register_forward_pre_hook(before)
+    else:
+        module.register_forward_hook(after)
+
+
+def pruned(net: nn.Module, graph: ChannelGraph, cuts: Mapping[str, Any]) -> nn.Module:
+    smaller = copy.deepcopy(net)
+    remove_channels(smaller, graph, cuts)
+    return smaller
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_every_group_is_found_and_none_refused(
+    written: tuple[nn.Module, dict[str, Hand], ChannelGraph],
+) -> None:
+    net, hands, graph = written
+    free = {
+        g.name: (g.size, g.positions) for g in graph if g.status == "free" and g.kind != "heads"
+    }
+    assert free == {name: (hand.size, hand.heads) for name, hand in hands.items()}
+    assert {g.name for g in graph if g.status != "free"} == {"head"}
+    assert graph.rewrites
+    assert verify(net, graph) == []
+    without = {r.group for r in verify(net, replace(graph, rewrites=()))}
+    assert without, "the sizes of this fixture need no rewriting"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cuts_are_exact(
+    written: tuple[nn.Module, dict[str, Hand], ChannelGraph], seed: int
+) -> None:
+    net, hands, graph = written
+    cuts = cut_at_random(hands, seed)
+    found, wanted = answers(pruned(net, graph, cuts)), silenced(net, hands, cuts)
+    assert close(found, wanted)
+    assert not close(found, answers(net))
+
+
+def test_each_group_alone_is_exact(
+    written: tuple[nn.Module, dict[str, Hand], ChannelGraph],
+) -> None:
+    net, hands, graph = written
+    for name, rows in cut_at_random(hands, 3).items():
+        one = {name: rows}
+        assert close(answers(pruned(net, graph, one)), silenced(net, hands, one)), name
+
+
+def test_other_batches_and_resolutions(
+    written: tuple[nn.Module, dict[str, Hand], ChannelGraph],
+) -> None:
+    net, hands, graph = written
+    cuts = cut_at_random(hands, 4)
+    small = pruned(net, graph, cuts)
+    for shape in ((1, 3, 8, 8), (5, 3, 12, 16)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(5)).double()
+        assert close(answers(small, x), silenced(net, hands, cuts, x))
+
+
+def test_copies_files_and_a_second_cut(
+    written: tuple[nn.Module, dict[str, Hand], ChannelGraph],
+) -> None:
+    net, hands, graph = written
+    cuts = cut_at_random(hands, 6)
+    small = copy.deepcopy(net)
+    left = remove_channels(small, graph, cuts)
+    wanted = answers(small)
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    for other in (copy.deepcopy(small), torch.load(file, weights_only=False)):
+        assert torch.equal(answers(other), wanted)
+        assert isinstance(other, Net) and type(other).__name__ == "Net"
+    assert verify(small, left) == []
+    again = trace(small, X)
+    assert str(again) == str(left)
+    first = {name: [[0]] * hands[name].heads for name in cuts}
+    smallest = pruned(small, left, first)
+    assert torch.equal(answers(smallest), answers(pruned(small, again, first)))
+    whole = {n: [[int(row[0])] for row in rows] for n, rows in cuts.items()}
+    assert close(answers(smallest), answers(pruned(net, graph, whole)))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+def test_a_training_step_and_an_exported_program(
+    written: tuple[nn.Module, dict[str, Hand], ChannelGraph],
+) -> None:
+    net, hands, graph = written
+    small = pruned(net, graph, cut_at_random(hands, 7)).train()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in small.parameters()]
+    small(X).square().sum().backward()
+    optimizer.step()
+    functional.reset_net(small)
+    assert any(not torch.equal(a, b) for a, b in zip(before, small.parameters(), strict=True))
+    small.eval()
+    with torch.no_grad():
+        program = torch.export.export(small, (X,))
+    functional.reset_net(small)
+    assert torch.equal(program.module()(X), answers(small))
+
+
+@pytest.mark.parametrize("name", ["SDT-V1", "SGLFormer"])
+def test_an_exported_file_needs_no_code_of_the_user(name: str, tmp_path: Path) -> None:
+    make, hands = WRITTEN[name]
+    net = make().float()
+    small = pruned(net, trace(net, X.float()), cut_at_random(hands, 8))
+    export(small, tmp_path / "net.pt2", format="torch-export", example_input=X.float())
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    assert torch.allclose(program(X.float()), answers(small, X.float()), atol=1e-5)
+
+
+def test_a_cut_of_nothing_changes_nothing() -> None:
+    net = network(SelfAttention(), tokens=True)
+    graph = trace(net, X)
+    remove_channels(net, graph, {"stem:stream": [list(range(16))]})
+    assert not any(isinstance(module, Adapted) for module in net.modules())
+
+
+def test_plans_hold_what_is_rewritten_and_folders_load(tmp_path: Path) -> None:
+    net = network(SelfAttention(), tokens=True).float()
+    images = torch.randn(60, 3, 8, 8)
+    data = torch.utils.data.TensorDataset(images, answers(net, images).argmax(1))
+    result = prune(
+        net,
+        data=data,
+        example_input=X[:2].float(),
+        max_accuracy_drop=30.0,
+        out=tmp_path / "run",
+        policy="uniform",
+        rates=[0.5],
+        gate="point",
+        seed=0,
+    )
+    assert result.refusals == () and result.plan.groups
+    kinds = {r["kind"] for r in result.plan.rewrites}
+    assert kinds == {"attribute", "call", "constant"}
+    factor = next(r for r in result.plan.rewrites if r["kind"] == "constant")
+    assert (factor["before"], factor["after"], factor["module"]) == (0.5, 0.5, "blocks.0")
+    assert any("follows a width and keeps its value" in note for note in result.metrics.notes)
+    loaded = load(tmp_path / "run", into=network(SelfAttention(), tokens=True).float())
+    assert torch.equal(answers(loaded, X.float()), answers(result.model, X.float()))
+    plan = Plan.load(tmp_path / "run")
+    changed = replace(plan, rewrites=plan.rewrites[1:])
+    with pytest.raises(ValueError, match="writes other sizes"):
+        apply_plan(network(SelfAttention(), tokens=True), changed)
+
+
+class Branches(nn.Module):
+    """Takes another path in training, for wide batches, and by the number of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.width = nn.Linear(4, 8), nn.Linear(8, 3), 8
+
+    def forward(self, x: Tensor, steps: int = 1) -> Tensor:
+        y = self.a(x)
+        double = 2 * self.width
+        if self.training:
+            y = y.reshape(len(x), double // 2).sigmoid()
+        if len(x) > 10:
+            return self.b(y.reshape(2, len(x) // 2, double // 2).flatten(0, 1))
+        for _ in range(steps):
+            y = y.view(len(x), double // 2) * 1.0
+        return self.b(y)
+
+
+def test_paths_that_were_not_traced_are_refused_not_guessed() -> None:
+    torch.manual_seed(0)
+    net, x = Branches().eval(), torch.randn(3, 4)
+    graph = trace(net, x)
+    assert verify(net, graph) == []
+    small = pruned(net, graph, {"a": [0, 1, 2]})
+    assert small(x).shape == (3, 3)
+    assert small(x, 5).shape == (3, 3), "a place with one size is right however often it is reached"
+    assert small.train()(x).shape == (3, 3), "the trace took the path of training too"
+    with pytest.raises(
+        ValueError, match=r"reshape in line \d+ of Branches.forward was not reached"
+    ):
+        small(torch.randn(12, 4))
+
+
+class Equal(nn.Module):
+    """As many tokens as channels, and two widths that are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.n = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).reshape(len(x), 6, self.n).sigmoid()
+        return self.c((self.b(x).view(len(x), 6, 6).sigmoid() + a.transpose(1, 2)).transpose(1, 2))
+
+
+def test_equal_sizes_are_told_apart() -> None:
+    """Tokens of one summand are channels of the other: no cut is exact, and none is made."""
+    net, x = Equal().eval(), torch.randn(2, 6, 4)
+    assert [g.name for g in trace(net, x).prunable()] == []
+
+
+class Same(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).reshape(-1, 6, 6).relu()
+        return self.c(self.b(y).reshape(len(x), 6, 6).relu())
+
+
+def test_a_number_of_tokens_stays_where_it_equals_a_width() -> None:
+    torch.manual_seed(0)
+    net, x = Same().eval(), torch.randn(2, 6, 4)
+    graph = trace(net, x)
+    assert [r.argument for r in graph.rewrites] == [(3,), (3,)]
+    assert verify(net, graph) == []
+    small = pruned(net, graph, {"a": [1, 2, 5], "b": [0, 3]})
+    wanted = net.c(
+        net.b(net.a(x)[..., [1, 2, 5]].relu() @ torch.eye(6)[[1, 2, 5]])[..., [0, 3]].relu()
+        @ torch.eye(6)[[0, 3]]
+    )
+    assert torch.allclose(small(x), wanted, atol=1e-6)
+
+
+class Pieces(nn.Module):
+    """Widths given to split, narrow, slices, new tensors, expand, repeat, unflatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5 + 7 + 6), nn.Linear(7, 3)
+        self.u, self.w, self.bias = nn.Linear(5, 3), nn.Linear(6, 3), nn.Parameter(torch.randn(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        u, v, w = y.split([5, 7, 6], -1)
+        u = u + torch.zeros(len(x), 5) + x.new_ones(5)
+        v = y.narrow(-1, 5, 7).sigmoid() + self.bias.view(1, 7).expand(len(x), 7) + v
+        w = (y[:, 12:18].unflatten(1, (6,)) + y[..., -6:] * w).relu()
+        gate = x[:, :1].sigmoid().expand(-1, 7)
+        return self.u(u.relu()) + self.b(v * gate) + self.w(w)
+
+
+def test_sizes_of_pieces_and_new_tensors() -> None:
+    torch.manual_seed(0)
+    net, x = Pieces().eval(), torch.randn(3, 4)
+    graph = trace(net, x)
+    assert sorted((g.size, g.status) for g in graph if g.status != "protected") == [
+        (5, "free"),
+        (6, "free"),
+        (7, "free"),
+    ]
+    assert verify(net, graph) == []
+
+
+def test_attributes_are_set_where_they_are_mere_sizes() -> None:
+    net = network(SelfAttention(), tokens=True)
+    small = pruned(net, trace(net, X), {"blocks.0.v": [[0, 1, 2]] * 4})
+    assert [small.blocks[0].get_submodule(n).width for n in "qkv"] == [16, 16, 12]
+    assert isinstance(small.blocks[0], Adapted)
+    assert not isinstance(small.blocks[0].v, Adapted), "an attribute needs no adapter"
+    assert isinstance(net.blocks[0].v.width, int) and type(net.blocks[0].v.width) is int
+
+
+def test_compiled_networks_run_and_are_the_same() -> None:
+    net = network(SelfAttention(), tokens=True)
+    small = pruned(net, trace(net, X), {"blocks.0.v": [[0, 1]] * 4})
+    wanted = answers(small)
+    compiled = torch.compile(small, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(X), wanted)
+    functional.reset_net(small)
+
+
+def test_notes_say_what_is_rewritten() -> None:
+    net = network(SelfAttention(), tokens=True)
+    first, *factors = rewrite_notes(trace(net, X).rewrites)
+    assert first.startswith(
+        "The forward of 5 modules has widths written into it: after a cut 4 att"
+    )
+    assert factors == [
+        "The factor 0.5 (mul in line 5 of SelfAttention.forward of module 'blocks.0') follows a "
+        "width and keeps its value."
+    ]
