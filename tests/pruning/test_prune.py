@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -258,7 +259,7 @@ def test_foreign_module(own_net, digits, tmp_path):
 
 def test_refused_groups_are_reported(digits):
     class WrittenIn(torch.nn.Module):
-        """Its hidden width stands in the forward."""
+        """Its forward insists on its hidden width."""
 
         def __init__(self):
             super().__init__()
@@ -266,7 +267,9 @@ def test_refused_groups_are_reported(digits):
             self.fc3 = torch.nn.Linear(12, 10)
 
         def forward(self, x):
-            hidden = self.fc1(x.flatten(1)).relu().reshape(len(x), 12)
+            hidden = self.fc1(x.flatten(1)).relu()
+            if hidden.shape[1] != 12:
+                raise ValueError("12 channels are needed")
             return self.fc3(self.fc2(hidden).relu())
 
     torch.manual_seed(0)
@@ -276,10 +279,15 @@ def test_refused_groups_are_reported(digits):
     result = prune(
         net,
         data=TensorDataset(images, labels),
-        constraints=Constraints(max_accuracy_drop=50, min_memory_saving=None),
+        constraints=Constraints(max_accuracy_drop=50, min_memory_saving=0.9),
         rates=(0.1, 0.3),
         gate="point",
         **PAPER,
+    )
+    assert not result.metrics.met  # fc1 has 780 of 1,066 parameters, 130 are those of fc3
+    assert re.search(
+        r" 73% of the parameters are in groups that could not be cut, .*because fc1: .*12 channels",
+        result.metrics.verdict,
     )
     assert [refusal.group for refusal in result.refusals] == ["fc1"]
     assert any("fc1" in note and "Refused" in note for note in result.metrics.notes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from spikingjelly.activation_based import base, surrogate
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from primesvt.models.fast_paths import LIF, PLIF
 
@@ -19,6 +21,8 @@ __all__ = [
     "integer",
     "lif",
     "neurons",
+    "noting_neurons",
+    "own_neurons",
     "plif",
 ]
 
@@ -160,6 +164,77 @@ def neurons(model: nn.Module) -> Iterator[nn.Module]:
             stateful and all(p.ndim < 2 for p in module.parameters())
         ):
             yield module
+
+
+UNIT = "_primesvt_spike"  # of a neuron that people wrote: the value of one spike
+LEVELS = 16  # different values, at most, that spikes and their counts have
+
+
+@contextmanager
+def noting_neurons(model: nn.Module) -> Iterator[None]:
+    """Note which modules that people wrote are seen to fire in a ``with`` block.
+
+    Such a module has no weight matrix, and turns real numbers into as many small whole multiples of
+    one value, zero among them: spikes, counts of spikes, or spikes of either sign.
+
+    Example:
+        >>> class Threshold(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x > 0.5).float()
+        >>> net = nn.Sequential(nn.Linear(2, 8), Threshold())
+        >>> with noting_neurons(net):
+        ...     _ = net(torch.randn(16, 2))
+        >>> [name for name, _, _ in own_neurons(net)]
+        ['1']
+    """
+
+    def note(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        given = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        if given and made and given[0].shape == made[0].shape and _levels(given[0]) is None:
+            unit = _levels(made[0])
+            if unit is not None:
+                module.__dict__[UNIT] = unit
+
+    candidates = [
+        module
+        for module in model.modules()
+        if not type(module).__module__.startswith("torch.nn.")
+        and not isinstance(module, base.MemoryModule | IntegerNeuron)
+        and all(p.ndim < 2 for p in module.parameters())
+    ]
+    handles = [module.register_forward_hook(note) for module in candidates]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def own_neurons(model: nn.Module) -> Iterator[tuple[str, nn.Module, float]]:
+    """Modules that people wrote and that were seen to fire: name, module, value of one spike.
+
+    Of modules inside each other it is the innermost.
+    """
+    found = [(n, m, vars(m)[UNIT]) for n, m in model.named_modules() if UNIT in vars(m)]
+    for name, module, unit in found:
+        if not any(
+            other.startswith(f"{name}." if name else "") for other, m, _ in found if m is not module
+        ):
+            yield name, module, unit
+
+
+def _levels(values: Tensor) -> float | None:
+    """The value of which all are small whole multiples, zero among them; ``None`` without one."""
+    if not values.is_floating_point() or not values.numel():
+        return None
+    found = values.detach().unique()
+    if not 2 <= len(found) <= LEVELS or not bool((found == 0).any()):
+        return None
+    unit = float(found.abs()[found != 0].min())
+    counts = found / unit
+    fits = torch.allclose(counts, counts.round(), atol=1e-4) and float(counts.abs().max()) < LEVELS
+    return unit if fits else None
 
 
 class AcrossImages(nn.Module):

@@ -18,6 +18,8 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from primesvt.models.neurons import UNIT, noting_neurons
+
 __all__ = [
     "Behaviour",
     "at_rest",
@@ -55,6 +57,25 @@ def reset(model: nn.Module) -> None:
                 _put_back(module, name, value)
         if isinstance(module, base.MemoryModule):
             module.reset()
+
+
+def kept_tensors(module: nn.Module) -> list[Tensor]:
+    """The tensors of real numbers that a module keeps after a forward, as ``settle`` has seen.
+
+    Example:
+        >>> class Adds(nn.Module):
+        ...     total = 0.0
+        ...     def forward(self, x):
+        ...         self.total = self.total + x
+        ...         return self.total
+        >>> net, x = Adds(), torch.ones(2)
+        >>> _ = settle(net, (x,)), net(x)
+        >>> [tuple(each.shape) for each in kept_tensors(net)]
+        [(2,)]
+    """
+    now = [vars(module).get(name) for name in vars(module).get(REST, ())]
+    now += [module._buffers[name] for name in vars(module).get(REST, ()) if name in module._buffers]
+    return [tensor for tensor in tensors_in(now) if tensor.is_floating_point()]
 
 
 def memories(*models: nn.Module) -> list[base.MemoryModule]:
@@ -145,7 +166,7 @@ def settle(model: nn.Module, args: tuple[Any, ...]) -> Behaviour:
     _reset_as_they_do(model, args)
     reset(model)
     before = _Kept(model)
-    with drawing_alike(model, always=True):
+    with drawing_alike(model, always=True), noting_neurons(model):
         first = _answer(model, args)
     changed = before.changes()
     with drawing_alike(model, always=True):
@@ -291,7 +312,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 # Of every module, beside its parameters; SpikingJelly's memories are reset by themselves.
-_TORCH = frozenset(vars(nn.Module())) | {REST, DRAWS, "_memories", "_memories_rv"}
+_TORCH = frozenset(vars(nn.Module())) | {REST, DRAWS, UNIT, "_memories", "_memories_rv"}
 _CONTAINERS = (list, dict, set, deque)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _SHARED = (type, nn.Module, FunctionType, MethodType, BuiltinFunctionType, ModuleType)

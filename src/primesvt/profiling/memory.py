@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from primesvt._files import safetensors_bytes
 from primesvt.models import SpikingViT, reset
 from primesvt.models.forward import batch_of, hooked, unwrap
-from primesvt.models.neurons import IntegerNeuron
+from primesvt.models.neurons import IntegerNeuron, own_neurons
+from primesvt.models.state import REST, kept_tensors
 
 __all__ = [
     "buffer_bytes",
@@ -71,7 +72,8 @@ def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int | None:
     """Bytes of all membrane potentials per sample, measured on one forward pass.
 
     One potential per neuron, whatever the number of time steps; the first axis of the example is
-    the batch. ``None``: not counted, as something fires that is no neuron of a known class.
+    the batch. A neuron that people wrote counts with the tensors that it keeps. ``None``: not
+    counted, as something fires that is no module, or keeps nothing that could be measured.
     """
     sizes: dict[str, int] = {}
 
@@ -80,11 +82,18 @@ def membrane_bytes(model: nn.Module, example: tuple[Any, ...]) -> int | None:
         steps = len(current) if getattr(module, "step_mode", "s") == "m" else 1
         sizes[name] = current.numel() // steps * current.element_size()
 
-    handles = (
+    def measure(name: str, module: nn.Module, *_: Any) -> None:
+        sizes[name] = sum(x.numel() * x.element_size() for x in kept_tensors(module))
+
+    handles = [
         module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, base.MemoryModule)
-    )
+    ]
+    handles += [
+        module.register_forward_hook(partial(measure, name))
+        for name, module, _ in own_neurons(model)
+    ]
     with hooked(handles), watch_decisions(model) as decided:
         _forward(model, example)
     return None if decided else sum(sizes.values()) // batch_of(example)
@@ -108,6 +117,7 @@ def watch_decisions(model: nn.Module) -> Iterator[list[str]]:
     """
     watching = _Decisions()
     known = [module for module in model.modules() if _known(module)]
+    known += [module for _, module, _ in own_neurons(model) if REST in vars(module)]
     handles = [each.register_forward_pre_hook(watching.enter) for each in known]
     handles += [each.register_forward_hook(watching.leave, always_call=True) for each in known]
     with hooked(handles), watching:

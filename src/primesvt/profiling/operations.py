@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from primesvt.models import reset
 from primesvt.models.forward import batch_of, evaluating
 from primesvt.models.neurons import IntegerNeuron
+from primesvt.models.state import kept_tensors
 from primesvt.profiling.memory import watch_decisions
 from primesvt.profiling.spikes import follow, given, marking, origin_of, spikes_in
 
@@ -314,6 +315,11 @@ class _Counter(BaseCounter):  # type: ignore[misc]
             size = current.numel() * current.element_size()
             self.state_bytes += 2 * size
             sums.membrane_bytes = size // steps // self.batch
+        elif kept := kept_tensors(module):
+            size = sum(each.numel() * each.element_size() for each in kept)
+            steps = max(1, current.numel() // max(each.numel() for each in kept))
+            self.state_bytes += 2 * size * steps
+            sums.membrane_bytes = size // self.batch
 
     def per_sample(self, samples: int) -> Operations:
         """Means over the samples seen."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from primesvt.models.forward import hooked
-from primesvt.models.neurons import IntegerNeuron, neurons
+from primesvt.models.neurons import IntegerNeuron, neurons, own_neurons
 
 __all__ = ["ValueOrigin", "follow", "given", "marking", "origin_of", "spikes_in"]
 
@@ -57,8 +57,8 @@ def spikes_in(tensor: Tensor) -> Tensor | None:
     """The number of spikes in each value, or ``None`` where values are real numbers.
 
     Spikes come from a neuron through views, poolings, gates and sums of residual streams; one that
-    counts three is three spikes. Values 0 and 1 of unknown origin count as spikes too, those of the
-    model's input and of a sum never.
+    counts three is three spikes, and one of either sign is a spike. Values 0 and 1 of unknown
+    origin count as spikes too, those of the model's input and of a sum never.
 
     Example:
         >>> spikes_in(torch.tensor([0.0, 1.0, 1.0])).tolist(), spikes_in(torch.tensor([0.5]))
@@ -70,8 +70,10 @@ def spikes_in(tensor: Tensor) -> Tensor | None:
     if not origin.spikes:
         return None
     counts = tensor / origin.unit if origin.unit != 1 else tensor
-    whole = bool((counts == counts.round()).all()) and bool((counts >= 0).all())
-    return counts if whole else None
+    if origin.unit not in (0.25, 0.5, 1.0):  # a unit that no float holds exactly
+        nearest = counts.round()
+        counts = torch.where((counts - nearest).abs() < 1e-4, nearest, counts)
+    return counts.abs() if bool((counts == counts.round()).all()) else None
 
 
 def follow(func: Any, args: Any, out: Any, *, contracted: bool) -> None:
@@ -85,11 +87,15 @@ def follow(func: Any, args: Any, out: Any, *, contracted: bool) -> None:
 def marking(
     model: nn.Module, note: Callable[[str, nn.Module, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Mark the outputs of all neurons as spikes, and call ``note(name, neuron, input, spikes)``."""
-    spiking = {id(module) for module in neurons(model)}
+    """Mark the outputs of all neurons as spikes, and call ``note(name, neuron, input, spikes)``.
+
+    Of modules that people wrote, those are neurons that were seen to fire.
+    """
+    units = {id(module): 1.0 for module in neurons(model)}
+    units |= {id(module): unit for _, module, unit in own_neurons(model)}
 
     def mark(name: str, neuron: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        unit = 1 / neuron.norm if isinstance(neuron, IntegerNeuron) else 1.0
+        unit = 1 / neuron.norm if isinstance(neuron, IntegerNeuron) else units[id(neuron)]
         for tensor in _tensors(out):
             setattr(tensor, _MARK, ValueOrigin(spikes=True, unit=unit))
         note(name, neuron, _tensors((args, kwargs))[0], _tensors(out)[0])
@@ -97,7 +103,7 @@ def marking(
     handles = (
         module.register_forward_hook(partial(mark, name), with_kwargs=True)
         for name, module in model.named_modules()
-        if id(module) in spiking
+        if id(module) in units
     )
     with hooked(handles):
         yield
