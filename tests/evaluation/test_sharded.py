@@ -15,7 +15,8 @@ from primesvt.data import Splits
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.evaluation.evaluator import DataEvaluator, _outcomes, outcomes
 from primesvt.evaluation.sequential_test import SequentialTest
-from primesvt.models.shared_prefix import ActivationCache, VariantBatch
+from primesvt.models.shared_prefix import VariantBatch
+from primesvt.models.stored_outputs import ActivationCache
 
 from ..played_processes import Played, play
 

@@ -12,7 +12,7 @@ from primesvt.evaluation.evaluator import DataEvaluator
 from primesvt.importance import find_importance
 from primesvt.models import SpikingViT
 from primesvt.models.forward import copy_of
-from primesvt.models.shared_prefix import ActivationCache, CacheKey
+from primesvt.models.stored_outputs import ActivationCache, CacheKey
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes
 from primesvt.pruning.probe_table import ProbeTable, Reference
 from primesvt.pruning.prober import Prober

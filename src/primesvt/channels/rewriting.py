@@ -144,7 +144,8 @@ def candidates(
         turns.append(_rewrites(written, len(turns), known))
         for path, owner in written.sources.items():
             found = turns[-1].get(path)
-            layout = found.layout if found is not None else None
+            own = found is not None and owner[0] == written.place.module  # no other module reads it
+            layout = found.layout if found is not None and own else None
             uses.setdefault(owner, []).append((written.numbers[path], layout))
     attributes = {
         owner: Rewrite(
@@ -271,6 +272,11 @@ class Table:
     constants: tuple[Rewrite, ...] = ()
     calls: frozenset[str] = field(init=False)
     functions: frozenset[str] = field(init=False)
+
+    @property
+    def signature(self) -> str:
+        """The numbers, for comparing the tables of two networks of one class."""
+        return repr(sorted(self.turns.items()))
 
     def __post_init__(self) -> None:
         self.functions = frozenset(function for function, _, _ in self.seen)

@@ -4,76 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from primesvt.models.forward import evaluating, in_its_dtype
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import drawing_alike, reset
+from primesvt.models.state import DRAWS, drawing_alike, reset
+from primesvt.models.stored_outputs import ActivationCache, CacheKey, StoredOutputs
 
-__all__ = ["ActivationCache", "CacheKey", "VariantBatch", "block_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheKey:
-    """Key of a stored activation: the input of a block of networks that are equal before it.
-
-    Args:
-        inputs: names the data that the networks are run on, always in the same batches.
-        block: the block that it enters.
-        before: tells networks apart that differ in front of that block.
-    """
-
-    inputs: Hashable
-    block: int
-    before: Hashable
-
-
-@dataclass(kw_only=True)
-class ActivationCache:
-    """Stored activations by key and batch, up to a limit of memory.
-
-    What does not fit is computed again. Data are always read from their first batch on, so the
-    first batches of a place stay, and room is made by places that were not asked for longest.
-
-    Args:
-        ceiling: bytes that all of them may take together.
-
-    Example:
-        >>> import torch
-        >>> place = CacheKey(inputs="selection", block=3, before=())
-        >>> prefixes = ActivationCache(ceiling=100)
-        >>> for batch in range(2):
-        ...     prefixes.keep(place, batch, torch.zeros(20))
-        >>> [prefixes.find(place, batch) is not None for batch in range(2)]
-        [True, False]
-    """
-
-    ceiling: int
-    taken: int = field(default=0, init=False)
-    _kept: dict[CacheKey, dict[int, Tensor]] = field(default_factory=dict, init=False, repr=False)
-
-    def find(self, place: CacheKey, batch: int) -> Tensor | None:
-        """The stored activation of a batch, not to be written to; ``None`` if there is none."""
-        known = self._kept.get(place, {}).get(batch)
-        if known is not None:
-            self._kept[place] = self._kept.pop(place)  # asked for last
-        return known
-
-    def keep(self, place: CacheKey, batch: int, activation: Tensor) -> None:
-        """Store an activation; if memory is short, those least recently used are dropped."""
-        size = activation.untyped_storage().nbytes()
-        if size > self.ceiling:
-            return
-        for old in [other for other in self._kept if other != place]:
-            if self.taken + size <= self.ceiling:
-                break
-            self.taken -= sum(t.untyped_storage().nbytes() for t in self._kept.pop(old).values())
-        if self.taken + size <= self.ceiling:
-            self._kept.setdefault(place, {})[batch] = activation
-            self.taken += size
+__all__ = ["VariantBatch", "block_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +23,8 @@ class VariantBatch:
 
     The common network runs block by block. In front of every block all networks that first differ
     in it take over its activation and go on alone, and the result is bit by bit what each network
-    gives on its own. Without a common network (any ``nn.Module``) each runs in full.
+    gives on its own. Without a common network (any ``nn.Module``) each runs alone; with ``stored``,
+    modules that depend on nothing that differs give what they gave before.
 
     With ``prefixes`` those activations are kept, and a later call on the same batch begins with
     them. Without, only one is held at a time.
@@ -93,6 +35,7 @@ class VariantBatch:
         starts: for every network its first block that is not the common network's.
         prefixes: where activations are kept.
         before: block -> what tells apart networks that differ in front of it.
+        stored: outputs of modules of any network.
 
     Example:
         >>> import torch
@@ -108,6 +51,7 @@ class VariantBatch:
     starts: Sequence[int] = ()
     prefixes: ActivationCache | None = None
     before: Callable[[int], Hashable] = lambda _: ()
+    stored: StoredOutputs | None = None
 
     def __call__(self, *inputs: Any, data: Hashable = None, batch: int = 0) -> list[Any]:
         """The outputs of every network for one batch, with reset neurons.
@@ -116,7 +60,7 @@ class VariantBatch:
         data only.
         """
         if self.common is None:
-            return [_alone(network, inputs, batch) for network in self.networks]
+            return [self._alone(network, inputs, data, batch) for network in self.networks]
         (x,) = inputs
         networks = [network for network in self.networks if isinstance(network, SpikingViT)]
         for network in networks:
@@ -150,6 +94,20 @@ class VariantBatch:
 
     def _place(self, block: int, data: Hashable) -> CacheKey:
         return CacheKey(inputs=data, block=block, before=self.before(block))
+
+    def _alone(
+        self, network: nn.Module, inputs: tuple[Any, ...], data: Hashable, batch: int
+    ) -> Any:
+        """The output of one network; one that draws random numbers runs all of its modules."""
+        inputs = in_its_dtype(network, inputs)
+        reset(network)
+        if self.stored is not None and data is not None and DRAWS not in vars(network):
+            result = self.stored(network, inputs, data=data, batch=batch)
+        else:
+            with drawing_alike(network, batch):
+                result = network(*inputs)
+        reset(network)
+        return result
 
     def only(self, numbers: Sequence[int]) -> VariantBatch:
         """A batch of some of the networks."""
@@ -193,11 +151,3 @@ def block_of(model: nn.Module) -> Callable[[str], int]:
         return places.get(rest.partition(".")[0], 0) if first == "blocks" else 0
 
     return find
-
-
-def _alone(network: nn.Module, inputs: tuple[Any, ...], batch: int) -> Any:
-    reset(network)
-    with drawing_alike(network, batch):
-        result = network(*in_its_dtype(network, inputs))
-    reset(network)
-    return result

@@ -19,7 +19,8 @@ from primesvt.evaluation.evaluator import DataEvaluator, Evaluator
 from primesvt.importance import Criterion, CriterionContext, Scores, keep, score_channels
 from primesvt.models import SpikingViT
 from primesvt.models.forward import batch_of, copy_of
-from primesvt.models.shared_prefix import ActivationCache, VariantBatch, block_of
+from primesvt.models.shared_prefix import VariantBatch, block_of
+from primesvt.models.stored_outputs import ActivationCache, StoredOutputs
 from primesvt.profiling.memory import buffer_bytes, parameter_bytes, peak_activation_bytes
 from primesvt.recovery import Recovery
 
@@ -103,6 +104,8 @@ class VariantBuilder:
         self._scores: dict[str, Scores] = {}
         self._known_places: dict[str, tuple[int, int]] = {}
         self._prefixes = ActivationCache(ceiling=self._ceiling)
+        own = not isinstance(self.model, SpikingViT)
+        self._stored = StoredOutputs(cache=self._prefixes, base=self.model) if own else None
         self._last: _Common | None = None
         self._made_last: Made | None = None
         self._pace: dict[str, float] = {}  # seconds per network, by what is measured
@@ -126,7 +129,10 @@ class VariantBuilder:
         """A pruned and recovered copy of the network."""
         smaller = self._pruned(cuts)
         if cuts:
-            self.recovery.after(VariantBatch(networks=[smaller]), [self._kept(cuts)])
+            alone = VariantBatch(networks=[smaller], stored=self._stored)
+            self.recovery.after(alone, [self._kept(cuts)])
+            if self._stored is not None:
+                self._stored.forget(smaller)
         return smaller
 
     def build_batches(
@@ -162,7 +168,8 @@ class VariantBuilder:
     def _batch(self, part: Sequence[Widths], common: _Common | None) -> VariantBatch:
         """Pruned and recovered networks that share what they have in common with one network."""
         if common is None or not part:
-            return VariantBatch(networks=[self.build(cuts) for cuts in part])
+            networks = [self.build(cuts) for cuts in part]
+            return VariantBatch(networks=networks, stored=self._stored)
         starts = [self._start(cuts, common.cuts) for cuts in part]
         networks = [
             self._with_shared_prefix(c, common.network, s)

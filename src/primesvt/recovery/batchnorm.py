@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 
 import torch
@@ -52,12 +52,12 @@ def reestimate(
     """
     starts = variants.starts if variants.common is not None else [0] * len(kept)
     followers = [
-        _NormTracker(network, start, channels, expected)
+        _NormTracker(network, start, channels, expected, _unchanged(variants, network, calibration))
         for network, start, channels in zip(variants.networks, starts, kept, strict=True)
     ]
     ahead = []
     if variants.common is not None and common is not None:
-        ahead = [_NormTracker(variants.common, 0, common, expected)]
+        ahead = [_NormTracker(variants.common, 0, common, expected, frozenset())]
     with ExitStack() as listening:
         listening.enter_context(variants.evaluating())
         for follower in (*followers, *ahead):
@@ -72,12 +72,31 @@ def reestimate(
         follower.restore()
 
 
+def _unchanged(variants: VariantBatch, network: nn.Module, calibration: CalibrationSet) -> Set[str]:
+    """Modules of somebody's own network that see what they see in the unpruned one."""
+    if variants.stored is None:
+        return frozenset()
+    first = next(iter(calibration.fitting(network)))
+    return variants.stored.unchanged(network, first)
+
+
 class _NormTracker:
     """Moves the running statistics of one network's norms, from one block on, batch by batch."""
 
-    def __init__(self, network: nn.Module, start: int, kept: Kept, expected: Expected) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        start: int,
+        kept: Kept,
+        expected: Expected,
+        unchanged: Set[str],
+    ) -> None:
         find = block_of(network)
-        self.norms = {n: m for n, m in norms_of(network).items() if find(n) >= start}
+        self.norms = {
+            name: norm
+            for name, norm in norms_of(network).items()
+            if find(name) >= start and name not in unchanged
+        }
         self.before: dict[str, tuple[Tensor, Tensor]] = {}
         for name, norm in self.norms.items():
             self.before[name] = norm.running_mean.double(), norm.running_var.double()
