@@ -334,6 +334,16 @@ def test_sizes_of_pieces_and_new_tensors() -> None:
     assert verify(net, graph) == []
 
 
+def test_what_was_rewritten_stays_so_in_a_network_that_is_traced_again() -> None:
+    """A width of one is what a width of four and a cut stream would compute by chance."""
+    net = network(SelfAttention(), tokens=True)
+    small = pruned(net, trace(net, X), {"blocks.0.q+k": [[0]] * 4, "blocks.0.v": [[0]] * 4})
+    again = trace(small, X)
+    assert verify(small, again) == []
+    smaller = pruned(small, again, {"stem:stream": list(range(5))})
+    assert answers(smaller).shape == (3, 5)
+
+
 def test_attributes_are_set_where_they_are_mere_sizes() -> None:
     net = network(SelfAttention(), tokens=True)
     small = pruned(net, trace(net, X), {"blocks.0.v": [[0, 1, 2]] * 4})

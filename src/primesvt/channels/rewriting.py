@@ -305,6 +305,13 @@ def install(
         module.__class__ = adapted(type(module))
 
 
+def installed(model: nn.Module, rewrite: Rewrite) -> bool:
+    """Whether an earlier cut has already given this number to a network's forward."""
+    table: Table | None = vars(model.get_submodule(rewrite.place.module)).get(_TABLE)
+    turns = table.turns.get(rewrite.place.code, []) if table is not None else []
+    return any(path == rewrite.argument for numbers in turns for path, _ in numbers)
+
+
 def _table(module: str, rewrites: Sequence[Rewrite], seen: frozenset[Code], sizes: Sizes) -> Table:
     found: dict[Code, dict[int, dict[Path, int | float]]] = {}
     counts: dict[Code, int] = {}

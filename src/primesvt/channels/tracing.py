@@ -24,7 +24,7 @@ from primesvt.channels.graph import (
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
-from primesvt.channels.rewriting import Lengths, Rewrite, candidates, observed
+from primesvt.channels.rewriting import Lengths, candidates, installed, observed
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run
@@ -95,7 +95,7 @@ def _with_needed_rewrites(
         return graph
     free = [g for g in graph.groups if g.status == "free" and g.kind != "heads" and g.size > 1]
     bits = range(max(1, len(free).bit_length()))
-    needed: set[Rewrite] = {r for r in graph.rewrites if r.kind == "attribute"}
+    needed = {r for r in graph.rewrites if r.kind == "attribute" or installed(model, r)}
     for bit in bits:
         pruned = working_copy(model)
         chosen = [g for i, g in enumerate(free, start=1) if i >> bit & 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -48,6 +48,7 @@ class Export:
       primesvt export runs/sdt_v2_digits --weight-bits 8 --agreement 0.98
       primesvt export runs/sdt_v2_digits --format hub --push NAME/sdt-v2-digits
       primesvt export 15M.pth --data imagenet --out 15M.onnx
+      primesvt export runs/mine --into mynet.model:MyNet --format torch-export
     """
 
     model: Annotated[
@@ -70,6 +71,8 @@ class Export:
     images: Annotated[int, tyro.conf.arg(metavar="N")] = 256
     """Compare on so many of them, at most."""
     batch_size: flags.BatchSize = 16
+    into: flags.Into = None
+    input_size: flags.InputSize = None
     push: Annotated[str | None, unset("REPOSITORY")] = None
     """Upload the folder to this repository of the Hugging Face Hub."""
     json: flags.Json = False
@@ -78,14 +81,16 @@ class Export:
         """Write, compare, and say how well both agree and how large the file is."""
         from primesvt.exporting import export
 
+        source, out, example = self._source()
         with console.progress() as progress:
             made = export(
-                self.model,
-                self.out,
+                source,
+                out,
                 format=self.format,
                 weight_bits=self.weight_bits,
                 agreement=self.agreement,
                 data=self.data,
+                example_input=example,
                 images=self.images,
                 batch_size=self.batch_size,
                 push=self.push,
@@ -104,6 +109,21 @@ class Export:
         if made.url:
             console.line(f"Pushed to: {made.url}")
         return 0
+
+    def _source(self) -> tuple[Any, Path | None, Any]:
+        """The network, where its file goes, and inputs to compare on where it is the user's own."""
+        if self.into is None:
+            if self.input_size is not None:
+                raise ValueError("--input-size goes with --into, a class of your own")
+            return self.model, self.out, None
+        from primesvt.checkpoint.own_model import open_own_model
+        from primesvt.exporting.formats import find_format
+
+        own = open_own_model(self.into, self.model, self.input_size)
+        out = self.out
+        if out is None and Path(self.model).is_dir():
+            out = Path(self.model) / "export" / find_format(self.format).file_name
+        return own.model, out, own.inputs[0] if self.data is None else None
 
 
 def _rounded(found: Rounded) -> str:

@@ -32,6 +32,22 @@ Model = Annotated[
     tyro.conf.Positional,
     _arg(metavar="MODEL", help="Registry name, checkpoint (.pth, .safetensors) or saved folder."),
 ]
+Into = Annotated[
+    str | None,
+    _arg(
+        metavar="MODULE:CLASS",
+        help="A network of your own: its class, made without arguments.",
+        help_behavior_hint="",
+    ),
+]
+InputSize = Annotated[
+    str | None,
+    _arg(
+        metavar="C,H,W",
+        help="With --into: the sizes of one input, such as 3,32,32; a run folder knows them.",
+        help_behavior_hint="",
+    ),
+]
 Data = Annotated[str | None, DATA]
 TimeSteps = Annotated[
     int | None,

@@ -42,9 +42,13 @@ class Inspect:
       primesvt inspect runs/sdt_v2_digits --costs --data digits --latency
       primesvt inspect 15M.pth --json            an official checkpoint, as JSON
       primesvt inspect gesture.pth --override time_steps=10 --override tau=1.5
+      primesvt inspect --into mynet.model:MyNet --input-size 3,32,32
+      primesvt inspect mynet.pth --into mynet.model:MyNet --input-size 3,32,32
     """
 
-    model: flags.Model
+    model: Annotated[flags.Model, unset("MODEL")] = ""
+    into: flags.Into = None
+    input_size: flags.InputSize = None
     groups: bool = False
     """Print the channel groups as sentences instead of the table of layers."""
     costs: bool = False
@@ -67,6 +71,10 @@ class Inspect:
         from primesvt.profiling.layers import inventory
         from primesvt.profiling.memory import parameter_count
 
+        if self.into is not None:
+            return self._own(console)
+        if not self.model:
+            raise ValueError("give a model to look at, or a class of your own with --into")
         opened = open_model(
             self.model,
             time_steps=self.time_steps,
@@ -111,6 +119,53 @@ class Inspect:
         )
         for sentence in counted.sentences(modules=self.costs):
             console.sentence(sentence)
+        return 0
+
+    def _own(self, console: Console) -> int:
+        """Trace a network of the user's own, check every cut, and print what came of it."""
+        from primesvt.channels import trace, verify
+        from primesvt.channels.rewriting import describe_rewrites, rewrite_notes
+        from primesvt.checkpoint.own_model import open_own_model
+        from primesvt.profiling.memory import parameter_count
+
+        assert self.into is not None
+        own = open_own_model(self.into, self.model or None, self.input_size)
+        example = tuple(each[:2] for each in own.inputs)
+        with tracing(console, own.model):
+            graph = trace(own.model, example)
+        with console.progress() as progress:
+            refusals = verify(
+                own.model, graph, progress=lambda done, total: progress("checking", done, total)
+            )
+        refused = {refusal.group: str(refusal) for refusal in refusals}
+        exact = [g for g in graph if g.status == "free" and g.name not in refused]
+        total = parameter_count(own.model)
+        notes = rewrite_notes(graph.rewrites)
+        console.result(
+            {
+                "model": self.into,
+                "parameters": total,
+                "prunable_parameters": graph.touched(g for g in exact if g.kind == "channel"),
+                "groups": [_group(group) for group in graph],
+                "refused": refused,
+                "rewrites": describe_rewrites(graph.rewrites, graph.sizes),
+                "notes": [*graph.notes, *notes],
+                "unread": list(graph.unread),
+            }
+        )
+        for group in graph:
+            console.sentence(refused.get(group.name) or str(group))
+        for note in (*graph.notes, *notes):
+            console.sentence(note)
+        if graph.unread:
+            console.sentence(f"Read by no forward: {', '.join(graph.unread)}.")
+        channels = [g for g in exact if g.kind == "channel"]
+        console.line(
+            f"{self.into}: {total:,} parameters; {len(channels)} prunable groups reach "
+            f"{graph.touched(channels) / total:.1%} of them, with streams "
+            f"{graph.touched(g for g in exact if g.kind != 'heads') / total:.1%}; "
+            f"{len(refused)} groups refused"
+        )
         return 0
 
     def _counted(self, opened: OpenedModel) -> Counted:

@@ -90,7 +90,7 @@ def export_program(
         said = lines[0] if lines else type(error).__name__
         raise ValueError(
             f"PyTorch cannot export this model: {said[:300]}; its forward must not depend on the"
-            " values of tensors, nor fix the number of samples"
+            " values of tensors, nor fix the number of samples (len(x) does, x.shape[0] does not)"
         ) from error
     for node in program.graph.nodes:  # stack traces: larger than the graph, and full of local paths
         node.meta = {name: node.meta[name] for name in ("val", "tensor_meta") if name in node.meta}
