@@ -278,17 +278,17 @@ class _TracedCopy:
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
         self.args = tuple(_varied(a) for a in self.args)
-        self.mode: Callable[[], _Checked] = _Checked
-        with _Checked() as plain:
+        self.mode: Callable[[], InDoublePrecision] = InDoublePrecision
+        with InDoublePrecision() as plain:
             self._check_repeatable()
         _soften_neurons(self.copy)
         if not isinstance(self.copy, SpikingViT):
-            self.mode = partial(_Checked, lively=True, limit=plain.calls)
+            self.mode = partial(InDoublePrecision, lively=True, limit=plain.calls)
             with contextlib.suppress(Exception):  # a forward may check its values
                 self._trace()
                 if all(self.traces_alike(group) for group in self.graph.prunable()):
                     return
-            self.mode = _Checked
+            self.mode = InDoublePrecision
         self._trace()
 
     def traces_alike(self, group: ChannelGroup) -> bool:
@@ -408,7 +408,7 @@ def _soften_neurons(model: nn.Module) -> None:
         module.register_forward_hook(soft)
 
 
-class _Checked(TorchDispatchMode):
+class InDoublePrecision(TorchDispatchMode):
     """Runs a forward in double precision; with ``lively``, neurons that never fire vary too.
 
     Rounding would hide small differences, and layers cannot read what has another dtype than they.

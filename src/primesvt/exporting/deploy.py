@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from spikingjelly.activation_based import base, layer
 from torch import Tensor, nn
 
+from primesvt.channels.verification import InDoublePrecision
 from primesvt.evaluation.batch_dependence import mixing_of
 from primesvt.exporting.batchnorm_folding import Folded, fold_norms
 from primesvt.exporting.packing import pack
 from primesvt.exporting.plain_neurons import KNOWN, Plain, plain
-from primesvt.models import reset
+from primesvt.models import SpikingViT, reset
 from primesvt.models.blocks import ConvBN
 from primesvt.models.forward import working_copy
 from primesvt.models.neurons import AcrossImages, neurons
@@ -191,7 +193,9 @@ def deploy(model: nn.Module, example: Tensor) -> DeployedNetwork:
 def _at_rest(model: nn.Module, example: Tensor) -> nn.Module:
     """A copy in double precision, with what its modules keep between forwards known."""
     copy = working_copy(model, double=True)
-    if settle(copy, (example[:2],)).draws:
+    with _exactly(copy):
+        behaviour = settle(copy, (example[:2],))
+    if behaviour.draws:
         raise ValueError(
             f"the forward of {type(model).__name__} draws random numbers, which an exported network"
             " would draw otherwise; export what comes behind them"
@@ -199,11 +203,19 @@ def _at_rest(model: nn.Module, example: Tensor) -> nn.Module:
     return copy
 
 
+@contextmanager
+def _exactly(model: nn.Module) -> Iterator[None]:
+    """Let somebody's own forward, which may cast to single precision, run in double precision."""
+    with nullcontext() if isinstance(model, SpikingViT) else InDoublePrecision():
+        yield
+
+
 def _made(model: nn.Module, example: Tensor, *, keep: bool = False) -> DeployedNetwork:
     """In double precision, so that folding rounds once."""
     copy = _at_rest(model, example)
     _answer(copy, example)  # some networks fix what depends on the image size now
-    norms = simplify(copy, example, keep=keep)
+    with _exactly(copy):
+        norms = simplify(copy, example, keep=keep)
     return DeployedNetwork(
         network=copy,
         neurons=dict(_written_out(copy)),
@@ -267,7 +279,8 @@ def _answer(model: nn.Module, x: Tensor, *, alone: bool = False) -> Tensor:
                 if isinstance(module, Plain):
                     module.rest()
             try:
-                answer = model(part)
+                with _exactly(model):
+                    answer = model(part)
             except RuntimeError as error:
                 raise ValueError(
                     f"the model cannot read inputs {list(part.shape)}:"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,12 +136,16 @@ class _Whole(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress what the exporter prints about an error that it raises anyway."""
+    """Suppress what the exporter prints about errors that it raises anyway, and about state.
+
+    What neurons keep in attributes is at rest whenever the exported program begins.
+    """
     shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = shapes.level
     shapes.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attribute")
             yield
     finally:
         shapes.setLevel(level)
