@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -224,12 +226,29 @@ class Tracer(TorchDispatchMode):
             return
         old, new = call.tensors[0], call.outputs[0]
         if call.name in _VIEWS:
-            dims = _same_in_order(list(old.shape), list(new.shape), source[1])
+            dims = self._through_view(old, new, source[1])
         else:
             at = {id(axis): source[1][d] for d, axis in enumerate(self._axes[old])}
             dims = tuple(at.get(id(axis), -1) for axis in self._axes[new])
-        if dims is not None:
+        if any(d >= 0 for d in dims):
             self._weights[new] = (source[0], dims)
+
+    def _through_view(
+        self, old: torch.Tensor, new: torch.Tensor, dims: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The weight's axis of each axis of a view; -1 where axes were split or merged.
+
+        An axis stays itself where it has its size and its place in row-major order; one of size 1
+        where it has its symbols.
+        """
+        if old.shape == new.shape:
+            return dims
+        places = zip(_places(old.shape), self._axes[old], dims, strict=True)
+        known = {place if place[1] > 1 else flatten(axis): d for place, axis, d in places}
+        return tuple(
+            known.get(place if place[1] > 1 else flatten(axis), -1)
+            for place, axis in zip(_places(new.shape), self._axes[new], strict=True)
+        )
 
     def _origin(self, tensor: torch.Tensor) -> Origin:
         memory: Memory | None = self._memories.get(tensor)
@@ -319,14 +338,10 @@ def use_of(func: torch._ops.OpOverload) -> Use:
     )
 
 
-def _same_in_order(old: list[int], new: list[int], dims: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The weight's axis of each axis of a view that changes axes of size 1 only; else ``None``."""
-    if [n for n in old if n != 1] != [n for n in new if n != 1]:
-        return None
-    solid = iter(d for n, d in zip(old, dims, strict=True) if n != 1)
-    if len(old) == len(new):
-        return dims if old == new else None
-    return tuple(next(solid) if n != 1 else -1 for n in new)
+def _places(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """The place of every axis in row-major order: the product of sizes before it, and its size."""
+    before = accumulate(shape, operator.mul, initial=1)
+    return list(zip(before, shape, strict=False))
 
 
 def bind(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from primesvt.channels.equate import equate
 from primesvt.channels.rules.reduction import dropped
 from primesvt.channels.rules.registry import STORE, Axes, Call, rule
-from primesvt.channels.symbols import Axis, Symbol, freeze, mark_made, size_of
+from primesvt.channels.symbols import Axis, Symbol, flatten, freeze, mark_made, size_of
 from primesvt.channels.views import reshape
 
 
@@ -88,7 +88,8 @@ def product(call: Call) -> Axes:
     a, b = call.axes(left), call.axes(right)
     inner = max(0, len(b) - 2)
     for x, y in zip(a[:inner], b[:inner], strict=False):
-        equate(x, y)
+        if not (_broadcasts(x) or _broadcasts(y)):  # einsum inserts such axes on either side
+            equate(x, y)
     equate(a[-1], b[inner])
     _contract(call, left, len(a) - 1, right, inner)
     _contract(call, right, inner, left, len(a) - 1)
@@ -106,6 +107,10 @@ def product(call: Call) -> Axes:
             if size_of(x) == size_of(y):
                 equate(x, y)
     return out
+
+
+def _broadcasts(axis: Axis) -> bool:
+    return all(s.broadcasts for s in flatten(axis))
 
 
 def _operands(call: Call) -> tuple[str, str]:

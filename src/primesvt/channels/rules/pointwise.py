@@ -18,17 +18,17 @@ def pointwise(call: Call) -> Axes:
         other = call.trace.axes(tensor)
         if axes != other:
             pairs = zip_longest(reversed(axes), reversed(other))
-            axes = [_align(call, a, b) for a, b in pairs][::-1]
+            axes = [align(call, a, b) for a, b in pairs][::-1]
     return axes
 
 
-def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
+def align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
     if a is None or b is None:
         return a or b or ()
     if size_of(a) != size_of(b):
         return a if size_of(a) > size_of(b) else b
-    if size_of(a) == 1 and (_broadcasts(a) or _broadcasts(b)):
-        return b if _broadcasts(a) else a  # equal by chance: at other widths it would broadcast
+    if size_of(a) == 1 and (_broadcasts(a, b) or _broadcasts(b, a)):
+        return b if _broadcasts(a, b) else a  # equal by chance: at other widths it would broadcast
     shortcut = call.name in _SUMS and _made_apart(a, b) and not _one_layer(call, a, b)
     equate(a, b)
     if shortcut:
@@ -36,8 +36,12 @@ def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
     return a if len(flatten(a)) >= len(flatten(b)) else b
 
 
-def _broadcasts(axis: Axis) -> bool:
-    return any(s.unit and not s.made for s in flatten(axis))
+def _broadcasts(axis: Axis, other: Axis) -> bool:
+    """Whether an axis of size 1 stands for any size: also one from a view, beside no channel."""
+    symbols = flatten(axis)
+    if any(s.broadcasts for s in symbols):
+        return True
+    return all(s.ghost for s in symbols) and not any(s.made or s.ghost for s in flatten(other))
 
 
 def _made_apart(a: Axis, b: Axis) -> bool:

@@ -19,9 +19,10 @@ def total(call: Call) -> Axes:
 
 
 def dropped(axis: Axis) -> None:
-    """A factor of size 1 that is summed over is a real axis."""
-    for symbol in flatten(axis):
-        confirm(symbol)
+    """An axis of size 1 that is summed over is a real one; beside others a factor tells nothing."""
+    if size_of(axis) == 1:
+        for symbol in flatten(axis):
+            confirm(symbol)
 
 
 @rule(

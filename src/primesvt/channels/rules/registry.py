@@ -119,9 +119,13 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def find_rule(op: torch._ops.OpOverload) -> Rule | None:
-    """The rule of an operator; element-wise operators are found by their tag."""
+    """The rule of an operator; element-wise operators are found by their tag.
+
+    Some in-place forms lack the tag that the operator itself has.
+    """
     name = op._schema.name
     found = _RULES.get(name) or _RULES.get(name.rstrip("_"))
-    if found is None and torch.Tag.pointwise in op.tags:
+    plain = getattr(getattr(torch.ops.aten, name.removeprefix("aten::").rstrip("_"), None), op._overloadname, op)
+    if found is None and torch.Tag.pointwise in {*op.tags, *plain.tags}:
         found = _RULES["aten::pointwise"]
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from primesvt.channels.equate import cut_points, equate
-from primesvt.channels.rules.registry import Axes, Call, Unlisted, rule
+from primesvt.channels.rules.registry import Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, flatten, freeze, pin, size_of, unit
 from primesvt.channels.views import reshape
 
@@ -206,18 +206,6 @@ def pad(call: Call) -> Axes:
         if size_of(axis) != n:
             call.freeze(axis, "the axis is padded")
             axes[d] = call.frozen(n, "the axis is padded")
-    return axes
-
-
-@rule("flip", "roll", "rot90", "index_select", "gather", "sort", "topk", "cumsum", "cumprod")
-def along(call: Call) -> Axes | list[Axes]:
-    """Operators in which the order along some axes matters; the other axes pass."""
-    if call.name in {"aten::gather", "aten::rot90"} or len(call.outputs) > 1:
-        raise Unlisted
-    axes = call.axes("self")
-    for d in call.dims("dims" if "dims" in call.arguments else "dim", len(axes)):
-        call.freeze(axes[d], "the order along the axis matters")
-        axes[d] = call.frozen(call.outputs[0].shape[d], "the order along the axis matters")
     return axes
 
 
