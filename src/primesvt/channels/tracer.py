@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from spikingjelly.activation_based import base
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,7 @@ from primesvt.channels.symbols import (
     Symbol,
     flatten,
     freeze,
+    leaves,
     protect,
     size_of,
     unit,
@@ -84,7 +86,7 @@ class Record:
     outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
     results: list[list[Axes]] = field(default_factory=list)  # of every call
     freezes: dict[Freeze, None] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads
+    used: dict[str, str] = field(default_factory=dict)  # parameter or buffer -> its first operator
 
 
 class Tracer(TorchDispatchMode):
@@ -94,6 +96,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.record = Record()
         self.stack: list[str] = []
+        self._strides: list[tuple[int, int]] = []
         self._axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -119,6 +122,21 @@ class Tracer(TorchDispatchMode):
         """True if the tensor is computed from the model's input."""
         return self._origin(tensor) is Origin.ACTIVATION
 
+    def weighs(self, tensor: torch.Tensor) -> bool:
+        """True if the tensor is a weight, or computed from weights alone."""
+        return self._origin(tensor) is Origin.WEIGHTS
+
+    def along(self, axis: Axis) -> WeightAxis | None:
+        """The axis of a parameter or buffer that has the channels of this one, a matrix at best."""
+        wanted = {leaf for symbol in axis for leaf in leaves(symbol)}
+        found = [
+            (name, d)
+            for name, axes in self.record.tensors.items()
+            for d, own in enumerate(axes)
+            if wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
+        ]
+        return max(found, key=lambda at: len(self.record.tensors[at[0]]) > 1, default=None)
+
     def zero(self, tensor: torch.Tensor) -> bool:
         """True for a constant of zeros: the first state of a recurrence, for one."""
         return self._origin(tensor) is Origin.CONSTANT and not tensor.any()
@@ -133,6 +151,10 @@ class Tracer(TorchDispatchMode):
 
     def grouped(self, weight: str, groups: Axis) -> None:
         self.record.groups[weight] = groups
+
+    def strides(self) -> list[tuple[int, int]]:
+        """Sizes and strides of what the running ``as_strided`` was given, before it ran."""
+        return self._strides
 
     # --- following tensors ----------------------------------------------------------------
 
@@ -164,10 +186,14 @@ class Tracer(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
         arguments = bind(func, args, kwargs or {})
         tensors = [a for a in tree_leaves(list(arguments.values())) if is_tensor(a)]
-        self.record.used.update(self._names[t] for t in tensors if t in self._names)
+        if func._schema.name.startswith("aten::as_strided"):  # in place, it forgets the old ones
+            first = tensors[0]
+            self._strides = list(zip(first.shape, first.stride(), strict=True))
+        result = func(*args, **(kwargs or {}))
+        for name in (self._names[t] for t in tensors if t in self._names):
+            self.record.used.setdefault(name, func._schema.name)
         outputs = [o for o in tree_leaves(result) if is_tensor(o)]
         call = Call(
             name=func._schema.name,
@@ -219,7 +245,7 @@ class Tracer(TorchDispatchMode):
 
     def _carry_weight(self, call: Call) -> None:
         """Keep a weight's name for its transposed, cast and squeezed forms."""
-        if call.name not in _MOVES or not call.tensors or len(call.outputs) != 1:
+        if call.name not in _MOVES or not call.tensors:
             return
         source = self._weights.get(call.tensors[0])
         if source is None:
@@ -300,6 +326,7 @@ _MOVES = _VIEWS | {
         "squeeze",
         "unsqueeze",
         "expand",
+        "_weight_norm_interface",
     )
 }
 
@@ -370,8 +397,26 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
             yield module.register_forward_pre_hook(partial(enter, name), prepend=True)
             yield module.register_forward_hook(partial(leave, name))
 
-    with hooked(handles()):
+    with hooked(handles()), _step_by_step():
         yield
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Let attention and recurrent layers run as the operators that they consist of.
+
+    Whether PyTorch takes a fused one depends on widths and dtypes, and so would what is seen.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    before = torch.backends.mha.get_fastpath_enabled(), mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        fast, mkldnn.enabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def run(

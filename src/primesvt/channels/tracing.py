@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -138,7 +139,7 @@ class Builder:
             tensors=tensors,
             sizes={n: s.size for s, n in self.numbers.items()},
             originals=originals,
-            notes=tuple(dict.fromkeys(str(f) for f in self.record.freezes)),
+            notes=tuple(dict.fromkeys([*map(str, self.record.freezes), *self._alone(groups)])),
             example=example,
             unread=tuple(
                 name
@@ -146,6 +147,14 @@ class Builder:
                 if parameter.ndim and name not in self.record.used
             ),
         )
+
+    def _alone(self, groups: tuple[ChannelGroup, ...]) -> Iterator[str]:
+        """Notes on parameters that the forward reads and that no group holds."""
+        held = {member.tensor for group in groups for member in group.members}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name in self.record.used and name not in held and parameter.numel() > 1:
+                reader = self.record.used[name]
+                yield f"'{name}' is in no channel group: no layer makes its axes (read by {reader})"
 
     # --- layouts --------------------------------------------------------------------------
 

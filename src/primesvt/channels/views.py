@@ -81,8 +81,8 @@ def _gaps(
         for symbol in symbols:
             if symbol.size == 1:
                 sticky = any(s.size > 1 for s in symbols)
-                unit = _Unit(symbol=symbol, key=before, after_anchor=behind, sticky=sticky)
-                units.setdefault(before, []).append(unit)
+                one = _Unit(symbol=symbol, key=before, after_anchor=behind, sticky=sticky)
+                units.setdefault(before, []).append(one)
             behind = behind or symbol.size > 1
             before *= symbol.size
     targets: dict[int, list[int]] = {}
@@ -102,8 +102,8 @@ def _place(
 ) -> None:
     loose = [u for u in units if not u.sticky]
     chosen = loose if len(loose) >= len(targets) else units
-    for unit in units if not targets else [u for u in units if u not in chosen]:
-        _rejoin(unit, placed, edges)
+    for left in units if not targets else [u for u in units if u not in chosen]:
+        _rejoin(left, placed, edges)
     if not targets:
         return
     axes = _merge([(u.symbol,) for u in chosen], len(targets))

@@ -154,7 +154,8 @@ def _is_mask(index: torch.Tensor | None) -> bool:
 
 def _counted(indices: Sequence[torch.Tensor | None]) -> list[int]:
     """The axes that index tensors stand for; a mask stands for as many as it has."""
-    taken, d = [], 0
+    taken: list[int] = []
+    d = 0
     for each in indices:
         width = each.dim() if each is not None and _is_mask(each) else 1
         taken += [] if each is None else range(d, d + width)

@@ -11,7 +11,18 @@ from primesvt.channels.symbols import Axis, Symbol, flatten, leaves, mark_summed
 _SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 
 
-@rule("pointwise", "masked_fill", "copy", "where", "lerp", "rsub")
+@rule(
+    "pointwise",
+    "masked_fill",
+    "copy",
+    "where",
+    "lerp",
+    "rsub",
+    "hardswish",
+    "floor_divide",
+    "_prelu_kernel",
+    "bernoulli",
+)
 def pointwise(call: Call) -> Axes:
     axes = call.trace.axes(call.tensors[0])
     for tensor in call.tensors[1:]:
@@ -76,6 +87,13 @@ def _one_layer(call: Call, a: Axis, b: Axis) -> bool:
     "_conj",
     "resolve_conj",
     "requires_grad",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "normal",
+    "uniform",
+    "random",
+    "exponential",
 )
 def same(call: Call) -> Axes:
     return call.trace.axes(call.tensors[0])
@@ -93,7 +111,26 @@ def same(call: Call) -> Axes:
     "new_full",
     "new_empty",
     "new_empty_strided",
+    "rand",
+    "randn",
+    "randint",
 )
 def constant(call: Call) -> Axes:
     """Fresh axes for a new tensor; if its size was taken from a width, ``verify`` finds out."""
     return [(Symbol(n),) if n != 1 else unit() for n in call.outputs[0].shape]
+
+
+@rule("native_dropout")
+def dropout(call: Call) -> list[Axes]:
+    axes = call.axes("input")
+    return [axes, list(axes)]
+
+
+@rule("eye")
+def identity(call: Call) -> Axes:
+    """One symbol on both axes: an identity matrix without a row and its column is one again."""
+    rows, columns = call.outputs[0].shape
+    if rows == columns:
+        axis: Axis = (Symbol(rows),)
+        return [axis, axis]
+    return [call.frozen(n, "a matrix that is not square") for n in (rows, columns)]

@@ -55,13 +55,13 @@ def _reduced(call: Call) -> Axes:
     return _without(axes, dims, keep=bool(call.get("keepdim", False)))
 
 
-@rule("max", "min", "median")
+@rule("max", "min", "median", "var_mean", "std_mean")
 def extreme(call: Call) -> Axes | list[Axes]:
     out = _reduced(call)
     return [out, out] if len(call.outputs) > 1 else out
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax")
+@rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax")
 def softmax(call: Call) -> Axes:
     axes = call.axes("self")
     call.freeze(axes[call["dim"] % len(axes)], "softmax over the axis")
@@ -76,6 +76,15 @@ def layer_norm(call: Call) -> list[Axes]:
         call.freeze(axis, "layer normalisation over the axis")
     statistics = _without(axes, list(range(len(axes) - count, len(axes))), keep=True)
     return [axes, statistics, statistics]
+
+
+@rule("_fused_rms_norm")
+def rms_norm(call: Call) -> list[Axes]:
+    axes = call.axes("input")
+    count = len(call["normalized_shape"])
+    for axis in axes[-count:]:
+        call.freeze(axis, "root mean square normalisation over the axis")
+    return [axes, _without(axes, list(range(len(axes) - count, len(axes))), keep=True)]
 
 
 @rule("native_group_norm")
@@ -97,9 +106,20 @@ def group_norm(call: Call) -> list[Axes]:
     "avg_pool3d",
     "_adaptive_avg_pool2d",
     "_adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "upsample_nearest1d",
     "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
     "upsample_bilinear2d",
+    "upsample_trilinear3d",
     "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
 )
 def pool(call: Call) -> Axes | list[Axes]:
     """Axes that the window covers are frozen; those it passes one by one keep their symbols."""

@@ -34,6 +34,10 @@ class Tracker(Protocol):
 
     def live(self, tensor: torch.Tensor) -> bool: ...
 
+    def weighs(self, tensor: torch.Tensor) -> bool: ...
+
+    def along(self, axis: Axis) -> tuple[str, int] | None: ...
+
     def zero(self, tensor: torch.Tensor) -> bool: ...
 
     def layer(self, read: Axis, made: Axis) -> None: ...
@@ -41,6 +45,8 @@ class Tracker(Protocol):
     def one_layer(self, read: Axis, made: Axis) -> bool: ...
 
     def grouped(self, weight: str, groups: Axis) -> None: ...
+
+    def strides(self) -> list[tuple[int, int]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,9 @@ def find_rule(op: torch._ops.OpOverload) -> Rule | None:
     """
     name = op._schema.name
     found = _RULES.get(name) or _RULES.get(name.rstrip("_"))
-    plain = getattr(getattr(torch.ops.aten, name.removeprefix("aten::").rstrip("_"), None), op._overloadname, op)
+    plain = getattr(
+        getattr(torch.ops.aten, name.removeprefix("aten::").rstrip("_"), None), op._overloadname, op
+    )
     if found is None and torch.Tag.pointwise in {*op.tags, *plain.tags}:
         found = _RULES["aten::pointwise"]
     return found
