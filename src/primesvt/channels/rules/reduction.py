@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from primesvt.channels.equate import equate
 from primesvt.channels.rules.registry import STORE, Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, size_of, unit
 
@@ -74,8 +75,17 @@ def layer_norm(call: Call) -> list[Axes]:
     count = len(call["normalized_shape"])
     for axis in axes[-count:]:
         call.freeze(axis, "layer normalisation over the axis")
+    _tie_affine(call, axes[-count:])
     statistics = _without(axes, list(range(len(axes) - count, len(axes))), keep=True)
     return [axes, statistics, statistics]
+
+
+def _tie_affine(call: Call, axes: Axes) -> None:
+    """The scale and shift of a norm lie along the channels."""
+    for vector in ("weight", "bias"):
+        if call.get(vector) is not None:
+            for a, b in zip(axes, call.axes(vector), strict=True):
+                equate(a, b)
 
 
 @rule("_fused_rms_norm")
@@ -84,6 +94,7 @@ def rms_norm(call: Call) -> list[Axes]:
     count = len(call["normalized_shape"])
     for axis in axes[-count:]:
         call.freeze(axis, "root mean square normalisation over the axis")
+    _tie_affine(call, axes[-count:])
     return [axes, _without(axes, list(range(len(axes) - count, len(axes))), keep=True)]
 
 
@@ -92,6 +103,7 @@ def group_norm(call: Call) -> list[Axes]:
     axes = call.axes("input")
     for axis in axes[1:]:
         call.freeze(axis, "group normalisation over the axis")
+    _tie_affine(call, axes[1:2])
     statistics: list[Axes] = [[(Symbol(n),) for n in t.shape] for t in call.outputs[1:]]
     return [axes, *statistics]
 
