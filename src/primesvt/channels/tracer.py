@@ -86,7 +86,7 @@ class Record:
     outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
     results: list[list[Axes]] = field(default_factory=list)  # of every call
     freezes: dict[Freeze, None] = field(default_factory=dict)
-    used: dict[str, str] = field(default_factory=dict)  # parameter or buffer -> its first operator
+    used: dict[str, str] = field(default_factory=dict)  # parameter or buffer -> what reads it first
 
 
 class Tracer(TorchDispatchMode):
@@ -127,15 +127,14 @@ class Tracer(TorchDispatchMode):
         return self._origin(tensor) is Origin.WEIGHTS
 
     def along(self, axis: Axis) -> WeightAxis | None:
-        """The axis of a parameter or buffer that has the channels of this one, a matrix at best."""
+        """The axis with these channels of a parameter that a layer can apply and not yet reads."""
         wanted = {leaf for symbol in axis for leaf in leaves(symbol)}
-        found = [
-            (name, d)
-            for name, axes in self.record.tensors.items()
-            for d, own in enumerate(axes)
-            if wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
-        ]
-        return max(found, key=lambda at: len(self.record.tensors[at[0]]) > 1, default=None)
+        for name, axes in self.record.tensors.items():
+            for d, own in enumerate(axes):
+                shared = wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
+                if shared and len(axes) > 1 and (name, d) not in self.record.links["reader"]:
+                    return name, d
+        return None
 
     def zero(self, tensor: torch.Tensor) -> bool:
         """True for a constant of zeros: the first state of a recurrence, for one."""
@@ -193,7 +192,8 @@ class Tracer(TorchDispatchMode):
             self._strides = list(zip(first.shape, first.stride(), strict=True))
         result = func(*args, **(kwargs or {}))
         for name in (self._names[t] for t in tensors if t in self._names):
-            self.record.used.setdefault(name, func._schema.name)
+            where = f" in module '{self.stack[-1]}'" if self.stack and self.stack[-1] else ""
+            self.record.used.setdefault(name, f"{func._schema.name}{where}")
         outputs = [o for o in tree_leaves(result) if is_tensor(o)]
         call = Call(
             name=func._schema.name,

@@ -90,7 +90,6 @@ def _one_layer(call: Call, a: Axis, b: Axis) -> bool:
     "rand_like",
     "randn_like",
     "randint_like",
-    "normal",
     "uniform",
     "random",
     "exponential",
@@ -118,6 +117,12 @@ def same(call: Call) -> Axes:
 def constant(call: Call) -> Axes:
     """Fresh axes for a new tensor; if its size was taken from a width, ``verify`` finds out."""
     return [(Symbol(n),) if n != 1 else unit() for n in call.outputs[0].shape]
+
+
+@rule("normal")
+def normal(call: Call) -> Axes | list[Axes]:
+    """Drawn with a mean and a deviation for every entry, in place, or for a given size."""
+    return pointwise(call) if call.tensors else constant(call)
 
 
 @rule("native_dropout")
