@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from primesvt.channels.equate import split
-from primesvt.channels.symbols import Axis, Misfit, Symbol, flatten, leaves, unit
+from primesvt.channels.symbols import Axis, Misfit, Symbol, confirm, flatten, leaves, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,9 @@ def _place(
 ) -> None:
     loose = [u for u in units if not u.sticky]
     chosen = loose if len(loose) >= len(targets) else units
+    alone = sum(not u.symbol.broadcasts for u in units) == 1
     for left in units if not targets else [u for u in units if u not in chosen]:
-        _rejoin(left, placed, edges)
+        _rejoin(left, placed, edges, alone=alone)
     if not targets:
         return
     axes = _merge([(u.symbol,) for u in chosen], len(targets))
@@ -126,7 +127,9 @@ def _merge(axes: list[Axis], count: int) -> list[Axis]:
     return axes
 
 
-def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]]) -> None:
+def _rejoin(
+    unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]], *, alone: bool
+) -> None:
     """Keep a factor of size 1 beside its neighbour, inside one of the new axes.
 
     One that broadcasts is gone with its axis, and so is one that a view made of a channel if it
@@ -145,6 +148,8 @@ def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]
     home = inside or (left if leftwards else right) or left or right
     if home and _at_home(unit.symbol, placed[home[0]]):
         placed[home[0]].append((unit.key, 0, unit.symbol))
+        if not unit.sticky and alone:
+            confirm(unit.symbol)
 
 
 def _at_home(symbol: Symbol, entries: list[_Entry]) -> bool:
