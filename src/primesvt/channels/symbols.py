@@ -41,6 +41,7 @@ class Symbol:
         "parts",
         "pinned",
         "protected",
+        "sibling",
         "size",
         "summed",
         "unit",
@@ -59,6 +60,7 @@ class Symbol:
         self.summed = False  # the shortcut of a block: a residual stream
         self.unit = False  # born with size 1, to be broadcast
         self.ghost = ghost  # a factor of size 1 that only a view suggests
+        self.sibling: Symbol | None = None  # of a ghost: the other factor of its axis
 
     def find(self) -> Symbol:
         root = self
@@ -68,6 +70,12 @@ class Symbol:
         while node.parent is not None:
             node.parent, node = root, node.parent
         return root
+
+    @property
+    def broadcasts(self) -> bool:
+        """True for a factor of size 1 that no weight made: it may stand against any size."""
+        root = self.find()
+        return root.unit and not root.made
 
     @property
     def bound(self) -> bool:
@@ -156,5 +164,5 @@ def mark_summed(axis: Iterable[Symbol]) -> None:
 
 
 def confirm(symbol: Symbol) -> None:
-    """Mark a factor of size 1 as a real axis, as it took part in a contraction or a view."""
+    """Mark a factor of size 1 as a real axis, as it took part in a contraction."""
     symbol.find().ghost = False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from spikingjelly.activation_based import base
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +30,7 @@ from primesvt.channels.symbols import (
     Symbol,
     flatten,
     freeze,
+    leaves,
     protect,
     size_of,
     unit,
@@ -83,9 +87,9 @@ class Record:
     outputs: dict[str, list[Axes]] = field(default_factory=dict)  # of modules, in forward order
     results: list[list[Axes]] = field(default_factory=list)  # of every call
     freezes: dict[Freeze, None] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)  # parameters and buffers that some operator reads
     noted: list[Written] = field(default_factory=list)  # calls with sizes or factors
     mixed: set[tuple[str, str]] = field(default_factory=set)  # attributes that are no mere sizes
+    used: dict[str, str] = field(default_factory=dict)  # parameter or buffer -> what reads it first
 
 
 class Tracer(TorchDispatchMode):
@@ -97,6 +101,7 @@ class Tracer(TorchDispatchMode):
         self.stack: list[str] = []
         self.runs: list[int] = []  # which forward of a module each on the stack is
         self.entered = 0
+        self._strides: list[tuple[int, int]] = []
         self._axes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -122,6 +127,20 @@ class Tracer(TorchDispatchMode):
         """True if the tensor is computed from the model's input."""
         return self._origin(tensor) is Origin.ACTIVATION
 
+    def weighs(self, tensor: torch.Tensor) -> bool:
+        """True if the tensor is a weight, or computed from weights alone."""
+        return self._origin(tensor) is Origin.WEIGHTS
+
+    def along(self, axis: Axis) -> WeightAxis | None:
+        """The axis with these channels of a parameter that a layer can apply and not yet reads."""
+        wanted = {leaf for symbol in axis for leaf in leaves(symbol)}
+        for name, axes in self.record.tensors.items():
+            for d, own in enumerate(axes):
+                shared = wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
+                if shared and len(axes) > 1 and (name, d) not in self.record.links["reader"]:
+                    return name, d
+        return None
+
     def zero(self, tensor: torch.Tensor) -> bool:
         """True for a constant of zeros: the first state of a recurrence, for one."""
         return self._origin(tensor) is Origin.CONSTANT and not tensor.any()
@@ -136,6 +155,10 @@ class Tracer(TorchDispatchMode):
 
     def grouped(self, weight: str, groups: Axis) -> None:
         self.record.groups[weight] = groups
+
+    def strides(self) -> list[tuple[int, int]]:
+        """Sizes and strides of what the running ``as_strided`` was given, before it ran."""
+        return self._strides
 
     # --- following tensors ----------------------------------------------------------------
 
@@ -167,10 +190,15 @@ class Tracer(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
         arguments = bind(func, args, kwargs or {})
         tensors = [a for a in tree_leaves(list(arguments.values())) if is_tensor(a)]
-        self.record.used.update(self._names[t] for t in tensors if t in self._names)
+        if func._schema.name.startswith("aten::as_strided"):  # in place, it forgets the old ones
+            first = tensors[0]
+            self._strides = list(zip(first.shape, first.stride(), strict=True))
+        result = func(*args, **(kwargs or {}))
+        for name in (self._names[t] for t in tensors if t in self._names):
+            where = f" in module '{self.stack[-1]}'" if self.stack and self.stack[-1] else ""
+            self.record.used.setdefault(name, f"{func._schema.name}{where}")
         outputs = [o for o in tree_leaves(result) if is_tensor(o)]
         call = Call(
             name=func._schema.name,
@@ -222,19 +250,36 @@ class Tracer(TorchDispatchMode):
 
     def _carry_weight(self, call: Call) -> None:
         """Keep a weight's name for its transposed, cast and squeezed forms."""
-        if call.name not in _MOVES or not call.tensors or len(call.outputs) != 1:
+        if call.name not in _MOVES or not call.tensors:
             return
         source = self._weights.get(call.tensors[0])
         if source is None:
             return
         old, new = call.tensors[0], call.outputs[0]
         if call.name in _VIEWS:
-            dims = _same_in_order(list(old.shape), list(new.shape), source[1])
+            dims = self._through_view(old, new, source[1])
         else:
             at = {id(axis): source[1][d] for d, axis in enumerate(self._axes[old])}
             dims = tuple(at.get(id(axis), -1) for axis in self._axes[new])
-        if dims is not None:
+        if any(d >= 0 for d in dims):
             self._weights[new] = (source[0], dims)
+
+    def _through_view(
+        self, old: torch.Tensor, new: torch.Tensor, dims: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The weight's axis of each axis of a view; -1 where axes were split or merged.
+
+        An axis stays itself where it has its size and its place in row-major order; one of size 1
+        where it has its symbols.
+        """
+        if old.shape == new.shape:
+            return dims
+        places = zip(_places(old.shape), self._axes[old], dims, strict=True)
+        known = {place if place[1] > 1 else flatten(axis): d for place, axis, d in places}
+        return tuple(
+            known.get(place if place[1] > 1 else flatten(axis), -1)
+            for place, axis in zip(_places(new.shape), self._axes[new], strict=True)
+        )
 
     def _origin(self, tensor: torch.Tensor) -> Origin:
         memory: Memory | None = self._memories.get(tensor)
@@ -286,6 +331,7 @@ _MOVES = _VIEWS | {
         "squeeze",
         "unsqueeze",
         "expand",
+        "_weight_norm_interface",
     )
 }
 
@@ -324,14 +370,10 @@ def use_of(func: torch._ops.OpOverload) -> Use:
     )
 
 
-def _same_in_order(old: list[int], new: list[int], dims: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The weight's axis of each axis of a view that changes axes of size 1 only; else ``None``."""
-    if [n for n in old if n != 1] != [n for n in new if n != 1]:
-        return None
-    solid = iter(d for n, d in zip(old, dims, strict=True) if n != 1)
-    if len(old) == len(new):
-        return dims if old == new else None
-    return tuple(next(solid) if n != 1 else -1 for n in new)
+def _places(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """The place of every axis in row-major order: the product of sizes before it, and its size."""
+    before = accumulate(shape, operator.mul, initial=1)
+    return list(zip(before, shape, strict=False))
 
 
 def bind(
@@ -364,8 +406,26 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
             yield module.register_forward_pre_hook(partial(enter, name), prepend=True)
             yield module.register_forward_hook(partial(leave, name))
 
-    with hooked(handles()):
+    with hooked(handles()), _step_by_step():
         yield
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Let attention and recurrent layers run as the operators that they consist of.
+
+    Whether PyTorch takes a fused one depends on widths and dtypes, and so would what is seen.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    before = torch.backends.mha.get_fastpath_enabled(), mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    mkldnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        fast, mkldnn.enabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def run(

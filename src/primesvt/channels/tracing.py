@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -176,7 +177,7 @@ class Builder:
             tensors=tensors,
             sizes=dict(self.sizes),
             originals=originals,
-            notes=tuple(dict.fromkeys(str(f) for f in self.record.freezes)),
+            notes=tuple(dict.fromkeys([*map(str, self.record.freezes), *self._alone(groups)])),
             example=example,
             unread=tuple(
                 name
@@ -186,6 +187,14 @@ class Builder:
             rewrites=rewrites,
             seen=frozenset(written.place for written in self.record.noted),
         )
+
+    def _alone(self, groups: tuple[ChannelGroup, ...]) -> Iterator[str]:
+        """Notes on parameters that the forward reads and that no group holds."""
+        held = {member.tensor for group in groups for member in group.members}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name in self.record.used and name not in held and parameter.numel() > 1:
+                reader = self.record.used[name]
+                yield f"'{name}' is in no channel group: no layer makes its axes (read by {reader})"
 
     # --- layouts --------------------------------------------------------------------------
 

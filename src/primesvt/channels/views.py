@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from primesvt.channels.equate import split
-from primesvt.channels.symbols import Axis, Misfit, Symbol, confirm, flatten
+from primesvt.channels.symbols import Axis, Misfit, Symbol, confirm, flatten, leaves, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def _gaps(
         for symbol in symbols:
             if symbol.size == 1:
                 sticky = any(s.size > 1 for s in symbols)
-                unit = _Unit(symbol=symbol, key=before, after_anchor=behind, sticky=sticky)
-                units.setdefault(before, []).append(unit)
+                one = _Unit(symbol=symbol, key=before, after_anchor=behind, sticky=sticky)
+                units.setdefault(before, []).append(one)
             behind = behind or symbol.size > 1
             before *= symbol.size
     targets: dict[int, list[int]] = {}
@@ -102,8 +102,9 @@ def _place(
 ) -> None:
     loose = [u for u in units if not u.sticky]
     chosen = loose if len(loose) >= len(targets) else units
-    for unit in units if not targets else [u for u in units if u not in chosen]:
-        _rejoin(unit, placed, edges)
+    alone = sum(not u.symbol.broadcasts for u in units) == 1
+    for left in units if not targets else [u for u in units if u not in chosen]:
+        _rejoin(left, placed, edges, alone=alone)
     if not targets:
         return
     axes = _merge([(u.symbol,) for u in chosen], len(targets))
@@ -126,8 +127,16 @@ def _merge(axes: list[Axis], count: int) -> list[Axis]:
     return axes
 
 
-def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]]) -> None:
-    """Keep a factor of size 1 beside its neighbour, inside one of the new axes."""
+def _rejoin(
+    unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]], *, alone: bool
+) -> None:
+    """Keep a factor of size 1 beside its neighbour, inside one of the new axes.
+
+    One that broadcasts is gone with its axis, and so is one that a view made of a channel if it
+    does not come back to it: einsum inserts and drops such axes.
+    """
+    if unit.symbol.broadcasts:
+        return
     inside = [d for d, (a, b) in enumerate(edges) if a < unit.key < b]
     left = [d for d, (a, b) in enumerate(edges) if a < b == unit.key]
     right = [d for d, (a, b) in enumerate(edges) if unit.key == a < b]
@@ -137,10 +146,18 @@ def _rejoin(unit: _Unit, placed: list[list[_Entry]], edges: list[tuple[int, int]
             _bound_at(placed[right[0]], last=False) != unit.symbol.bound
         )
     home = inside or (left if leftwards else right) or left or right
-    if home:
+    if home and _at_home(unit.symbol, placed[home[0]]):
         placed[home[0]].append((unit.key, 0, unit.symbol))
-        if not unit.sticky:
+        if not unit.sticky and alone:
             confirm(unit.symbol)
+
+
+def _at_home(symbol: Symbol, entries: list[_Entry]) -> bool:
+    """Whether a factor of size 1 stands beside the factor that it was taken from."""
+    if not symbol.ghost or symbol.sibling is None:
+        return True
+    family = set(leaves(symbol.sibling))
+    return any(leaf in family for _, _, s in entries for leaf in leaves(s))
 
 
 def _bound_at(entries: list[_Entry], *, last: bool) -> bool:
@@ -158,6 +175,7 @@ def _ghost(key: int, placed: list[list[_Entry]]) -> Symbol:
                 continue
             if start * leaf.size == key:
                 kept, ghost = split(leaf, leaf.size, 1)
+                ghost.sibling = kept
                 entries[i] = (start, 1, kept)
                 return ghost
     for entries in placed:
@@ -165,6 +183,7 @@ def _ghost(key: int, placed: list[list[_Entry]]) -> Symbol:
             leaf = symbol.find()
             if is_anchor and start == key and not leaf.parts and not leaf.bound:
                 ghost, kept = split(leaf, 1, leaf.size)
+                ghost.sibling = kept
                 entries[i] = (start, 1, kept)
                 return ghost
-    return Symbol(1)
+    return unit()[0]

@@ -6,7 +6,7 @@ outputs). An operator without a rule freezes everything it touches: never guess.
 
 from __future__ import annotations
 
-from primesvt.channels.rules import contraction, pointwise, reduction, shape
+from primesvt.channels.rules import contraction, indexing, pointwise, reduction, shape
 from primesvt.channels.rules.registry import Call, Rule, Unlisted, find_rule
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Unlisted",
     "contraction",
     "find_rule",
+    "indexing",
     "pointwise",
     "reduction",
     "shape",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from primesvt.channels.equate import equate
 from primesvt.channels.rules.reduction import dropped
 from primesvt.channels.rules.registry import STORE, Axes, Call, rule
-from primesvt.channels.symbols import Axis, Symbol, freeze, mark_made, size_of
+from primesvt.channels.symbols import Axis, Symbol, flatten, freeze, mark_made, size_of
 from primesvt.channels.views import reshape
 
 
@@ -22,9 +22,7 @@ def convolution(call: Call) -> Axes:
         out = weight[made]
         _apply_weight(call, channels, read)
     elif transposed:
-        call.freeze(source[channels], "a grouped transposed convolution")
-        call.freeze(weight[0], "a grouped transposed convolution")
-        out = call.frozen(call.outputs[0].shape[channels], "a grouped transposed convolution")
+        out = _grouped_transposed(call, source[channels], weight, groups, channels)
     else:
         out = _grouped(call, source[channels], weight, groups, channels)
     if groups == 1:
@@ -81,24 +79,84 @@ def _grouped(call: Call, source: Axis, weight: Axes, groups: int, channels: int)
     return weight[0]
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
+def _grouped_transposed(call: Call, source: Axis, weight: Axes, groups: int, channels: int) -> Axis:
+    """A transposed weight is ``[inputs, outputs of one group, ..]``."""
+    name = _name(call, "weight")
+    equate(source, weight[0])
+    if size_of(source) == groups:  # depthwise
+        if name is not None:
+            call.trace.grouped(name[0], source)
+        if size_of(weight[1]) == 1:
+            return source
+        call.freeze(weight[1], "outputs of one group of a convolution")
+        return (*source, *weight[1])
+    block, _ = reshape([weight[0]], [groups, size_of(source) // groups])
+    freeze(block, call.why("the groups of a convolution"))
+    _apply_weight(call, channels, 0)
+    _make(call, "weight", 1, weight[1])
+    if name is not None:
+        call.trace.grouped(name[0], block)
+    return (*block, *weight[1])
+
+
+@rule("embedding")
+def embedding(call: Call) -> Axes:
+    """A table that is looked up along its rows makes the channels along its columns."""
+    rows, columns = call.axes("weight")
+    call.freeze(rows, "entries along the axis are looked up by number")
+    _make(call, "weight", 1, columns)
+    return [*call.axes("indices"), columns]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[Axes]:
+    """``g * v / |v|``, with one norm for every index of an axis: that axis passes."""
+    axes, sizes = call.axes("v"), call.axes("g")
+    dim = call.get("dim", 0) % len(axes)
+    for d, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        if d == dim:
+            equate(axis, size)
+        else:
+            call.freeze(axis, f"a norm over the axis {STORE}")
+    return [axes, sizes]
+
+
+@rule("addbmm")
+def summed_products(call: Call) -> Axes:
+    """Matrix products that are summed over the batch: both axes are contracted."""
+    a, b = call.axes("batch1"), call.axes("batch2")
+    for d, other in ((0, 0), (2, 1)):
+        equate(a[d], b[other])
+        _contract(call, "batch1", d, "batch2", other)
+        _contract(call, "batch2", other, "batch1", d)
+        dropped(a[d])
+    out = [a[1], b[2]]
+    given = call.axes("self")
+    for x, y in zip(reversed(out), reversed(given), strict=False):
+        if size_of(x) == size_of(y):
+            equate(x, y)
+    return out
+
+
+@rule("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot")
 def product(call: Call) -> Axes:
     """``[.., n, k] @ [.., k, m]``; leading axes are equated, the contracted one is dropped."""
     left, right = _operands(call)
     a, b = call.axes(left), call.axes(right)
     inner = max(0, len(b) - 2)
     for x, y in zip(a[:inner], b[:inner], strict=False):
-        equate(x, y)
+        if not (_broadcasts(x) or _broadcasts(y)):  # einsum inserts such axes on either side
+            equate(x, y)
     equate(a[-1], b[inner])
     _contract(call, left, len(a) - 1, right, inner)
     _contract(call, right, inner, left, len(a) - 1)
     if _name(call, right) is None and _name(call, left) is None:
         dropped(a[-1])
     out = [*a[:-1], *b[inner + 1 :]]
-    if len(b) > inner + 1 and _name(call, right) is not None:
+    if len(b) > inner + 1 and _is_weight(call, right):
         _make(call, right, inner + 1, b[inner + 1])
         call.trace.layer(a[-1], b[inner + 1])
-    if len(a) > 1 and _name(call, left) is not None:
+    if len(a) > 1 and _is_weight(call, left):
         _make(call, left, len(a) - 2, a[-2])
         call.trace.layer(b[inner], a[-2])
     if call.arguments.get("self") is not None and left != "self":
@@ -106,6 +164,10 @@ def product(call: Call) -> Axes:
             if size_of(x) == size_of(y):
                 equate(x, y)
     return out
+
+
+def _broadcasts(axis: Axis) -> bool:
+    return all(s.broadcasts for s in flatten(axis))
 
 
 def _operands(call: Call) -> tuple[str, str]:
@@ -117,6 +179,7 @@ def _operands(call: Call) -> tuple[str, str]:
         ("mat", "vec"),
         ("self", "vec"),
         ("self", "tensor"),
+        ("self", "other"),
     ):
         if left in names and right in names:
             return left, right
@@ -169,11 +232,22 @@ def _link(call: Call, role: str, argument: str, dim: int) -> None:
         call.trace.link(role, (weight[0], weight[1][dim]), call.axes(argument)[dim])
 
 
+def _is_weight(call: Call, argument: str) -> bool:
+    """Whether the argument is a weight, or computed from weights alone."""
+    return _name(call, argument) is not None or call.trace.weighs(call[argument])
+
+
 def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
+    """Record the weight that makes an axis; of a computed one, the parameter along that axis."""
     weight = _name(call, argument)
+    made = None
     if weight is not None and weight[1][dim] >= 0:
+        made = (weight[0], weight[1][dim])
+    elif call.trace.weighs(call[argument]):
+        made = call.trace.along(axis)
+    if made is not None:
         mark_made(axis)
-        _link(call, "producer", argument, dim)
+        call.trace.link("producer", made, axis)
 
 
 def _contract(call: Call, operand: str, dim: int, other: str, other_dim: int) -> None:

@@ -11,24 +11,35 @@ from primesvt.channels.symbols import Axis, Symbol, flatten, leaves, mark_summed
 _SUMS = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 
 
-@rule("pointwise", "masked_fill", "copy", "where", "lerp", "rsub")
+@rule(
+    "pointwise",
+    "masked_fill",
+    "copy",
+    "where",
+    "lerp",
+    "rsub",
+    "hardswish",
+    "floor_divide",
+    "_prelu_kernel",
+    "bernoulli",
+)
 def pointwise(call: Call) -> Axes:
     axes = call.trace.axes(call.tensors[0])
     for tensor in call.tensors[1:]:
         other = call.trace.axes(tensor)
         if axes != other:
             pairs = zip_longest(reversed(axes), reversed(other))
-            axes = [_align(call, a, b) for a, b in pairs][::-1]
+            axes = [align(call, a, b) for a, b in pairs][::-1]
     return axes
 
 
-def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
+def align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
     if a is None or b is None:
         return a or b or ()
     if size_of(a) != size_of(b):
         return a if size_of(a) > size_of(b) else b
-    if size_of(a) == 1 and (_broadcasts(a) or _broadcasts(b)):
-        return b if _broadcasts(a) else a  # equal by chance: at other widths it would broadcast
+    if size_of(a) == 1 and (_broadcasts(a, b) or _broadcasts(b, a)):
+        return b if _broadcasts(a, b) else a  # equal by chance: at other widths it would broadcast
     shortcut = call.name in _SUMS and _made_apart(a, b) and not _one_layer(call, a, b)
     equate(a, b)
     if shortcut:
@@ -36,8 +47,12 @@ def _align(call: Call, a: Axis | None, b: Axis | None) -> Axis:
     return a if len(flatten(a)) >= len(flatten(b)) else b
 
 
-def _broadcasts(axis: Axis) -> bool:
-    return any(s.unit and not s.made for s in flatten(axis))
+def _broadcasts(axis: Axis, other: Axis) -> bool:
+    """Whether an axis of size 1 stands for any size: also one from a view, beside no channel."""
+    symbols = flatten(axis)
+    if any(s.broadcasts for s in symbols):
+        return True
+    return all(s.ghost for s in symbols) and not any(s.made or s.ghost for s in flatten(other))
 
 
 def _made_apart(a: Axis, b: Axis) -> bool:
@@ -72,6 +87,12 @@ def _one_layer(call: Call, a: Axis, b: Axis) -> bool:
     "_conj",
     "resolve_conj",
     "requires_grad",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "uniform",
+    "random",
+    "exponential",
 )
 def same(call: Call) -> Axes:
     return call.trace.axes(call.tensors[0])
@@ -89,7 +110,32 @@ def same(call: Call) -> Axes:
     "new_full",
     "new_empty",
     "new_empty_strided",
+    "rand",
+    "randn",
+    "randint",
 )
 def constant(call: Call) -> Axes:
     """Fresh axes for a new tensor; if its size was taken from a width, ``verify`` finds out."""
     return [(Symbol(n),) if n != 1 else unit() for n in call.outputs[0].shape]
+
+
+@rule("normal")
+def normal(call: Call) -> Axes | list[Axes]:
+    """Drawn with a mean and a deviation for every entry, in place, or for a given size."""
+    return pointwise(call) if call.tensors else constant(call)
+
+
+@rule("native_dropout")
+def dropout(call: Call) -> list[Axes]:
+    axes = call.axes("input")
+    return [axes, list(axes)]
+
+
+@rule("eye")
+def identity(call: Call) -> Axes:
+    """One symbol on both axes: an identity matrix without a row and its column is one again."""
+    rows, columns = call.outputs[0].shape
+    if rows == columns:
+        axis: Axis = (Symbol(rows),)
+        return [axis, axis]
+    return [call.frozen(n, "a matrix that is not square") for n in (rows, columns)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from primesvt.channels.equate import equate
 from primesvt.channels.rules.registry import STORE, Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, size_of, unit
 
@@ -19,9 +20,10 @@ def total(call: Call) -> Axes:
 
 
 def dropped(axis: Axis) -> None:
-    """A factor of size 1 that is summed over is a real axis."""
-    for symbol in flatten(axis):
-        confirm(symbol)
+    """An axis of size 1 that is summed over is a real one; beside others a factor tells nothing."""
+    if size_of(axis) == 1:
+        for symbol in flatten(axis):
+            confirm(symbol)
 
 
 @rule(
@@ -54,13 +56,13 @@ def _reduced(call: Call) -> Axes:
     return _without(axes, dims, keep=bool(call.get("keepdim", False)))
 
 
-@rule("max", "min", "median")
+@rule("max", "min", "median", "var_mean", "std_mean")
 def extreme(call: Call) -> Axes | list[Axes]:
     out = _reduced(call)
     return [out, out] if len(call.outputs) > 1 else out
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax")
+@rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax")
 def softmax(call: Call) -> Axes:
     axes = call.axes("self")
     call.freeze(axes[call["dim"] % len(axes)], "softmax over the axis")
@@ -73,8 +75,27 @@ def layer_norm(call: Call) -> list[Axes]:
     count = len(call["normalized_shape"])
     for axis in axes[-count:]:
         call.freeze(axis, "layer normalisation over the axis")
+    _tie_affine(call, axes[-count:])
     statistics = _without(axes, list(range(len(axes) - count, len(axes))), keep=True)
     return [axes, statistics, statistics]
+
+
+def _tie_affine(call: Call, axes: Axes) -> None:
+    """The scale and shift of a norm lie along the channels."""
+    for vector in ("weight", "bias"):
+        if call.get(vector) is not None:
+            for a, b in zip(axes, call.axes(vector), strict=True):
+                equate(a, b)
+
+
+@rule("_fused_rms_norm")
+def rms_norm(call: Call) -> list[Axes]:
+    axes = call.axes("input")
+    count = len(call["normalized_shape"])
+    for axis in axes[-count:]:
+        call.freeze(axis, "root mean square normalisation over the axis")
+    _tie_affine(call, axes[-count:])
+    return [axes, _without(axes, list(range(len(axes) - count, len(axes))), keep=True)]
 
 
 @rule("native_group_norm")
@@ -82,6 +103,7 @@ def group_norm(call: Call) -> list[Axes]:
     axes = call.axes("input")
     for axis in axes[1:]:
         call.freeze(axis, "group normalisation over the axis")
+    _tie_affine(call, axes[1:2])
     statistics: list[Axes] = [[(Symbol(n),) for n in t.shape] for t in call.outputs[1:]]
     return [axes, *statistics]
 
@@ -96,9 +118,20 @@ def group_norm(call: Call) -> list[Axes]:
     "avg_pool3d",
     "_adaptive_avg_pool2d",
     "_adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "upsample_nearest1d",
     "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
     "upsample_bilinear2d",
+    "upsample_trilinear3d",
     "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
 )
 def pool(call: Call) -> Axes | list[Axes]:
     """Axes that the window covers are frozen; those it passes one by one keep their symbols."""

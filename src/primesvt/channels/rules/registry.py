@@ -34,6 +34,10 @@ class Tracker(Protocol):
 
     def live(self, tensor: torch.Tensor) -> bool: ...
 
+    def weighs(self, tensor: torch.Tensor) -> bool: ...
+
+    def along(self, axis: Axis) -> tuple[str, int] | None: ...
+
     def zero(self, tensor: torch.Tensor) -> bool: ...
 
     def layer(self, read: Axis, made: Axis) -> None: ...
@@ -41,6 +45,8 @@ class Tracker(Protocol):
     def one_layer(self, read: Axis, made: Axis) -> bool: ...
 
     def grouped(self, weight: str, groups: Axis) -> None: ...
+
+    def strides(self) -> list[tuple[int, int]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +125,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def find_rule(op: torch._ops.OpOverload) -> Rule | None:
-    """The rule of an operator; element-wise operators are found by their tag."""
+    """The rule of an operator; element-wise operators are found by their tag.
+
+    Some in-place forms lack the tag that the operator itself has.
+    """
     name = op._schema.name
     found = _RULES.get(name) or _RULES.get(name.rstrip("_"))
-    if found is None and torch.Tag.pointwise in op.tags:
+    plain = getattr(
+        getattr(torch.ops.aten, name.removeprefix("aten::").rstrip("_"), None), op._overloadname, op
+    )
+    if found is None and torch.Tag.pointwise in {*op.tags, *plain.tags}:
         found = _RULES["aten::pointwise"]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 
 from primesvt.channels.equate import cut_points, equate
 from primesvt.channels.rules.registry import Axes, Call, Unlisted, rule
@@ -62,16 +63,18 @@ def expand(call: Call) -> Axes:
 def repeat(call: Call) -> Axes:
     """Tiling puts the repetition in front: index = repetition * size + old index."""
     axes, counts = call.axes("self"), call["repeats"]
-    axes = [(Symbol(1),)] * (len(counts) - len(axes)) + axes
+    axes = [unit() for _ in counts[len(axes) :]] + axes
     out: Axes = []
     for axis, count in zip(axes, counts, strict=True):
         if count == 1:
             out.append(axis)
+        elif all(s.broadcasts for s in flatten(axis)):  # as ``expand`` does
+            out.append((Symbol(count),))
         else:
             front = call.frozen(count, "a repetition count")
             for symbol in flatten(front):
                 pin(symbol)
-            out.append(front if size_of(axis) == 1 else (*front, *axis))
+            out.append((*front, *axis))
     return out
 
 
@@ -132,6 +135,15 @@ def _concatenate(axes: Sequence[Axis]) -> Axis:
     return (whole,)
 
 
+@rule("glu")
+def gated(call: Call) -> Axes:
+    """One half of an axis times a function of the other: one choice serves both."""
+    axes = call.axes("self")
+    dim = call.get("dim", -1) % len(axes)
+    axes[dim] = _numbered(call, axes[dim], (2,), "the axis is split into equal pieces")
+    return axes
+
+
 @rule("split", "chunk", "unsafe_split", "unsafe_chunk")
 def split(call: Call) -> list[Axes]:
     """Equal pieces, cut by number: one choice serves all of them."""
@@ -139,11 +151,8 @@ def split(call: Call) -> list[Axes]:
     dim = call.get("dim", 0) % len(axes)
     sizes = [t.shape[dim] for t in call.outputs]
     if len(sizes) > 1 and len(set(sizes)) == 1:
-        whole = axes[dim]
-        outer, inner = reshape([whole], [len(sizes), sizes[0]])
-        call.freeze(outer, "the axis is split into equal pieces")
-        _take_apart(outer)
-        axes[dim] = inner
+        reason = "the axis is split into equal pieces"
+        axes[dim] = _numbered(call, axes[dim], (len(sizes),), reason)
         return [list(axes) for _ in sizes]
     return _pieces(call, axes, dim, sizes)
 
@@ -198,7 +207,15 @@ def slice_(call: Call) -> Axes:
     return axes
 
 
-@rule("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
+@rule(
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+)
 def pad(call: Call) -> Axes:
     axes = call.axes("self")
     shape = call.outputs[0].shape
@@ -209,16 +226,136 @@ def pad(call: Call) -> Axes:
     return axes
 
 
-@rule("flip", "roll", "rot90", "index_select", "gather", "sort", "topk", "cumsum", "cumprod")
-def along(call: Call) -> Axes | list[Axes]:
-    """Operators in which the order along some axes matters; the other axes pass."""
-    if call.name in {"aten::gather", "aten::rot90"} or len(call.outputs) > 1:
-        raise Unlisted
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Axes:
+    """``[.., c * r * r, h, w]`` to ``[.., c, h * r, w * r]``: a channel takes its pixels along."""
+    *rest, channel, _, _ = call.axes("self")
+    factor = call["upscale_factor"]
+    channel = _numbered(call, channel, (factor, factor), _PIXELS, behind=True)
+    return [*rest, channel, *_frozen_from(call, len(rest) + 1, _PIXELS)]
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Axes:
+    *rest, channel, high, wide = call.axes("self")
+    call.freeze((*high, *wide), _PIXELS)
+    pixels = _counter(call, call["downscale_factor"] ** 2, _PIXELS)
+    return [*rest, (*channel, *pixels), *_frozen_from(call, len(rest) + 1, _PIXELS)]
+
+
+@rule("im2col")
+def windows(call: Call) -> Axes:
+    """Every channel becomes one for each place of the window; positions are numbered."""
+    *rest, channel, high, wide = call.axes("self")
+    call.freeze((*high, *wide), _WINDOW)
+    places = _counter(call, prod(call["kernel_size"]), _WINDOW)
+    return [*rest, (*channel, *places), *_frozen_from(call, len(rest) + 1, _WINDOW)]
+
+
+@rule("col2im")
+def overlapped(call: Call) -> Axes:
+    *rest, channel, positions = call.axes("self")
+    call.freeze(positions, _WINDOW)
+    channel = _numbered(call, channel, (prod(call["kernel_size"]),), _WINDOW, behind=True)
+    return [*rest, channel, *_frozen_from(call, len(rest) + 1, _WINDOW)]
+
+
+@rule("unfold")
+def unfold(call: Call) -> Axes:
     axes = call.axes("self")
-    for d in call.dims("dims" if "dims" in call.arguments else "dim", len(axes)):
-        call.freeze(axes[d], "the order along the axis matters")
-        axes[d] = call.frozen(call.outputs[0].shape[d], "the order along the axis matters")
-    return axes
+    dim = call["dimension"] % max(1, len(axes))
+    call.freeze(axes[dim], _WINDOW)
+    axes[dim] = call.frozen(call.outputs[0].shape[dim], _WINDOW)
+    return [*axes, call.frozen(call.outputs[0].shape[-1], _WINDOW)]
+
+
+@rule("native_channel_shuffle", "channel_shuffle")
+def channel_shuffle(call: Call) -> Axes:
+    first, channel, *rest = call.axes("self")
+    count = call["groups"]
+    outer, inner = reshape([channel], [count, size_of(channel) // count])
+    return [first, (*inner, *outer), *rest]
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def sampled(call: Call) -> Axes:
+    batch, channel, *space = call.axes("input")
+    for axis in (*space, *call.axes("grid")[1:]):
+        call.freeze(axis, _PIXELS)
+    equate(batch, call.axes("grid")[0])
+    return [batch, channel, *_frozen_from(call, 2, _PIXELS)]
+
+
+@rule("diagonal")
+def diagonal(call: Call) -> Axes:
+    """Entries of equal number on two axes: they go together."""
+    axes = call.axes("self")
+    a, b = call.get("dim1", 0) % len(axes), call.get("dim2", 1) % len(axes)
+    size = call.outputs[0].shape[-1]
+    rest = [axis for d, axis in enumerate(axes) if d not in (a, b)]
+    if call.get("offset", 0) == 0 and size_of(axes[a]) == size_of(axes[b]):
+        equate(axes[a], axes[b])
+        return [*rest, axes[a]]
+    call.freeze((*axes[a], *axes[b]), "a diagonal beside the main one")
+    return [*rest, call.frozen(size, "a diagonal beside the main one")]
+
+
+@rule("diag_embed")
+def diagonal_matrix(call: Call) -> Axes:
+    *rest, axis = call.axes("self")
+    rank = len(rest) + 2
+    places = sorted((call.get("dim1", -2) % rank, call.get("dim2", -1) % rank))
+    pair: Axes = [axis, axis]
+    if call.get("offset", 0) != 0:
+        call.freeze(axis, "a diagonal beside the main one")
+        pair = [call.frozen(call.outputs[0].shape[d], "a diagonal") for d in places]
+    for d, each in zip(places, pair, strict=True):
+        rest.insert(d, each)
+    return rest
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> Axes:
+    """Axes found again by their size and stride; pooling only changes those of size 1."""
+    axes, old = call.axes("self"), call.trace.strides()
+    known = {place: axis for place, axis in zip(old, axes, strict=True) if place[0] > 1}
+    wanted = list(zip(call["size"], call["stride"], strict=True))
+    solid = [place for place in wanted if place[0] > 1]
+    if call.get("storage_offset") or sorted(solid) != sorted(known):
+        raise Unlisted
+    if [place[0] for place in old] == call["size"] and solid == list(known):
+        return axes
+    return [known[place] if place[0] > 1 else unit() for place in wanted]
+
+
+_PIXELS = "pixels are moved or mixed"
+_WINDOW = "a window slides over the axis"
+
+
+def _numbered(
+    call: Call, axis: Axis, counts: Sequence[int], reason: str, *, behind: bool = False
+) -> Axis:
+    """Take factors that are numbered off an axis; the rest of it is one choice for all of them."""
+    size = size_of(axis) // prod(counts)
+    parts = reshape([axis], [size, *counts] if behind else [*counts, size])
+    rest = parts.pop(0 if behind else -1)
+    for part in parts:
+        call.freeze(part, reason)
+        _take_apart(part)
+    return rest
+
+
+def _counter(call: Call, size: int, reason: str) -> Axis:
+    """A new factor of an axis, which only counts places."""
+    axis = call.frozen(size, reason)
+    _take_apart(axis)
+    for symbol in axis:
+        pin(symbol)
+    return axis
+
+
+def _frozen_from(call: Call, start: int, reason: str) -> Axes:
+    return [call.frozen(n, reason) for n in call.outputs[0].shape[start:]]
 
 
 def _take_apart(axis: Axis) -> None:
