@@ -5,9 +5,9 @@
 
 FOLDER holds clones of the public repositories that ``MODELS`` names, each under its own name, such
 as FOLDER/spikformer; those that are not there are said. Each model is imported inside of
-``primesvt.compat`` in a process of its own, built at the sizes of its authors' smallest
-configuration, traced on one small input, and checked by ``primesvt.verify``: in double precision,
-every group that may be cut, streams too.
+``primesvt.compat`` in a process of its own, built at the widths of its authors' smallest
+configuration for few time steps, traced on one small input, and checked by ``primesvt.verify``: in
+double precision, every group that may be cut, streams too.
 
 Written to results/foreign_models.json and .md. Shares are of all parameters:
 
@@ -45,7 +45,7 @@ import primesvt
 from primesvt import compat
 
 SMALL = {"img_size_h": 32, "img_size_w": 32, "in_channels": 3, "num_classes": 10}
-CIFAR = {**SMALL, "patch_size": 4, "mlp_ratios": 4, "sr_ratios": 1, "T": 4}
+CIFAR = {**SMALL, "patch_size": 4, "mlp_ratios": 4, "sr_ratios": 1, "T": 2}
 SDT = {**CIFAR, "embed_dims": 256, "num_heads": 8, "depths": 2, "pooling_stat": "0011"}
 IMAGE, LARGER, FRAMES = (1, 3, 32, 32), (1, 3, 64, 64), (1, 4, 2, 128, 128)
 
@@ -133,27 +133,28 @@ MODELS = (
         repository="bic-L/MaxFormer",
         inside="cifar10-100",
         make="max_former:max_former",
-        settings={"in_channels": 3, "num_classes": 10, "embed_dims": 384, "depths": 4, "T": 4},
+        settings={"in_channels": 3, "num_classes": 10, "embed_dims": 384, "depths": 4, "T": 2},
     ),
     Model(
         name="MS-QKFormer, CIFAR",
         repository="bic-L/MaxFormer",
         inside="cifar10-100",
         make="ms_qkformer:ms_qkformer",
-        settings={"in_channels": 3, "num_classes": 10, "embed_dims": 384, "depths": 4, "T": 4},
+        settings={"in_channels": 3, "num_classes": 10, "embed_dims": 384, "depths": 4, "T": 2},
     ),
     Model(
         name="Max-ResNet-18, CIFAR",
         repository="bic-L/MaxFormer",
         inside="cifar10-100",
         make="max_resnet:max_resnet18",
+        settings={"T": 2},
     ),
     Model(
         name="SGLFormer, CIFAR",
         repository="ZhangHanN1/SGLFormer",
         inside="cifar10",
         make="sglformer:sglformer",
-        settings={**CIFAR, "embed_dims": 384, "num_heads": 16, "depths": 1},
+        settings={**CIFAR, "embed_dims": 384, "num_heads": 16, "depths": 1, "T": 4},
     ),
     Model(
         name="STAtten, CIFAR",
@@ -181,7 +182,7 @@ MODELS = (
         repository="xyshi2000/SpikingResformer",
         inside="",
         make="models.spikingresformer:spikingresformer_cifar",
-        settings={"img_size": 32, "num_classes": 10},
+        settings={"img_size": 32, "num_classes": 10, "T": 2},
     ),
     Model(
         name="TP-Spikformer, QKFormer 10-384",
@@ -215,8 +216,8 @@ def built(model: Model, folder: Path) -> nn.Module:
     return network.eval()
 
 
-def measured(model: Model, folder: Path) -> dict[str, Any]:
-    """Build, trace and check one model."""
+def measured(model: Model, folder: Path) -> Iterator[dict[str, Any]]:
+    """Build, trace and check one model: what is known after the trace, and after the check."""
     compat.install()
     torch.manual_seed(0)
     network = built(model, folder)
@@ -224,46 +225,52 @@ def measured(model: Model, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     graph = primesvt.trace(network, x)
     traced = time.perf_counter()
-    refusals = {r.group: r for r in primesvt.verify(network, graph)}
-    checked = time.perf_counter()
-    free = [g for g in graph if g.status == "free" and g.kind != "heads"]
-    accepted = [g for g in free if g.name not in refusals]
     sizes = {name: p.numel() for name, p in network.named_parameters()}
+    total = sum(sizes.values())
 
     def share(groups: Iterable[primesvt.ChannelGroup]) -> float:
         names = {m.tensor for g in groups for m in g.members} & sizes.keys()
-        return round(sum(sizes[n] for n in names) / sum(sizes.values()), 4)
+        return round(sum(sizes[n] for n in names) / total, 4)
 
-    within = {m.tensor for g in graph for m in g.members}
-    unread = sum(sizes.get(n, 0) for n in graph.unread)
-    outside = [n for n in sizes if n not in within | set(graph.unread) and sizes[n] > 1]
+    free = [g for g in graph if g.status == "free" and g.kind != "heads"]
+    frozen = [g for g in graph if g.status == "frozen"]
+    within = {m.tensor for g in graph for m in g.members} | set(graph.unread)
+    outside = [n for n in sizes if n not in within and sizes[n] > 1]
     problems = [
-        {"group": g.name, "why": f"frozen: {g.reason}", "share": share([g])}
-        for g in graph
-        if g.status == "frozen"
+        {"group": g.name, "why": f"frozen: {g.reason}", "share": share([g])} for g in frozen
     ]
-    for refused in (refusals[g.name] for g in free if g.name in refusals):
-        kind = type(network.get_submodule(refused.module)).__name__
-        why = f"refused: {refused.reason} in a {kind}"
-        problems.append(
-            {"group": refused.group, "why": why, "share": share([graph[refused.group]])}
-        )
-    return {
-        "parameters": sum(sizes.values()),
+    found = {
+        "parameters": total,
         "groups": len(graph),
         "free": len(free),
-        "refused": len(refusals),
-        "frozen": sum(g.status == "frozen" for g in graph),
+        "frozen": len(frozen),
         "listed": share(free),
-        "accepted": share(accepted),
-        "accepted_without_streams": share(g for g in accepted if g.kind != "stream"),
-        "in_no_group": round(sum(sizes[n] for n in outside) / sum(sizes.values()), 4),
-        "unread": round(unread / sum(sizes.values()), 4),
+        "in_no_group": round(sum(sizes[n] for n in outside) / total, 4),
+        "unread": round(sum(sizes.get(n, 0) for n in graph.unread) / total, 4),
         "outside": outside,
         "seconds_of_trace": round(traced - start, 1),
-        "seconds_of_check": round(checked - traced, 1),
         "notes": list(graph.notes),
         "problems": problems,
+    }
+    yield found
+    refusals = primesvt.verify(network, graph)
+    names = {r.group for r in refusals}
+    accepted = [g for g in free if g.name not in names]
+    yield found | {
+        "refused": len(names),
+        "accepted": share(accepted),
+        "accepted_without_streams": share(g for g in accepted if g.kind != "stream"),
+        "seconds_of_check": round(time.perf_counter() - traced, 1),
+        "problems": [*problems, *(_told(r, network, share([graph[r.group]])) for r in refusals)],
+    }
+
+
+def _told(refusal: Any, network: nn.Module, share: float) -> dict[str, Any]:
+    kind = type(network.get_submodule(refusal.module)).__name__
+    return {
+        "group": refusal.group,
+        "why": f"refused: {refusal.reason} in a {kind}",
+        "share": share,
     }
 
 
@@ -284,7 +291,8 @@ def row(model: Model, folder: Path, minutes: float) -> dict[str, Any]:
                 words, capture_output=True, text=True, timeout=60 * minutes, cwd=scratch
             )
         except subprocess.TimeoutExpired:
-            return {**made, "failed": f"not done after {minutes:g} minutes"}
+            late = {"failed": f"not done after {minutes:g} minutes"}
+            return made | (json.loads(answer.read_text()) if answer.exists() else {}) | late
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             return {**made, "failed": last.replace(str(folder), "FOLDER")[:300]}
@@ -296,7 +304,7 @@ def summary(problems: list[dict[str, Any]]) -> Iterator[tuple[int, float, str, s
     together: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
         why = re.sub(r"'[\w.]*\d[\w.]*'", "'...'", problem["why"])
-        together.setdefault(re.sub(r"\d+", "#", why), []).append(problem)
+        together.setdefault(re.sub(r"\b\d+\b", "#", why), []).append(problem)
     for why, those in together.items():
         yield len(those), max(p["share"] for p in those), why, those[0]["group"]
 
@@ -316,15 +324,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         name = f"[{r['name']}](https://github.com/{r['repository']})"
-        if r["failed"]:
+        if "parameters" not in r:
             lines.append(f"| {name} | {r.get('commit', '')} | {r['failed']} |" + " |" * 11)
             continue
+        refused = r.get("refused", r["failed"])
         counts = " | ".join(f"{r[k]:,}" for k in ("parameters", "groups", "free"))
         shares = ("listed", "accepted", "accepted_without_streams", "in_no_group", "unread")
         lines.append(
-            f"| {name} | {r['commit']} | {counts} | {r['refused']} | {r['frozen']} | "
-            + " | ".join(f"{r[k]:.1%}" for k in shares)
-            + f" | {r['seconds_of_trace']} | {r['seconds_of_check']} |"
+            f"| {name} | {r['commit']} | {counts} | {refused} | {r['frozen']} | "
+            + " | ".join(f"{r[k]:.1%}" if k in r else "" for k in shares)
+            + f" | {r['seconds_of_trace']} | {r.get('seconds_of_check', '')} |"
         )
     lines += ["", "## What cannot be cut", ""]
     for r in rows:
@@ -358,7 +367,8 @@ def main() -> None:
         warnings.simplefilter("ignore")
         name, answer = args.worker
         chosen = next(m for m in MODELS if m.name == name)
-        Path(answer).write_text(json.dumps(measured(chosen, folder)))
+        for found in measured(chosen, folder):
+            Path(answer).write_text(json.dumps(found))
         return
     path = RESULTS / "foreign_models.json"
     known = {r["name"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}

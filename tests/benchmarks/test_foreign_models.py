@@ -51,9 +51,10 @@ TOY = foreign_models.Model(
 
 def test_what_is_counted(folder):
     with compat.old_spikingjelly():  # which takes away what the worker installs
-        row = foreign_models.measured(TOY, folder)
+        traced, row = foreign_models.measured(TOY, folder)
     entry, fixed, mixed, head, unused = 8 * 16 + 16, 16 * 6 + 6, 6 * 5 + 5, 5 * 3 + 3, 2 * 2 + 2
     total = entry + fixed + mixed + head + unused + 1
+    assert traced.items() <= {**row, "problems": traced["problems"]}.items()
     assert row["parameters"] == total and row["refused"] == row["frozen"] == 1
     assert row["listed"] == round((entry + fixed + mixed - 5) / total, 4)
     assert row["accepted"] == row["accepted_without_streams"] == round((entry + 16 * 6) / total, 4)
