@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from primesvt import compat as compat
     from primesvt import recovery as recovery
     from primesvt._files import FolderInUse as FolderInUse
     from primesvt.channels import ChannelGraph as ChannelGraph
@@ -89,7 +90,7 @@ _GUARDED = frozenset(
         "verify",
     }
 )
-_PACKAGES = ("recovery",)  # public by itself, and a decorator
+_PACKAGES = ("compat", "recovery")  # public by themselves; the latter is a decorator too
 
 __all__ = ["__version__", *_HOMES, *_PACKAGES]
 

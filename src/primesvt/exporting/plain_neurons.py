@@ -10,6 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
+from primesvt.compat import kind_of
 from primesvt.models.fast_paths import LIF, PLIF
 from primesvt.models.neurons import IntegerNeuron, Rounding
 
@@ -169,7 +170,7 @@ def plain(module: nn.Module, *, name: str = "the neuron") -> Plain:
     """
     if isinstance(module, IntegerNeuron):
         return PlainInteger(levels=module.levels, norm=module.norm, rounding=module.rounding)
-    if type(module) not in _STATEFUL:
+    if kind_of(module) not in _STATEFUL:
         raise ValueError(
             f"{name} is a {type(module).__name__}, which cannot be written as plain operators;"
             f" {KNOWN} can"
@@ -192,9 +193,10 @@ def plain(module: nn.Module, *, name: str = "the neuron") -> Plain:
 
 
 def _leak(module: neuron.BaseNode) -> Leak | None:
-    if type(module) in _LEAKY:
+    kind = kind_of(module)
+    if kind in _LEAKY:
         return Leak(by=float(module.tau), decays=bool(module.decay_input))
-    if type(module) in _LEARNED:
+    if kind in _LEARNED:
         # The sigmoid in the parameter's own precision, as the network computes it.
         rate = float(module.w.detach().sigmoid())
         return Leak(by=rate, times=True, decays=bool(module.decay_input))
