@@ -26,7 +26,9 @@ class Net(nn.Module):
 
     def forward(self, x):
         x = self.fixed(self.lif(self.entry(x)))
-        x = self.mixed(x.reshape(x.shape[0], x.shape[1], 6))
+        if x.shape[-1] != 6:
+            raise ValueError("six channels wanted")
+        x = self.mixed(x)
         return self.head(self.scale * x.sort(-1).values)
 """
 
@@ -61,7 +63,7 @@ def test_what_is_counted(folder):
     assert row["unread"] == round(unused / total, 4) and row["outside"] == []
     (frozen, refused) = row["problems"]
     assert frozen["group"] == "mixed" and "sort" in frozen["why"]
-    assert refused["group"] == "fixed" and "shape" in refused["why"]
+    assert refused["group"] == "fixed" and "six channels" in refused["why"]
     page = foreign_models.table(
         [{**row, "name": "Toy", "repository": "a/b", "failed": "", "commit": ""}]
     )
