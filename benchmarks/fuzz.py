@@ -45,7 +45,7 @@ from torch import nn
 
 import primesvt
 from primesvt._guard import Fault
-from primesvt.cli.app import main as command
+from primesvt.cli import main as command
 from primesvt.cli.console import PlainProgress
 from primesvt.models import create_model, to_official
 

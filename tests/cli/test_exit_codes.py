@@ -106,11 +106,31 @@ def test_sigterm_keeps_what_was_measured(primesvt, prune_words):
     assert primesvt(*prune_words).code == 0 and probes.read_text().startswith(kept)
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_while_the_command_is_still_being_imported(number, code, word):
+    script = f"""
+import os, sys
+class Sends:
+    def find_spec(self, name, *_):
+        if name == "primesvt.cli.apply":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Sends())
+from primesvt.cli import main
+sys.exit(main(["models"]))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (code, "")
+    assert found.stderr == f"primesvt: {word}; nothing was written\n"
+
+
 @pytest.fixture(scope="module")
 def _run(tmp_path_factory, bars):
     place = tmp_path_factory.mktemp("pruned") / "run"
     words = ["prune", "sdt_v2_digits", "--data", bars, *QUICK, *LIMIT, "--out", str(place)]
-    assert app.main(words) == 0
+    assert app.run(words) == 0
     return place
 
 

@@ -7,15 +7,10 @@ import inspect
 import os
 import platform
 import shlex
-import signal
-import sys
 import tempfile
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Protocol
 
 import tyro
@@ -23,6 +18,7 @@ from pydantic import ValidationError
 
 from primesvt._files import FolderInUse
 from primesvt._guard import Fault
+from primesvt.cli import INTERRUPTED, TERMINATED, Terminated, termination
 from primesvt.cli.apply import Apply
 from primesvt.cli.console import Console
 from primesvt.cli.evaluate import Evaluate
@@ -43,12 +39,11 @@ __all__ = [
     "LIMITS_NOT_MET",
     "OK",
     "TERMINATED",
-    "main",
+    "run",
 ]
 
 OK, ERROR = 0, 1
 FAULT, IN_USE = 70, 75  # EX_SOFTWARE and EX_TEMPFAIL of sysexits.h
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 DESCRIPTION = """Prune a pre-trained spiking vision transformer within your limits.
 
@@ -105,16 +100,11 @@ KEPT = {
 }
 
 
-class Terminated(KeyboardInterrupt):
-    """Raised when SIGTERM arrives, so that everything ends as after Ctrl-C."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the ``primesvt`` command and return its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def run(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
     console = Console(as_json="--json" in argv)
     try:
-        with _termination():
+        with termination():
             return parse(argv).run(console)
     except ValidationError as error:
         console.error(describe(error))
@@ -137,23 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(_fault(error, argv))
         return FAULT
     return ERROR
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Let SIGTERM end a block as Ctrl-C does; without effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(_: int, __: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _fault(error: Exception, argv: Sequence[str]) -> str:
