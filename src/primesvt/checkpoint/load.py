@@ -406,4 +406,18 @@ def splits_for(
     if isinstance(model, SpikingViT):
         check_classes(splits, model.config.num_classes)
         check_channels(splits, model.config.in_channels)
+        if not isinstance(data, str | Path):
+            return replace(splits, remarks=(*splits.remarks, *_other_size(model, splits)))
     return splits
+
+
+def _other_size(model: SpikingViT, splits: Splits) -> tuple[str, ...]:
+    """A remark on samples of a Dataset, which nothing resizes, of another size than the model's."""
+    if model.provenance is None:
+        return ()
+    found = tuple(splits.selection[0][0].shape[-2:])
+    made = tuple(model.provenance.data.input_size[1:])
+    if found == made:
+        return ()
+    given, wanted = (" x ".join(map(str, size)) for size in (found, made))
+    return (f"samples of {given} as they are given, where the model was made for {wanted}",)
