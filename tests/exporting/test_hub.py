@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import types
 from typing import ClassVar
@@ -161,3 +162,18 @@ def test_distilled_models_come_back(tmp_path):
     save_model(model, tmp_path / "saved")
     made = export(tmp_path / "saved", format="hub", images=5)
     assert made.path == tmp_path / "saved" / "export" / "hub"
+
+
+def test_the_card_escapes_what_files_of_a_run_say(run, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    metrics = json.loads((place / "metrics.json").read_text())
+    evil = "a <script>alert(1)</script> [click](http://x.y) | ![i](z) `code` \u202e\x1b[31m"
+    metrics["data"] = evil
+    metrics["notes"] = [evil]
+    (place / "metrics.json").write_text(json.dumps(metrics))
+    export(place, tmp_path / "hub", format="hub")
+    text = (tmp_path / "hub" / "README.md").read_text().split("---\n", 2)[2]
+    assert "click" in text
+    for raw in ("<script>", "[click](", "![i](", "\u202e", "\x1b", " `code`"):
+        assert raw not in text

@@ -443,3 +443,42 @@ class TestAugmentation:
         images = black.reshape(1, 2, 1, 1).expand(5, 2, 8, 8)
         moved = Augmentation(shift=3, rotate=90)(images, black, torch.Generator().manual_seed(0))
         assert torch.allclose(moved, images, atol=1e-5)
+
+
+def test_a_damaged_state_is_one_line_and_nothing_is_lost(bars: Path, tmp_path: Path) -> None:
+    """Facts of another shape or type, tensors that are gone, a file cut short."""
+    asked, out = recipe(bars, **RESUMED), tmp_path / "out"
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, out_dir=out, progress=interrupt)
+    state = out / "state.safetensors"
+    whole, good = state.read_bytes(), Snapshot.load(state)
+    facts = dict(good.facts)
+    damaged: dict[str, bytes] = {}
+    parts: list[bytes] = [whole[: len(whole) // 2], b"", b"{}", whole[:100] + b"x" * 50]
+    damaged |= {f"content {i}": part for i, part in enumerate(parts)}
+    needed = set(facts) - {"versions", "processes"}  # both are only told
+    odd: list[Any] = [{}, {**facts, "step": "many"}, {**facts, "step": -1}, {**facts, "losses": 3}]
+    odd += [{name: v for name, v in facts.items() if name != gone} for gone in needed]
+    for made in odd:
+        Snapshot(tensors=good.tensors, facts=made).save(state)
+        damaged[f"facts {sorted(made.items())}"] = state.read_bytes()
+    for name in [n for n in good.tensors if not n.endswith("num_batches_tracked")][::7]:
+        fewer = {n: t for n, t in good.tensors.items() if n != name}
+        Snapshot(tensors=fewer, facts=facts).save(state)
+        damaged[f"no {name}"] = state.read_bytes()
+    for what, content in damaged.items():
+        state.write_bytes(content)
+        said = ""
+        try:
+            train(asked, out_dir=out)
+        except ValueError as error:
+            said = str(error)
+        assert "delete it" in said and "\n" not in said, what
+        assert state.read_bytes() == content
+    state.write_bytes(whole)
+    train(asked, out_dir=out)

@@ -203,9 +203,15 @@ class Compared(TorchDispatchMode):
     It draws the random numbers that the original drew, where their shapes fit.
     """
 
-    def __init__(self, *, expected: list[list[Print]], drawn: list[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        *,
+        expected: list[list[Print]],
+        drawn: list[torch.Tensor],
+        shapes_only: bool = False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.expected, self.drawn = expected, list(drawn)
+        self.expected, self.drawn, self.shapes_only = expected, list(drawn), shapes_only
         self.stack: list[str] = []
         self.call = 0
         self.failure: Failure | None = None
@@ -238,7 +244,7 @@ class Compared(TorchDispatchMode):
                 text = f"a result of {func} has shape {one[0]} instead of {other[0]} after a cut"
                 self._fail(text, CRASH)
                 return
-            if not _alike(one, other):
+            if not self.shapes_only and not _alike(one, other):
                 self._fail(f"the result of {func} differs from the silenced original", DIFFER)
                 return
 

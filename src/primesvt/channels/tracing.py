@@ -28,7 +28,7 @@ from primesvt.channels.naming import group_names
 from primesvt.channels.rewriting import Lengths, candidates, installed, observed
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
-from primesvt.channels.tracer import Record, run
+from primesvt.channels.tracer import Record, run, train
 from primesvt.models.forward import (
     check_can_be_cut,
     example_args,
@@ -102,9 +102,12 @@ def _with_needed_rewrites(
         chosen = [g for i, g in enumerate(free, start=1) if i >> bit & 1]
         cuts = {g.name: first_rows(g, max(1, g.size // 3)) for g in chosen}
         remove_channels(pruned, graph, cuts)
-        with observed() as found, contextlib.suppress(Exception), torch.no_grad():
-            reset(pruned)
-            pruned(*args)
+        with observed() as found, torch.no_grad():
+            for trains in (False, True):
+                reset(pruned)
+                train(pruned, trains)
+                with contextlib.suppress(Exception):  # it may end early, or not train on inputs
+                    pruned(*args)
         needed.update(r for r in graph.rewrites if found.needs(r))
     return replace(graph, rewrites=tuple(r for r in graph.rewrites if r in needed))
 

@@ -107,14 +107,21 @@ def verify(
 def _check_elsewhere(
     model: nn.Module, graph: ChannelGraph, names: Sequence[str], refusals: list[Refusal]
 ) -> None:
-    """Cut once more in training mode, and with other inputs: rewritten sizes must hold there."""
+    """Cut once more in training mode, and with other inputs: rewritten sizes must hold there.
+
+    In training mode only shapes are compared: there, modules may compute with statistics of a batch
+    over channels, which a cut changes.
+    """
     for other, example, modes in _conditions(model, graph.example):
         prober = _TracedCopy(model=other, graph=replace(graph, example=example), modes=modes)
         prober.share = 1 / 2
         refused = {r.group for r in refusals}
         left = [n for n in names if n not in refused]
-        where = "in training mode" if True in modes else "with inputs of other sizes"
-        refusals += [_unlike(n, prober, where) for n in left if not prober.traces_alike(graph[n])]
+        if True not in modes:
+            where = "with inputs of other sizes"
+            refusals += [
+                _unlike(n, prober, where) for n in left if not prober.traces_alike(graph[n])
+            ]
         _search(prober, [n for n in left if prober.traces_alike(graph[n])], refusals)
 
 
@@ -356,7 +363,9 @@ class _TracedCopy:
         expected = self._forward(self.copy, silenced, silenced.stack)
         pruned = working_copy(self.copy)
         remove_channels(pruned, self.own, cuts)
-        compared = Compared(expected=silenced.prints, drawn=silenced.drawn)
+        compared = Compared(
+            expected=silenced.prints, drawn=silenced.drawn, shapes_only=True in self.modes
+        )
         try:
             found = self._forward(pruned, compared, compared.stack)
         except Exception as error:  # whatever a foreign forward raises is the finding

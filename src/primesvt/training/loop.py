@@ -133,6 +133,8 @@ class BestWeights:
         facts = validated(_BestFacts, snapshot.facts)
         self.epoch, self.accuracies = facts["best"], list(facts["accuracies"])
         self.state = {k: v.to(device) for k, v in snapshot.part("best").items()}
+        if self.state and self.state.keys() != snapshot.part("model").keys():
+            raise ValueError("tensors of the best weights are missing")
 
 
 class _BestFacts(TypedDict):
@@ -401,11 +403,15 @@ class TrainingLoop:
         facts = validated(_LoopFacts, snapshot.facts)
         self.step, self.total = facts["step"], facts["total"]
         self.losses = list(facts["losses"])
+        if not 0 <= self.step <= self.batches.steps or self.done > self.steps:
+            raise ValueError(f"{self.done} steps of {self.steps} are done")
         give_tensors(self.model, snapshot.part("model"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in snapshot.part("optimizer").items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
+        if len({frozenset(moments) for moments in state.values()}) > 1:
+            raise ValueError("moments of the optimizer are missing")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.average is not None:
             give_tensors(self.average, snapshot.part("average"))

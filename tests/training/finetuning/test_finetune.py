@@ -301,3 +301,41 @@ def test_batches_that_mix_are_told(splits, short) -> None:
         "trained in batches of 16 in each process.",
         "evaluated in batches of 10, in a fixed order; the last batch of the selection set has 6.",
     ]
+
+
+class Counted(OwnNet):
+    """Keeps a number in its state dict that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = {"name": "seventh", "number": 7}
+
+    def get_extra_state(self) -> Any:
+        return self.version
+
+    def set_extra_state(self, state: Any) -> None:
+        self.version = dict(state)
+
+
+def test_extra_state_is_kept(splits, short, tmp_path) -> None:
+    torch.manual_seed(0)
+    net = Counted().eval()
+    images = torch.stack([splits.selection[i][0] for i in range(16)])
+    pruned = prune(
+        net,
+        score=lambda model: (model(images), torch.ones(16))[1],
+        max_accuracy_drop=0.5,
+        include=["fc1"],
+        rates=(0.5,),
+        preset="paper",
+    )
+    pruned.save(tmp_path / "run")
+    result = finetune(tmp_path / "run", recipe=short, teacher=net, data=splits)
+    fresh = Counted()
+    fresh.version = {}
+    again = primesvt.load(tmp_path / "run" / "finetuned", into=fresh)
+    assert again.version == result.model.version == net.version
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.parameters(), result.model.parameters(), strict=True)
+    )
