@@ -18,6 +18,7 @@ from primesvt.evaluation import settings
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.evaluation.settings import tried_on
 from primesvt.models import build_model, create_model, to_official
+from primesvt.training.finetune_source import source_of_model
 
 TRUE = create_model("sdt_v2_digits", pretrained=True).eval()
 FEW = {"batch_size": 128}
@@ -72,3 +73,19 @@ def test_commands_say_what_was_found(weights: Path, capsys, tmp_path: Path) -> N
     )  # fmt: skip
     assert any("and no other usual value is clearly better" in n for n in result.metrics.notes)
     assert result.metrics.before.test.accuracy > 0.95
+
+
+def test_whatever_has_data_at_hand_tries_them(weights: Path, capsys, tmp_path: Path) -> None:
+    """An export, firing rates, and a teacher."""
+    path, said = str(weights), "no other usual value is clearly better"
+    out = str(tmp_path / "net.pt2")
+    command = ["export", path, "--data", "digits", "--format", "torch-export", "--out", out]
+    assert main([*command, "--images", "8"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", path, "--costs", "--data", "digits", "--json"]) == 0
+    loaded = json.loads(capsys.readouterr().out)["loaded"]
+    assert loaded["found"]["time_steps"] == 2 and said in loaded["tried"]
+    source = source_of_model(
+        TRUE, teacher=path, data="digits", plan=None, batch_size=None, seed=None
+    )
+    assert said in source.open_teacher().loaded.tried

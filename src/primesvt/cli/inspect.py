@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from primesvt.channels import ChannelGroup
     from primesvt.checkpoint.load import OpenedModel
-    from primesvt.cli.costs import Counted
+    from primesvt.data import Splits
 
 __all__ = ["Inspect", "tracing"]
 
@@ -68,6 +68,7 @@ class Inspect:
         """Trace the model and print layers or groups."""
         from primesvt.channels import trace
         from primesvt.checkpoint.load import open_model
+        from primesvt.cli.costs import count
         from primesvt.profiling.layers import inventory
         from primesvt.profiling.memory import parameter_count
 
@@ -84,9 +85,10 @@ class Inspect:
             key_map=self.key_map,
             overrides=parse_overrides(self.override),
         )
+        opened, splits = self._on_data(opened, console)
         with tracing(console, opened.model):
             graph = trace(opened.model, opened.example())
-        counted = self._counted(opened)
+        counted = count(opened, splits, latency=self.latency)
         macs = {module.module: module.macs for module in counted.operations.modules}
         layers = [
             {**dataclasses.asdict(row), "macs": macs.get(row.layer)}
@@ -168,18 +170,19 @@ class Inspect:
         )
         return 0
 
-    def _counted(self, opened: OpenedModel) -> Counted:
-        """Count what the model costs, on images where data are given, else on one random image."""
-        from primesvt.checkpoint.load import own_data, splits_for
-
-        if self.data is not None and not self.costs:
+    def _on_data(self, opened: OpenedModel, console: Console) -> tuple[OpenedModel, Splits | None]:
+        """The data to count spikes on, and the model with guessed settings tried on them."""
+        if self.data is None:
+            return opened, None
+        if not self.costs:
             raise ValueError("--data is what --costs counts spikes on; give both")
-        splits = None
-        if self.data is not None:
-            splits = splits_for(opened.model, self.data, own=own_data(self.model))
-        from primesvt.cli.costs import count
+        from primesvt.checkpoint.load import own_data, splits_for
+        from primesvt.evaluation.settings import find_settings
 
-        return count(opened, splits, latency=self.latency)
+        splits = splits_for(opened.model, self.data, own=own_data(self.model))
+        with console.progress() as progress:
+            model = find_settings(opened.model, splits, progress=progress)
+        return dataclasses.replace(opened, model=model), splits
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 
 from primesvt._files import check_place, file_lock
 from primesvt._guard import check_counts
+from primesvt.evaluation.settings import find_settings, settings_note
 from primesvt.exporting.agreement import Comparison, Progress
 from primesvt.exporting.formats import ExportFormat, ExportJob, find_format
 from primesvt.exporting.hub import check_repository
 from primesvt.exporting.result import ExportResult
 from primesvt.exporting.source import ExportSource, open_origin, samples_of
+from primesvt.models import SpikingViT
 from primesvt.registry import EXPORT_FORMATS
 
 __all__ = ["export"]
@@ -88,7 +91,7 @@ def export(
         check_repository(push)
     if out is not None:
         check_place(out)
-    origin = open_origin(source)
+    origin = _settled(open_origin(source), data)
     place = _place(origin, made, out, weight_bits)
     check_place(place)
     samples = samples_of(
@@ -112,7 +115,18 @@ def export(
         progress("exporting", 0, 0)
     with file_lock(place):
         _place(origin, made, out, weight_bits)  # what lies there now
-        return made.write(job)
+        found = made.write(job)
+    return replace(found, notes=(*settings_note(origin.model), *found.notes))
+
+
+def _settled(origin: ExportSource, data: Any) -> ExportSource:
+    """The network with guessed settings tried on its data, where it has such."""
+    if not isinstance(origin.model, SpikingViT) or (data is None and origin.own is None):
+        return origin
+    given = data
+    if given is None and origin.own is not None:
+        given = origin.own.found()
+    return replace(origin, model=find_settings(origin.model, given))
 
 
 def _check(name: str, format: ExportFormat, *, weight_bits: int | None, push: str | None) -> None:

@@ -12,6 +12,7 @@ from primesvt.checkpoint.folder import load
 from primesvt.checkpoint.load import Data, open_model, own_data, splits_for
 from primesvt.config import PruneConfig, parse_overrides, read_recipe
 from primesvt.evaluation.evaluator import Evaluator, example_for
+from primesvt.evaluation.settings import find_settings
 from primesvt.models import reset
 from primesvt.models.digest import config_of, model_digest
 from primesvt.models.forward import copy_of, unwrap
@@ -64,7 +65,7 @@ class FinetuneSource:
         if isinstance(self.teacher, nn.Module):
             return own_copy(self.teacher)
         if self.asked is None or str(self.teacher) != self.asked.model:
-            return open_model(self.teacher).model
+            return find_settings(open_model(self.teacher).model, self.data, seed=self.seed)
         teacher = _original(self.asked)
         if self.plan is not None and model_digest(teacher) != self.plan.model_hash:
             raise ValueError(
