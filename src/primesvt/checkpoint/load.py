@@ -31,7 +31,7 @@ from primesvt.models import (
 )
 from primesvt.models.nearest import agrees
 from primesvt.models.official.read import SUFFIXES, KeyMap, StateFile, read_state_file
-from primesvt.models.official.recognise import check_names
+from primesvt.models.official.recognise import check_names, guesses
 from primesvt.models.registry import nearest_data, provenance_of
 
 __all__ = ["Data", "OpenedModel", "OwnData", "load", "open_model", "own_data", "splits_for"]
@@ -99,7 +99,10 @@ def load(
     file = read_state_file(path, container=container, key_map=key_map)
     model = _official(path, file, family, overrides)
     if not quiet and model.loaded is not None:
-        sys.stderr.write("\n  ".join(model.loaded.lines()) + "\n")
+        lines = list(model.loaded.lines())
+        if guesses(model.loaded):
+            lines.append("data tell: primesvt.find_settings(model, data) tries what was assumed")
+        sys.stderr.write("\n  ".join(lines) + "\n")
     return model
 
 
