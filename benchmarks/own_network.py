@@ -6,11 +6,17 @@ The network is SpikingJelly's own Spikformer, at T = 4 and 32 x 32 pixels, with 
 its own predictions as labels: only time is measured here. Three searches, of the same defaults and
 limits, one after another in one process: with ``score=`` on the images that ``data=`` selects with,
 with ``data=``, and with ``data=`` where no output of a module is reused. Processor seconds.
+
+What rewritten sizes cost: SpikingJelly's Spike-driven Transformer V1, whose attention writes its
+width, at its own widths with and without the adapters that a pruned one has; forwards of both in
+turn, the ratio of the medians and the middle half of the ratios of neighbours.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +25,13 @@ from unittest import mock
 import torch
 from machine import described, save
 from spikingjelly.activation_based import functional
+from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
 from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import primesvt
+from primesvt.channels.rewriting import Adapted, install
 from primesvt.models.stored_outputs import StoredOutputs
 from primesvt.profiling.memory import parameter_count
 
@@ -89,6 +97,33 @@ def timed(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
+def adapters(batch: int, *, turns: int = 30) -> dict[str, Any]:
+    """How much longer a forward takes whose sizes are rewritten, at the same widths."""
+    torch.manual_seed(0)
+    settings = {"num_classes": 10, "embed_dims": 256, "num_heads": 8, "depths": 2}
+    plain = SpikeDrivenTransformer(T=4, pooling_stat="0011", **settings).eval()
+    images = torch.randn(batch, 3, 32, 32)
+    graph = primesvt.trace(plain, images[:1])
+    rewritten = copy.deepcopy(plain)
+    install(rewritten, graph.rewrites, graph.seen, graph.sizes)
+    took: dict[str, list[float]] = {"plain": [], "rewritten": []}
+    with torch.no_grad():
+        for _ in range(turns):
+            for name, net in (("plain", plain), ("rewritten", rewritten)):
+                begin = time.process_time()
+                net(images)
+                took[name].append(time.process_time() - begin)
+                functional.reset_net(net)
+    ratios = sorted(b / a for a, b in zip(took["plain"], took["rewritten"], strict=True))
+    return {
+        "batch": batch,
+        "adapted modules": sum(isinstance(m, Adapted) for m in rewritten.modules()),
+        "milliseconds": 1000 * statistics.median(took["plain"]),
+        "ratio": statistics.median(took["rewritten"]) / statistics.median(took["plain"]),
+        "middle half": [ratios[turns // 4], ratios[-turns // 4]],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -113,7 +148,10 @@ def main() -> None:
     rows["data"] = timed(lambda: primesvt.prune(net, data=data, **common))
     with mock.patch.object(StoredOutputs, "_key", lambda *_: None):
         rows["data, nothing reused"] = timed(lambda: primesvt.prune(net, data=data, **common))
+    rows["adapters"] = [adapters(batch) for batch in (1, 16)]
     save("own_network", rows)
+    for row in rows["adapters"]:
+        print("adapters:", row)
     for name in ("score", "data", "data, nothing reused"):
         share = rows[name]["processor_seconds"] / rows["score"]["processor_seconds"]
         print(f"{name}: {rows[name]} ({share:.2f} of the score's)")
