@@ -35,6 +35,11 @@ class Layout:
             return frozenset((self.symbol,))
         return frozenset().union(*(part.symbols() for part in self.parts))
 
+    def renumbered(self, symbols: Mapping[int, int]) -> Layout:
+        """The same layout of the symbols that another trace has in place of these."""
+        parts = tuple(part.renumbered(symbols) for part in self.parts)
+        return Layout(kind=self.kind, symbol=symbols.get(self.symbol, -1), parts=parts)
+
     def leading(self, numbered: Set[int]) -> frozenset[int]:
         """Symbols that stand in front of another one, and factors that are indexed by number."""
         found = frozenset[int]().union(*(part.leading(numbered) for part in self.parts))
