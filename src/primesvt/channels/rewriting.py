@@ -207,7 +207,10 @@ def _agreed(runs: Mapping[int, list[dict[Path, Rewrite]]]) -> list[Rewrite]:
 
 
 def carried_over(
-    rewrites: Iterable[Rewrite], own: Iterable[Rewrite], symbols: Mapping[int, int]
+    rewrites: Iterable[Rewrite],
+    own: Iterable[Rewrite],
+    symbols: Mapping[int, int],
+    sizes: Sizes,
 ) -> tuple[Rewrite, ...]:
     """The rewrites of one trace for another one of the same network, such as at another resolution.
 
@@ -217,12 +220,14 @@ def carried_over(
         rewrites: of the first trace.
         own: of the other one.
         symbols: of the other trace, by those of the first.
+        sizes: of the symbols of the first.
     """
     values = {r.key: r.before for r in own if r.kind == "constant"}
     found = []
     for r in rewrites:
         if r.layout is not None:
-            if not r.layout.symbols() <= symbols.keys():
+            missing = r.layout.symbols() - symbols.keys()
+            if missing and (any(sizes[n] > 1 for n in missing) or missing == r.layout.symbols()):
                 continue  # the other trace has no such axis, and would not cut it
             r = replace(r, layout=r.layout.renumbered(symbols))
         elif isclose(values.get(r.key, r.before), r.before, rel_tol=1e-5):
@@ -310,13 +315,13 @@ class Table:
     def pins(
         self, frame: FrameType, call: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> bool:
-        """Whether an operator has a factor that may follow a width, as others in its function do.
+        """Whether an operator has a factor that may follow a width, as others of the module do.
 
-        Those that the code spells out follow nothing.
+        Numbers that the code spells out follow nothing.
         """
-        if frame.f_code.co_qualname not in {r.place.function for r in self.constants}:
+        if not self.constants or call not in ARITHMETIC:
             return False
-        numbers = numbers_of(call, args, kwargs).values() if call in ARITHMETIC else ()
+        numbers = numbers_of(call, args, kwargs).values()
         return any(n not in frame.f_code.co_consts for n in numbers)
 
     def __post_init__(self) -> None:

@@ -323,7 +323,9 @@ class _TracedCopy:
             )
         self.builder = Builder(model=self.copy, record=self.record)
         own = self.builder.graph(self.args)
-        rewrites = carried_over(self.graph.rewrites, own.rewrites, self._symbols(own))
+        rewrites = carried_over(
+            self.graph.rewrites, own.rewrites, self._symbols(own), self.graph.sizes
+        )
         self.own = replace(own, rewrites=rewrites)
         self.results = [
             [[self.layout(axis) for axis in axes] for axes in call] for call in self.record.results
@@ -349,9 +351,14 @@ class _TracedCopy:
         ]
         found: dict[int, int] = {}
         for one, other in pairs:  # grows as parts are met
-            pairs.extend(zip(one.parts, other.parts, strict=False))
-            if one.kind == other.kind == "symbol":
-                found.setdefault(one.symbol, other.symbol)
+            mine = _large(one, self.graph.sizes)
+            theirs = _large(other, own.sizes)
+            if len(mine) == len(theirs) > 1:
+                pairs.extend(zip(mine, theirs, strict=True))
+            elif len(mine) == len(theirs) == 1 and mine[0].kind == theirs[0].kind == "symbol":
+                found.setdefault(mine[0].symbol, theirs[0].symbol)
+            elif len(mine) == len(theirs) == 1 and mine[0].kind == theirs[0].kind == "concat":
+                pairs.append((mine[0], theirs[0]))
         return found
 
     def _check_repeatable(self) -> None:
@@ -408,6 +415,14 @@ class _TracedCopy:
         train(model, False)
         reset(model)
         return found
+
+
+def _large(layout: Layout, sizes: dict[int, int]) -> list[Layout]:
+    """The parts of a layout without factors of size 1."""
+    if layout.kind == "symbol":
+        return [layout]
+    solid = [p for p in layout.parts if layout.kind == "concat" or p.length(sizes) > 1]
+    return solid or list(layout.parts[:1])
 
 
 def _varied(value: Any) -> Any:
