@@ -351,14 +351,14 @@ class _TracedCopy:
         ]
         found: dict[int, int] = {}
         for one, other in pairs:  # grows as parts are met
-            mine = _large(one, self.graph.sizes)
-            theirs = _large(other, own.sizes)
-            if len(mine) == len(theirs) > 1:
-                pairs.extend(zip(mine, theirs, strict=True))
-            elif len(mine) == len(theirs) == 1 and mine[0].kind == theirs[0].kind == "symbol":
-                found.setdefault(mine[0].symbol, theirs[0].symbol)
-            elif len(mine) == len(theirs) == 1 and mine[0].kind == theirs[0].kind == "concat":
-                pairs.append((mine[0], theirs[0]))
+            mine, theirs = one.parts or (one,), other.parts or (other,)
+            if _of_sizes(mine, self.graph.sizes) != _of_sizes(theirs, own.sizes):
+                mine, theirs = _large(mine, self.graph.sizes), _large(theirs, own.sizes)
+            for part, its in zip(mine, theirs, strict=False) if len(mine) == len(theirs) else ():
+                if part.kind == its.kind == "symbol":
+                    found.setdefault(part.symbol, its.symbol)
+                elif part.parts and its.parts:
+                    pairs.append((part, its))
         return found
 
     def _check_repeatable(self) -> None:
@@ -417,12 +417,13 @@ class _TracedCopy:
         return found
 
 
-def _large(layout: Layout, sizes: dict[int, int]) -> list[Layout]:
-    """The parts of a layout without factors of size 1."""
-    if layout.kind == "symbol":
-        return [layout]
-    solid = [p for p in layout.parts if layout.kind == "concat" or p.length(sizes) > 1]
-    return solid or list(layout.parts[:1])
+def _of_sizes(parts: Sequence[Layout], sizes: dict[int, int]) -> list[int]:
+    return [part.length(sizes) for part in parts]
+
+
+def _large(parts: Sequence[Layout], sizes: dict[int, int]) -> tuple[Layout, ...]:
+    """The parts of a layout without factors of size 1, which views add and drop."""
+    return tuple(part for part in parts if part.length(sizes) > 1)
 
 
 def _varied(value: Any) -> Any:
