@@ -373,3 +373,169 @@ def test_notes_say_what_is_rewritten() -> None:
         "The factor 0.5 (mul in line 5 of SelfAttention.forward of module 'blocks.0') follows a "
         "width and keeps its value."
     ]
+
+
+class Follows(nn.Module):
+    """A factor that follows a width and something else: nothing that could be kept."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.a, self.b = what, nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        other = {"batch": len(x), "tokens": x.shape[1], "values": x.abs().max().item()}
+        return self.b(y * (other[self.what] / y.shape[-1]))
+
+
+@pytest.mark.parametrize("what", ["batch", "tokens", "values"])
+def test_factors_that_follow_the_input_too_are_refused(what: str) -> None:
+    """At other sizes the pruned network would keep the factor of the traced input."""
+    torch.manual_seed(0)
+    net, x = Follows(what).eval(), torch.randn(3, 6, 5)
+    (refusal,) = verify(net, trace(net, x))
+    assert refusal.group == "a" and "differs from the silenced original" in refusal.reason
+
+
+class Trains(nn.Module):
+    """Code that only a training forward reaches."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.a, self.b, self.half = what, nn.Linear(5, 12), nn.Linear(12, 3), 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if self.training and self.what == "size":
+            y = y.reshape(len(x), 2 * self.half)
+        if self.training and self.what == "factor":
+            y = y * y.shape[-1] ** -0.5
+        if self.training and self.what == "tensor":
+            y = y * torch.tensor(y.shape[-1] ** -0.5)
+        return self.b(y)
+
+
+@pytest.mark.parametrize("what", ["size", "factor", "tensor"])
+def test_what_only_training_writes_is_rewritten_or_refused(what: str) -> None:
+    torch.manual_seed(0)
+    net, x = Trains(what).eval(), torch.randn(3, 5)
+    graph = trace(net, x)
+    assert [r.group for r in verify(net, graph)] == (["a"] if what == "tensor" else [])
+    if what != "tensor":
+        small = pruned(net, graph, {"a": [0, 3, 4]}).train()
+        y = net.a(x).relu()[:, [0, 3, 4]] * (12**-0.5 if what == "factor" else 1.0)
+        wanted = y @ net.b.weight[:, [0, 3, 4]].T + net.b.bias
+        assert torch.allclose(small(x), wanted, atol=1e-6)
+
+
+class Nested(nn.Module):
+    """Holds another one of its class; the last one's width is the result's, and stays."""
+
+    def __init__(self, given: int, width: int, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.a, self.half, self.inner = nn.Linear(given, width), width // 2, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu().reshape(x.shape[0], 2 * self.half)
+        y = y * y.shape[-1] ** -0.5
+        return y if self.inner is None else self.inner(y)
+
+
+def test_a_module_inside_one_of_its_class_keeps_its_own_sizes() -> None:
+    torch.manual_seed(0)
+    net, x = Nested(5, 12, Nested(12, 8)).eval(), torch.randn(3, 5)
+    graph = trace(net, x)
+    assert verify(net, graph) == []
+    small = pruned(net, graph, {"a": [0, 1, 2]})
+    inner = (net.a(x).relu() * 12**-0.5)[:, :3] @ net.inner.a.weight[:, :3].T + net.inner.a.bias
+    assert torch.allclose(small(x), inner.relu() * 8**-0.5, atol=1e-6)
+
+
+class Several(nn.Module):
+    """Factors that another branch, or a later turn, has at other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, steps: int = 1) -> Tensor:
+        y = self.a(x).relu()
+        if len(x) > 6:
+            return self.b(y * y.shape[-1] ** -1)
+        return sum(self.b(y * ((t + 1) / y.shape[-1])) for t in range(steps))
+
+
+def test_factors_that_were_not_traced_are_an_error() -> None:
+    torch.manual_seed(0)
+    net, x = Several().eval(), torch.randn(3, 5)
+    small = pruned(net, trace(net, x), {"a": [0, 1, 2]})
+    assert small(x).shape == (3, 3)
+    with pytest.raises(ValueError, match=r"mul in line \d+ .* given other sizes than before"):
+        small(x, 2)
+    with pytest.raises(ValueError, match=r"mul in line \d+ of Several.forward was not reached"):
+        small(torch.randn(9, 5))
+
+
+KNOWN: list[str] = []
+
+
+class Listed(nn.Module):
+    """The classes of a project are listed once."""
+
+    def __init_subclass__(cls, key: str) -> None:
+        KNOWN.append(key)
+
+
+class Own(Listed, key="own"):
+    """Has its own ways of being copied and stored."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.half, self.how = nn.Linear(5, 12), nn.Linear(12, 3), 6, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu().reshape(len(x), 2 * self.half)
+        return self.b(y * y.shape[-1] ** -0.5)
+
+
+class OwnState(Own, key="state"):
+    def __getstate__(self) -> dict[str, Any]:
+        return {"all": {k: v for k, v in vars(self).items() if not k.startswith("_sizes")}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state["all"])
+
+
+class OwnReduce(Own, key="reduce"):
+    def __reduce__(self) -> Any:
+        return OwnReduce, (self.how,), vars(self).copy()
+
+
+class OwnCopy(Own, key="copy"):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        made = type(self)(self.how)
+        made.a, made.b = copy.deepcopy(self.a, memo), copy.deepcopy(self.b, memo)
+        return made
+
+
+@pytest.mark.parametrize("cls", [Own, OwnState, OwnReduce, OwnCopy])
+def test_classes_with_their_own_ways_of_copying(cls: type[Own]) -> None:
+    torch.manual_seed(0)
+    net, x = cls("so").eval(), torch.randn(3, 5)
+    graph = trace(net, x)
+    assert verify(net, graph) == []
+    small = pruned(net, graph, {"a": [0, 1, 2]})
+    assert KNOWN == ["own", "state", "reduce", "copy"]
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    for other in (copy.deepcopy(small), torch.load(file, weights_only=False)):
+        assert isinstance(other, cls) and torch.equal(other(x), small(x))
+    whole = type(small)("new")
+    assert whole(x).shape == (3, 3), "one made anew has all its channels, and its own sizes"
+
+
+def test_generated_code_is_refused_where_it_writes_sizes() -> None:
+    net = torch.fx.symbolic_trace(Nested(5, 12, nn.Linear(12, 3))).eval()
+    (refusal,) = verify(net, trace(net, torch.randn(3, 5)))
+    assert refusal.group == "a"

@@ -161,3 +161,111 @@ def test_little_memory_changes_nothing_but_time() -> None:
         assert stored.cache.taken <= ceiling
     for count, found in results:
         assert all(torch.equal(found, other) for n, other in results if n == count)
+
+
+class Reuse(nn.Module):
+    """A block whose output may be stored, and a head that differs between networks."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.block = kind, nn.Linear(5, 5), Odd(kind)
+        self.head, self.limit = nn.Linear(5, 3), -9.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.kind == "leaves a loop early":
+            for _ in range(8):
+                x = self.block(x).sigmoid()
+                z = self.head(x)
+                if z.max() > self.limit:
+                    break
+            return z
+        y = self.block(x)
+        if self.kind == "gives two views":
+            y[1].relu_()
+            return self.head(y[0])
+        if self.kind == "gives its input":
+            y.relu_()
+        return self.head(x + y)
+
+
+class Odd(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.fc, self.gain = kind, nn.Linear(5, 5), torch.tensor(2.0)
+        self.more = {"shift": 1.0}
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "reads past operators":
+            return x @ torch.tensor(self.fc.weight.tolist())
+        y = self.fc(x) * self.gain + self.more["shift"]
+        if self.kind == "writes to its input":
+            return x.add_(y)
+        if self.kind == "gives its input":
+            return x
+        return (y, y[:, :3]) if self.kind == "gives two views" else y
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "writes to its input",
+        "gives its input",
+        "gives two views",
+        "leaves a loop early",
+        "reads past operators",
+        "tensor as attribute",
+        "dict as attribute",
+    ],
+)
+def test_odd_modules_give_what_they_give_alone(kind: str) -> None:
+    net, x = Reuse(kind).eval(), torch.randn(4, 5)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.head.bias.fill_(-10.0 if kind == "leaves a loop early" else 1.0)
+        if kind == "reads past operators":
+            other.block.fc.weight.mul_(-1.0)
+        elif kind == "tensor as attribute":
+            other.block.gain = torch.tensor(-3.0)
+        elif kind == "dict as attribute":
+            other.block.more["shift"] = 7.0
+    stored = StoredOutputs(cache=ActivationCache(ceiling=10**7))
+    for network in (net, other, net, other, net):
+        batch = VariantBatch(networks=[network], stored=stored)
+        with batch.evaluating():
+            assert torch.equal(batch(x, data="x", batch=0)[0], alone(network, x))
+
+
+class Cropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.next, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(6, 4, 3), nn.Linear(4, 2)
+        self.crop = Crop()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.crop(x)
+        assert y.stride() == (8 * 100, 100, 1, 20)
+        return self.head(self.next(y).mean((2, 3)))
+
+
+class Crop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[:, :6, ::2].transpose(2, 3)
+
+
+def test_outputs_lie_in_memory_as_they_did() -> None:
+    """Operators round by how values lie, so what a copy would pack more densely is not stored."""
+    net, x = Cropped().eval(), torch.randn(2, 3, 12, 12)
+    other = copy.deepcopy(net)
+    other.head.weight.data.mul_(2.0)
+    stored = StoredOutputs(cache=ActivationCache(ceiling=10**7))
+    for network in (net, other, net, other):
+        batch = VariantBatch(networks=[network], stored=stored)
+        with batch.evaluating():
+            assert torch.equal(batch(x, data="x", batch=0)[0], alone(network, x))

@@ -35,6 +35,16 @@ class Layout:
             return frozenset((self.symbol,))
         return frozenset().union(*(part.symbols() for part in self.parts))
 
+    def renumbered(self, symbols: Mapping[int, int]) -> Layout:
+        """The same layout of the symbols that another trace has in place of these.
+
+        Factors that it has no symbol for are left out: those of size 1 come and go with views.
+        """
+        if self.kind == "symbol":
+            return Layout(kind="symbol", symbol=symbols[self.symbol])
+        parts = tuple(p.renumbered(symbols) for p in self.parts if p.symbols() <= symbols.keys())
+        return parts[0] if len(parts) == 1 else Layout(kind=self.kind, parts=parts)
+
     def leading(self, numbered: Set[int]) -> frozenset[int]:
         """Symbols that stand in front of another one, and factors that are indexed by number."""
         found = frozenset[int]().union(*(part.leading(numbered) for part in self.parts))

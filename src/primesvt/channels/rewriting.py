@@ -10,10 +10,12 @@ follow a width, such as ``(C // h) ** -0.5``, keep the value that they had in th
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import isclose
 from types import FrameType
 from typing import Any, Literal
 
@@ -200,8 +202,38 @@ def _agreed(runs: Mapping[int, list[dict[Path, Rewrite]]]) -> list[Rewrite]:
         if any(facts(a) != facts(b) for a, b in zip(turns, longest, strict=False)):
             return []
     if all(facts(turn) == facts(longest[0]) for turn in longest):
-        return [replace(r, turn=EVERY) for r in longest[0].values()]
+        return [replace(r, turn=EVERY, turns=len(longest)) for r in longest[0].values()]
     return [replace(r, turns=len(longest)) for turn in longest for r in turn.values()]
+
+
+def carried_over(
+    rewrites: Iterable[Rewrite],
+    own: Iterable[Rewrite],
+    symbols: Mapping[int, int],
+    sizes: Sizes,
+) -> tuple[Rewrite, ...]:
+    """The rewrites of one trace for another one of the same network, such as at another resolution.
+
+    What the other trace would rewrite itself does not count, except for the rounding of factors.
+
+    Args:
+        rewrites: of the first trace.
+        own: of the other one.
+        symbols: of the other trace, by those of the first.
+        sizes: of the symbols of the first.
+    """
+    values = {r.key: r.before for r in own if r.kind == "constant"}
+    found = []
+    for r in rewrites:
+        if r.layout is not None:
+            missing = r.layout.symbols() - symbols.keys()
+            if missing and (any(sizes[n] > 1 for n in missing) or missing == r.layout.symbols()):
+                continue  # the other trace has no such axis, and would not cut it
+            r = replace(r, layout=r.layout.renumbered(symbols))
+        elif isclose(values.get(r.key, r.before), r.before, rel_tol=1e-5):
+            r = replace(r, before=values.get(r.key, r.before))
+        found.append(r)
+    return tuple(found)
 
 
 def describe_rewrites(rewrites: Iterable[Rewrite], sizes: Sizes) -> tuple[dict[str, Any], ...]:
@@ -262,13 +294,15 @@ Replacements = tuple[tuple[Path, int | float], ...]
 class Table:
     """What the adapter of one module does: numbers by place in the code and by turn.
 
-    ``turns`` holds one entry where all turns are alike. ``seen`` are the places that the trace
-    reached; a call with sizes at any other place of these functions is refused.
+    ``turns`` holds one entry where all turns are alike, and ``counts`` how many the trace has seen.
+    ``seen`` are the places that the trace reached; a call with sizes at any other place of these
+    functions is refused.
     """
 
     module: str
     turns: dict[Code, list[Replacements]]
     seen: frozenset[Code]
+    counts: dict[Code, int] = field(default_factory=dict)
     constants: tuple[Rewrite, ...] = ()
     calls: frozenset[str] = field(init=False)
     functions: frozenset[str] = field(init=False)
@@ -278,9 +312,21 @@ class Table:
         """The numbers, for comparing the tables of two networks of one class."""
         return repr(sorted(self.turns.items()))
 
+    def pins(
+        self, frame: FrameType, call: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether an operator has a factor that may follow a width, as others of the module do.
+
+        Numbers that the code spells out follow nothing.
+        """
+        if not self.constants or call not in ARITHMETIC:
+            return False
+        numbers = numbers_of(call, args, kwargs).values()
+        return any(n not in frame.f_code.co_consts for n in numbers)
+
     def __post_init__(self) -> None:
         self.functions = frozenset(function for function, _, _ in self.seen)
-        self.calls = SIZED | {call for _, _, call in self.turns}
+        self.calls = SIZED | (ARITHMETIC if self.constants else frozenset())
 
 
 def install(
@@ -296,6 +342,10 @@ def install(
     places: dict[str, set[Code]] = {}
     for place in seen:
         places.setdefault(place.module, set()).add(place.code)
+    changed = {r.place.function for found in by_module.values() for r in found}
+    for path, codes in places.items():  # or what runs inside would be given the outer one's numbers
+        if any(function in changed for function, _, _ in codes):
+            by_module.setdefault(path, [])
     for path, found in by_module.items():
         module = model.get_submodule(path)
         old: Table | None = vars(module).get(_TABLE)
@@ -321,9 +371,12 @@ def _table(module: str, rewrites: Sequence[Rewrite], seen: frozenset[Code], size
     turns = {}
     for key, by_turn in found.items():
         always = by_turn.pop(EVERY, {})
-        turns[key] = [tuple({**always, **by_turn.get(t, {})}.items()) for t in range(counts[key])]
+        count = counts[key] if by_turn else 1
+        turns[key] = [tuple({**always, **by_turn.get(t, {})}.items()) for t in range(count)]
     constants = tuple(r for r in rewrites if r.kind == "constant")
-    return Table(module=module, turns=turns, seen=seen | turns.keys(), constants=constants)
+    return Table(
+        module=module, turns=turns, seen=seen | turns.keys(), counts=counts, constants=constants
+    )
 
 
 def _set(module: nn.Module, name: str, value: int | float) -> None:
@@ -348,11 +401,27 @@ class Adapted(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward of the module's own class, with its sizes rewritten."""
-        with _Running(vars(self)[_TABLE]):
+        table: Table | None = vars(self).get(_TABLE)
+        if table is None:  # made anew from the class: it has all its channels
+            return super().forward(*args, **kwargs)
+        with _Running(table):
             return super().forward(*args, **kwargs)
 
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Leave the hook of the module's own class alone: to its author, no new class is made."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (type(self).__mro__[2],), vars(self).copy()
+        make, args, *rest = super().__reduce_ex__(protocol)
+        own = type(self).__mro__[2]
+        args = tuple(own if each is type(self) else each for each in args)
+        state = rest[0] if rest else None
+        return _made, (make, args), (vars(self)[_TABLE], state)
+
+    def __setstate__(self, state: Any) -> None:
+        table, own = state
+        if own is not None:
+            super().__setstate__(own)
+        vars(self)[_TABLE] = table
 
 
 def adapted(cls: Any) -> Any:
@@ -369,16 +438,31 @@ _adapted: dict[type, Any] = {}
 
 def _adapter(cls: Any) -> Any:
     facts = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    if hasattr(cls, "__deepcopy__"):
+        facts["__deepcopy__"] = _deep_copy
     made = type(cls)(cls.__name__, (Adapted, cls), facts)
     made.forward = torch.compiler.disable(made.forward)
     return made
 
 
-def _blank(cls: type[nn.Module]) -> nn.Module:
+def _made(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """A module with an adapter before its state is set, as copying and unpickling need it."""
-    made = adapted(cls)
-    module: nn.Module = made.__new__(made)
+    module = make(*args)
+    module.__class__ = adapted(type(module))
     return module
+
+
+def _deep_copy(self: Any, memo: dict[int, Any]) -> Any:
+    """Copy a module as its own class does, which may know nothing of the adapter's numbers."""
+    module = type(self).__mro__[2].__deepcopy__(self, memo)
+    module.__class__ = adapted(type(module))
+    vars(module)[_TABLE] = copy.deepcopy(vars(self)[_TABLE])
+    return module
+
+
+def can_be_adapted(module: nn.Module) -> bool:
+    """Whether the forward of a module can be given an adapter: not where it is generated code."""
+    return not isinstance(module, torch.fx.GraphModule)
 
 
 @dataclass(kw_only=True)
@@ -418,7 +502,7 @@ class _Mode(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stack: list[tuple[Table, dict[Code, int]]] = []
+        self.stack: list[tuple[Table, dict[Code, list[tuple[Any, ...]]]]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -432,7 +516,8 @@ class _Mode(TorchFunctionMode):
         key = (frame.f_code.co_qualname, frame.f_lasti, call)
         turns = table.turns.get(key)
         if turns is not None:
-            turn = reached[key] = reached.get(key, -1) + 1
+            before = reached.setdefault(key, [])
+            turn = len(before)
             if len(turns) > 1 and turn >= len(turns):
                 raise _unknown(
                     frame, call, "was reached more often than when the network was traced"
@@ -441,6 +526,9 @@ class _Mode(TorchFunctionMode):
             given = numbers_of(call, args, kwargs)
             if not all(path in given for path, _ in numbers):
                 raise _unknown(frame, call, "has other arguments than when the network was traced")
+            before.append(tuple(given[path] for path, _ in numbers))
+            if turn >= table.counts[key] and _is_new(before):
+                raise _unknown(frame, call, "is given other sizes than before, in a later turn")
             own, (args, kwargs) = (args, kwargs), replaced(args, kwargs, dict(numbers))
             if (observation := getattr(_threads, "observation", None)) is not None:
                 at = (table.module, key)
@@ -448,9 +536,19 @@ class _Mode(TorchFunctionMode):
                 if not _same(func, own, (args, kwargs), [given[p] for p, _ in numbers], numbers):
                     wrong = {p for p, value in numbers if given[p] != value}
                     observation.wrong.update((*at, turn, p) for p in wrong)
-        elif key not in table.seen and key[0] in table.functions and _sizes(call, args, kwargs):
+        elif (
+            key not in table.seen
+            and key[0] in table.functions
+            and (_sizes(call, args, kwargs) or table.pins(frame, call, args, kwargs))
+        ):
             raise _unknown(frame, call, "was not reached when the network was traced")
         return func(*args, **kwargs)
+
+
+def _is_new(given: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether a place is given numbers for the first time that it was not given before."""
+    *before, last = given
+    return all(type(n) in (int, float) for n in last) and last not in before
 
 
 def _sizes(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from primesvt.channels.graph import (
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
-from primesvt.channels.rewriting import Lengths, candidates, installed, observed
+from primesvt.channels.rewriting import Lengths, can_be_adapted, candidates, installed, observed
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run, train
@@ -80,17 +80,18 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
         record = run(duplicate, args, sizes=foreign)
         graph = Builder(model=duplicate, record=record).graph(example_input)
         graph = _with_needed_rewrites(duplicate, args, graph)
-        if foreign and (graph.unread or graph.rewrites):
+        if foreign:
             return _with_training(duplicate, args, graph)
     return graph
 
 
 def _with_needed_rewrites(
-    model: nn.Module, args: tuple[Any, ...], graph: ChannelGraph
+    model: nn.Module, args: tuple[Any, ...], graph: ChannelGraph, *, training: bool = False
 ) -> ChannelGraph:
     """The graph with those rewrites only without which a forward computes wrong sizes.
 
-    Trial cuts show them: of any two groups one is cut without the other.
+    Trial cuts show them: of any two groups one is cut without the other. ``training`` says whether
+    the trace holds a forward that trains, too.
     """
     if not graph.rewrites:
         return graph
@@ -103,10 +104,10 @@ def _with_needed_rewrites(
         cuts = {g.name: first_rows(g, max(1, g.size // 3)) for g in chosen}
         remove_channels(pruned, graph, cuts)
         with observed() as found, torch.no_grad():
-            for trains in (False, True):
+            for trains in (False, True) if training else (False,):
                 reset(pruned)
                 train(pruned, trains)
-                with contextlib.suppress(Exception):  # it may end early, or not train on inputs
+                with contextlib.suppress(Exception):
                     pruned(*args)
         needed.update(r for r in graph.rewrites if found.needs(r))
     return replace(graph, rewrites=tuple(r for r in graph.rewrites if r in needed))
@@ -126,7 +127,9 @@ def _with_training(model: nn.Module, args: tuple[Any, ...], graph: ChannelGraph)
     free = {(g.name, g.size, g.fronts) for g in graph.groups if g.prunable}
     kept = {(g.name, g.size, g.fronts) for g in both.groups if g.prunable}
     more = len(both.unread) < len(graph.unread) or both.seen > graph.seen
-    return _with_needed_rewrites(model, args, both) if free <= kept and more else graph
+    if not (free <= kept and more):
+        return graph
+    return _with_needed_rewrites(model, args, both, training=True)
 
 
 @dataclass(kw_only=True)
@@ -174,7 +177,11 @@ class Builder:
         free = {g.symbol for g in groups if g.status == "free" and g.kind != "heads"}
         fixed = {n for info in tensors.values() for a in info.axes for n in a.symbols()}
         lengths = Lengths(layout=self.layout, fixed=fixed, channels=free, sizes=self.sizes)
-        rewrites = candidates(self.record.noted, self.record.mixed, lengths)
+        rewrites = tuple(
+            r
+            for r in candidates(self.record.noted, self.record.mixed, lengths)
+            if r.kind == "attribute" or can_be_adapted(self.model.get_submodule(r.place.module))
+        )
         return ChannelGraph(
             groups=groups,
             tensors=tensors,

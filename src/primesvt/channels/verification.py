@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
 from primesvt.channels.layout import Layout
+from primesvt.channels.rewriting import carried_over
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced, agree
 from primesvt.channels.surgery import check_widths, remove_channels
 from primesvt.channels.symbols import Axis
@@ -98,7 +99,7 @@ def verify(
         _search(prober, [n for n in chosen if n not in refused], refusals)
         if progress is not None:
             progress(done, len(rounds))
-    if graph.rewrites:
+    if not isinstance(unwrap(model), SpikingViT):
         _check_elsewhere(model, graph, names, refusals)
     order = {group.name: i for i, group in enumerate(graph)}
     return sorted(refusals, key=lambda r: order[r.group])
@@ -107,35 +108,40 @@ def verify(
 def _check_elsewhere(
     model: nn.Module, graph: ChannelGraph, names: Sequence[str], refusals: list[Refusal]
 ) -> None:
-    """Cut once more in training mode, and with other inputs: rewritten sizes must hold there.
+    """Cut once more in training mode, and where sizes are rewritten with other inputs, too.
 
-    In training mode only shapes are compared: there, modules may compute with statistics of a batch
-    over channels, which a cut changes.
+    Where training computes with statistics over channels, such as firing rates of a batch, a cut
+    changes them, and only shapes are compared there.
     """
-    for other, example, modes in _conditions(model, graph.example):
+    for other, example, modes in _conditions(model, graph):
         prober = _TracedCopy(model=other, graph=replace(graph, example=example), modes=modes)
         prober.share = 1 / 2
         refused = {r.group for r in refusals}
         left = [n for n in names if n not in refused]
-        if True not in modes:
+        alike = {n for n in left if prober.traces_alike(graph[n])}
+        if True in modes:
+            prober.shapes_only = len(alike) < len(left)
+        else:
             where = "with inputs of other sizes"
-            refusals += [
-                _unlike(n, prober, where) for n in left if not prober.traces_alike(graph[n])
-            ]
-        _search(prober, [n for n in left if prober.traces_alike(graph[n])], refusals)
+            refusals += [_unlike(n, prober, where) for n in left if n not in alike]
+        _search(prober, [n for n in left if n in alike], refusals)
 
 
 _Condition = tuple[nn.Module, tuple[Any, ...], tuple[bool, ...]]
 _STEPS = frozenset(("T", "time_step", "time_steps", "timestep", "timesteps", "num_steps"))
 
 
-def _conditions(model: nn.Module, example: tuple[Any, ...]) -> Iterator[_Condition]:
+def _conditions(model: nn.Module, graph: ChannelGraph) -> Iterator[_Condition]:
     """Conditions under which a network runs too: training, another batch, resolution, more steps.
 
-    All the last together where it allows that, else one at a time.
+    All the last together where it allows that, else one at a time; then every other axis, such as
+    one of tokens.
     """
-    if _runs(model, example, training=True):
-        yield model, example, (False, True)
+    if _runs(model, graph.example, training=True):
+        yield model, graph.example, (False, True)
+    if not graph.rewrites:
+        return
+    example = graph.example
     first = next((a for a in example if isinstance(a, Tensor) and a.ndim), None)
     if first is None:
         return
@@ -146,19 +152,27 @@ def _conditions(model: nn.Module, example: tuple[Any, ...]) -> Iterator[_Conditi
         more["steps"] = [0, 1, 0, 0, 0]
     together = [sum(column) for column in zip(*more.values(), strict=True)]
     longer = _with_more_steps(model)
+    changed = [False] * first.ndim
     for network in (longer, model) if longer is not None else (model,):
         if _runs(network, _padded(example, together)):
             yield network, _padded(example, together), (False,)
-            return
-    for change in more.values():
-        if any(change) and _runs(model, _padded(example, change)):
+            more, longer, changed = {}, None, [n > 0 for n in together]
+            break
+    axes = [[int(d == axis) for d in range(first.ndim)] for axis in range(1, first.ndim)]
+    for change in (*more.values(), *axes):
+        new = any(n and not known for n, known in zip(change, changed, strict=True))
+        if new and _runs(model, _padded(example, change)):
             yield model, _padded(example, change), (False,)
+            changed = [n > 0 or known for n, known in zip(change, changed, strict=True)]
     if longer is not None and _runs(longer, example):
         yield longer, example, (False,)
 
 
 def _padded(example: tuple[Any, ...], more: Sequence[int]) -> tuple[Any, ...]:
-    """Example inputs with longer axes; all tensors that share the first one's shape are changed."""
+    """Example inputs with longer axes; all tensors that share the first one's shape are changed.
+
+    Their values are smaller, as a factor may follow them too.
+    """
     first = next(a for a in example if isinstance(a, Tensor) and a.ndim)
 
     def pad(value: Any) -> Any:
@@ -168,7 +182,7 @@ def _padded(example: tuple[Any, ...], more: Sequence[int]) -> tuple[Any, ...]:
             if extra:
                 index = torch.arange(value.shape[dim] + extra, device=value.device)
                 value = value.index_select(dim, index % value.shape[dim])
-        return value
+        return value * 0.75 if value.is_floating_point() else value
 
     return tuple(pad(value) for value in example)
 
@@ -278,6 +292,7 @@ class _TracedCopy:
     args: tuple[Any, ...] = field(init=False)
     share: float = 1 / 8
     modes: tuple[bool, ...] = (False,)  # whether it trains, in each of its forwards
+    shapes_only: bool = False
     _layouts: dict[Axis, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -310,15 +325,16 @@ class _TracedCopy:
         return group.size, group.fronts, members
 
     def _trace(self) -> None:
-        with drawing_alike(self.copy):
+        with drawing_alike(self.copy, always=True in self.modes):
             sizes = bool(self.graph.rewrites)
             self.record = run(
                 self.copy, self.args, mode=self.mode(), sizes=sizes, training=True in self.modes
             )
         self.builder = Builder(model=self.copy, record=self.record)
         own = self.builder.graph(self.args)
-        needed = {r.key for r in self.graph.rewrites}
-        rewrites = tuple(r for r in own.rewrites if r.key in needed)
+        rewrites = carried_over(
+            self.graph.rewrites, own.rewrites, self._symbols(own), self.graph.sizes
+        )
         self.own = replace(own, rewrites=rewrites)
         self.results = [
             [[self.layout(axis) for axis in axes] for axes in call] for call in self.record.results
@@ -333,6 +349,26 @@ class _TracedCopy:
             layouts = [self.layout(axis) for axis in r.axes]
             self.operands.setdefault(r.call, {})[r.operand] = layouts
         self.sizes = {n: s.size for s, n in self.builder.numbers.items()}
+
+    def _symbols(self, own: ChannelGraph) -> dict[int, int]:
+        """The symbols of this trace by those of the graph that is checked."""
+        pairs = [
+            (one, other)
+            for name, info in self.graph.tensors.items()
+            if name in own.tensors
+            for one, other in zip(info.axes, own.tensors[name].axes, strict=True)
+        ]
+        found: dict[int, int] = {}
+        for one, other in pairs:  # grows as parts are met
+            mine, theirs = one.parts or (one,), other.parts or (other,)
+            if _of_sizes(mine, self.graph.sizes) != _of_sizes(theirs, own.sizes):
+                mine, theirs = _large(mine, self.graph.sizes), _large(theirs, own.sizes)
+            for part, its in zip(mine, theirs, strict=False) if len(mine) == len(theirs) else ():
+                if part.kind == its.kind == "symbol":
+                    found.setdefault(part.symbol, its.symbol)
+                elif part.parts and its.parts:
+                    pairs.append((part, its))
+        return found
 
     def _check_repeatable(self) -> None:
         """Two forwards have to agree, or nothing can be told from comparing them."""
@@ -364,7 +400,7 @@ class _TracedCopy:
         pruned = working_copy(self.copy)
         remove_channels(pruned, self.own, cuts)
         compared = Compared(
-            expected=silenced.prints, drawn=silenced.drawn, shapes_only=True in self.modes
+            expected=silenced.prints, drawn=silenced.drawn, shapes_only=self.shapes_only
         )
         try:
             found = self._forward(pruned, compared, compared.stack)
@@ -381,7 +417,7 @@ class _TracedCopy:
     def _forward(self, model: nn.Module, mode: TorchDispatchMode, stack: list[str]) -> list[Tensor]:
         """The results of a forward of the copy, or of one made from it."""
         found: list[Tensor] = []
-        with torch.no_grad(), drawing_alike(model):
+        with torch.no_grad(), drawing_alike(model, always=True in self.modes):
             for trains in self.modes:
                 reset(model)
                 train(model, trains)
@@ -390,6 +426,15 @@ class _TracedCopy:
         train(model, False)
         reset(model)
         return found
+
+
+def _of_sizes(parts: Sequence[Layout], sizes: dict[int, int]) -> list[int]:
+    return [part.length(sizes) for part in parts]
+
+
+def _large(parts: Sequence[Layout], sizes: dict[int, int]) -> tuple[Layout, ...]:
+    """The parts of a layout without factors of size 1, which views add and drop."""
+    return tuple(part for part in parts if part.length(sizes) > 1)
 
 
 def _varied(value: Any) -> Any:

@@ -332,7 +332,7 @@ class SizeRecorder(TorchFunctionMode):
         sources = {p: n.owner for p, n in numbers.items() if isinstance(n, AttributeNumber)}
         numbers = {p: int(n) if p in sources else n for p, n in numbers.items()}
         args, kwargs = replaced(args, kwargs, {p: numbers[p] for p in sources})
-        given = next((a for a in args if isinstance(a, Tensor)), None)
+        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         before = [] if given is None else self.axes(given) or []
         result = func(*args, **kwargs)
         module, run = self.running()
@@ -347,7 +347,8 @@ class SizeRecorder(TorchFunctionMode):
         )
         made = [self.axes(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
         axes = [before, *(a for a in made if a is not None)]
-        known = call in SIZED and None not in made
+        unknown = isinstance(given, Tensor) and given.ndim > 0 and not before
+        known = call in SIZED and None not in made and not unknown
         lengths = lengths_of(call, numbers, args, kwargs, axes) if known else {}
         self.noted.append(
             Written(place=place, run=run, numbers=numbers, lengths=lengths, sources=sources)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,19 +103,28 @@ class _Order:
     """What one forward shows: when modules end, and when tensors and modules are first needed.
 
     Times count the beginnings and ends of module calls.
+
+    Attributes:
+        writing: modules that write to what they are given, or whose outputs share memory with it or
+            with each other; whoever reads that afterwards would miss it.
     """
 
     ends: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     needed: dict[str, int] = field(default_factory=dict)  # state and modules, by name
+    writing: set[str] = field(default_factory=set)
 
 
 class _Watch(TorchDispatchMode):
-    """Notes when every parameter and buffer is first read."""
+    """Notes when every parameter and buffer is first read.
+
+    At the latest it is when its module begins: values can be read past all operators (``tolist``).
+    """
 
     def __init__(self, names: dict[int, list[str]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names, self.time, self.order = names, 0, _Order()
+        self.given: list[list[tuple[Tensor, int]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -125,14 +135,34 @@ class _Watch(TorchDispatchMode):
                     self.order.needed[name] = self.time
         return func(*args, **(kwargs or {}))
 
-    def enter(self, name: str, *_: Any) -> None:
+    def enter(
+        self, name: str, own: tuple[str, ...], _: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
         self.time += 1
-        self.order.needed.setdefault(name, self.time)
+        for each in (name, *own):
+            self.order.needed.setdefault(each, self.time)
+        self.given.append([(x, _version(x)) for x in _tensors((args, kwargs))])
 
-    def leave(self, name: str, *_: Any) -> None:
+    def leave(self, name: str, _module: nn.Module, _args: Any, out: Any) -> None:
         self.time += 1
         self.order.ends[name] = self.time
         self.order.calls[name] = self.order.calls.get(name, 0) + 1
+        given = self.given.pop()
+        tensors = [x for x, _ in given] + [x.detach() for x in _tensors(out)]
+        places = [x.untyped_storage().data_ptr() for x in tensors]
+        made = places[len(given) :]
+        apart = len(set(made)) == len(made) and not set(made) & set(places[: len(given)])
+        if not apart or any(_version(x) != version for x, version in given):
+            self.order.writing.add(name)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; those of inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class _Exhausted(Exception):
+    """A module is called more often than when its outputs were stored."""
 
 
 @dataclass(kw_only=True)
@@ -171,7 +201,11 @@ class StoredOutputs:
     ) -> Any:
         """The output of a network with reset neurons, for a batch that ``data`` names."""
         order = self._prepare(network, inputs)
-        with self._in_place_of(network, order, data, batch):
+        try:
+            with self._in_place_of(network, order, data, batch):
+                return network(*inputs)
+        except _Exhausted:
+            reset(network)
             return network(*inputs)
 
     def unchanged(self, network: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
@@ -241,18 +275,31 @@ class StoredOutputs:
             name, module = left.popleft()
             digest = self._digests[network].get(name)
             shared = digest is not None and (name, digest) in self._shared
-            if shared and name in order.ends and _pure(module):
+            ran = name in order.ends and name not in order.writing
+            if shared and ran and _pure(module):
                 yield name, module
             else:
                 left.extend((f"{name}.{n}", m) for n, m in module.named_children())
 
 
 def _give(outputs: deque[Any], *_: Any, **__: Any) -> Any:
+    if not outputs:
+        raise _Exhausted
     return tree_map_only(Tensor, Tensor.clone, outputs.popleft())  # it may be written to
 
 
 def _take(outputs: list[Any], _module: nn.Module, _args: Any, out: Any) -> None:
-    outputs.append(tree_map_only(Tensor, lambda x: x.detach().clone(), out))
+    outputs.append(tree_map_only(Tensor, _copied, out))
+
+
+def _copied(x: Tensor) -> Tensor | None:
+    """A copy that lies in memory as the tensor does, or none: operators round by how values lie."""
+    made = x.detach().clone()
+    return made if made.stride() == x.stride() and x.storage_offset() == 0 else None
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _of_tensors(output: Any) -> bool:
@@ -272,19 +319,25 @@ def _pure(module: nn.Module) -> bool:
 
 def _watched(network: nn.Module, inputs: tuple[Any, ...]) -> _Order:
     names: dict[int, list[str]] = {}
-    for name, tensor in state_tensors(network).items():
+    state = state_tensors(network)
+    for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
     watch = _Watch(names)
 
     def handles() -> Iterator[Any]:
         for name, module in network.named_modules():
-            yield module.register_forward_pre_hook(partial(watch.enter, name))
+            leaves = (*module._parameters, *module._buffers)
+            own = tuple(f"{name}.{leaf}" if name else leaf for leaf in leaves)
+            enter = partial(watch.enter, name, tuple(n for n in own if n in state))
+            yield module.register_forward_pre_hook(enter, with_kwargs=True)
             yield module.register_forward_hook(partial(watch.leave, name))
 
     reset(network)
     with evaluating(network), hooked(handles()), watch:
         network(*inputs)
     reset(network)
+    for name in state:
+        watch.order.needed.setdefault(name, 0)  # nobody was seen to read it
     return watch.order
 
 
@@ -306,14 +359,43 @@ def _digests(network: nn.Module, order: _Order) -> dict[str, str]:
 def _add(update: Callable[[bytes], None], value: Tensor | nn.Module) -> None:
     if isinstance(value, Tensor):
         update(str((tuple(value.shape), value.dtype)).encode())
-        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        update(_content(value))
         return
-    plain = [(n, v) for n, v in sorted(vars(value).items()) if _is_plain(v)]
+    kept = vars(value).get(REST, {})
+    plain = [
+        (n, _values(v))
+        for n, v in sorted(vars(value).items())
+        if n not in _OF_TORCH and n not in kept and _is_plain(v)
+    ]
     plain += [(n, v.signature) for n, v in vars(value).items() if hasattr(v, "signature")]
     update(repr(plain).encode())
+
+
+_OF_TORCH = frozenset((*vars(nn.Module()), "_memories", "_memories_rv", REST)) - {"training"}
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, Tensor):
+        return value.layout is torch.strided and not (value.is_meta or value.is_quantized)
+    return value is None or isinstance(value, bool | int | float | str | np.ndarray)
+
+
+def _values(value: Any) -> Any:
+    """Plain values, with digests in place of arrays, whose text would leave most out."""
+    if isinstance(value, list | tuple):
+        return [_values(part) for part in value]
+    if isinstance(value, dict):
+        return [(_values(key), _values(part)) for key, part in value.items()]
+    if isinstance(value, Tensor | np.ndarray):
+        content = value.tobytes() if isinstance(value, np.ndarray) else _content(value)
+        return str(value.dtype), tuple(value.shape), hashlib.blake2b(content).hexdigest()
+    return value
+
+
+def _content(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
