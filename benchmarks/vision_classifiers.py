@@ -252,10 +252,10 @@ def hints(model: nn.Module, head: nn.Module) -> dict[str, Any]:
     ]
     if type(model).__name__ == "VisionTransformer":
         given["round_to"] = model.encoder.layers[0].num_heads
-        given["unwrapped_parameters"] = {model.class_token: 2, model.encoder.pos_embedding: 2}
+        given["unwrapped_parameters"] = [(model.class_token, 2), (model.encoder.pos_embedding, 2)]
     if type(model).__name__ == "ConvNeXt":
         scales = [p for n, p in model.named_parameters() if n.endswith("layer_scale")]
-        given["unwrapped_parameters"] = dict.fromkeys(scales, 0)
+        given["unwrapped_parameters"] = [(p, 0) for p in scales]
     return given
 
 
