@@ -268,12 +268,6 @@ CASES: dict[str, Case] = {
     "repeat": tokens(lambda t: t.repeat(1, 1, 2), out=12, columns=tiled(6)),
     "repeat of one": tokens(lambda t: t * t.sum(-1, keepdim=True).repeat(1, 1, t.shape[-1])),
     "expand of one": tokens(lambda t: t * t.sum(-1, keepdim=True).expand_as(t)),
-    "normalised": tokens(functional.normalize),
-    "normalised channels": tokens(lambda t: functional.normalize(t, dim=-1)),
-    "largest of absolute values": tokens(
-        lambda t: t * torch.linalg.vector_norm(t, float("inf"), dim=-1, keepdim=True)
-    ),
-    "norm of another power": tokens(lambda t: t * t.norm(3, -1, keepdim=True)),
     "dot": tokens(lambda t: t * torch.einsum("bnc,bnc->bn", t, t)[..., None]),
     "three factors": tokens(lambda t: torch.einsum("bnc,bmc,bme->bne", t, t, t)),
     "vecdot": tokens(lambda t: t * torch.linalg.vecdot(t, t)[..., None]),
@@ -406,9 +400,6 @@ ORDERED: dict[str, Callable[[Tensor], Tensor]] = {
     "unfold": lambda t: t + t.unfold(-1, 3, 1).sum((-1, -2))[..., None],
     "diagonal beside": lambda t: t * (t.mT @ t).diagonal(1, 1, 2).sum(-1)[:, None, None],
     "triu": lambda t: t @ torch.triu(t.mT @ t),
-    "smallest of absolute values": lambda t: (
-        t * torch.linalg.vector_norm(t, float("-inf"), dim=-1, keepdim=True)
-    ),
     "rms": lambda t: functional.rms_norm(t, (6,)),
 }
 

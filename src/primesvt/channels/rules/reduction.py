@@ -1,17 +1,10 @@
-"""Reductions and pooling: a sum or norm of activations may drop a channel, all else freezes it."""
+"""Reductions and pooling: a plain sum of activations may drop a channel, all else freezes it."""
 
 from __future__ import annotations
 
 from primesvt.channels.equate import equate
 from primesvt.channels.rules.registry import STORE, Axes, Call, rule
 from primesvt.channels.symbols import Axis, Symbol, confirm, flatten, size_of, unit
-
-
-@rule("linalg_vector_norm", "norm")
-def norm(call: Call) -> Axes:
-    """A norm sums powers of absolute values or takes the largest, so zeros count for nothing."""
-    power = call.get("ord", call.get("p", 2))
-    return total(call) if power >= 0 else _reduced(call)
 
 
 @rule("sum")
@@ -44,6 +37,8 @@ def dropped(axis: Axis) -> None:
     "all",
     "argmax",
     "argmin",
+    "norm",
+    "linalg_vector_norm",
     "logsumexp",
 )
 def reduce(call: Call) -> Axes:
