@@ -247,10 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--torchvision", nargs="*", metavar="NAME", help="its classifiers instead")
     parser.add_argument("--minutes", type=float, default=10, help="for one classifier")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        vision_classifiers.measured(args.worker[0], Path(args.worker[1]))
+        vision_classifiers.measured(*args.worker[:2], Path(args.worker[2]))
     elif args.torchvision is not None:
         vision_classifiers.compare(__file__, args.torchvision, args.minutes)
     else:

@@ -13,22 +13,24 @@ results/against_torch_pruning_vision.json and .md:
 - saved: parameters that are gone.
 - seconds: analysis, ranking and cut; the check of PrimeSVT (``verify``) apart.
 
-Torch-Pruning is told what its own test tells it (``hints``): which layers stay, and the parameters
-of ViT and ConvNeXt that lie in no layer.
+A tool has 10 GiB and ``--minutes`` for a model. Torch-Pruning is told what its own test tells it
+(``hints``): which layers stay, and the parameters of ViT and ConvNeXt that lie in no layer.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from primesvt.importance import CriterionContext, keep
 from primesvt.importance.magnitude import l2
 
 RATE = 0.5
+MEMORY = 10 * 2**30  # bytes for one tool on one model
 NAME = "against_torch_pruning_vision"
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
@@ -85,8 +88,6 @@ MODELS = (
     "swin_v2_t",
     "maxvit_t",
 )
-
-Removed = dict[str, dict[int, np.ndarray]]  # weight -> axis -> indices that are gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,11 @@ def with_primesvt(case: Subject) -> Iterator[dict[str, Any]]:
     graph = primesvt.trace(case.model, case.images[:1])
     traced = time.perf_counter() - start
     free = [g for g in graph if g.status == "free" and g.kind != "heads"]
-    yield {"tool": "PrimeSVT", "forward": "", "seconds": round(traced, 2), "failed": "no check"}
+    yield {
+        "seconds": round(traced, 2),
+        "groups": len(graph),
+        "listed": case.share(m.tensor for g in free for m in g.members),
+    }
     start = time.perf_counter()
     refusals = primesvt.verify(case.model, graph)
     check = time.perf_counter() - start
@@ -166,7 +171,6 @@ def with_primesvt(case: Subject) -> Iterator[dict[str, Any]]:
     held = {m.tensor for g in accepted for m in g.members}
     apart = {m.tensor for g in accepted if g.kind != "stream" for m in g.members}
     yield {
-        "tool": "PrimeSVT",
         **compared(case, small, silenced_by_graph(case, graph, cuts)),
         "reached": case.share(held),
         "reached_without_streams": case.share(apart),
@@ -182,7 +186,10 @@ def problems(
     case: Subject, graph: ChannelGraph, refusals: list[Any], held: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Why groups are not cut, with the parameters that no accepted group holds because of it."""
-    told = {r.group: f"refused: {r.reason}" for r in refusals}
+    told = {
+        r.group: f"refused: {r.reason} in a {type(case.model.get_submodule(r.module)).__name__}"
+        for r in refusals
+    }
     together: dict[str, list[ChannelGroup]] = {}
     for g in graph:
         why = f"frozen: {g.reason}" if g.status == "frozen" else told.get(g.name)
@@ -198,13 +205,12 @@ def problems(
         yield {"why": "in no group", "groups": names, "lost": case.share(alone)}
 
 
-def with_torch_pruning(case: Subject) -> dict[str, Any]:
+def with_torch_pruning(case: Subject) -> Iterator[dict[str, Any]]:
     """The same with Torch-Pruning's own pruner, group by group to see what it removes where."""
     import torch_pruning as tp
 
     small = copy.deepcopy(case.model)
-    heads = dict(small.named_modules())
-    head = heads[next(n for n, m in case.model.named_modules() if m is case.head)]
+    head = small.get_submodule(next(n for n, m in case.model.named_modules() if m is case.head))
     paths = {module: path for path, module in small.named_modules()}
     removed: list[tuple[str, bool, list[int]]] = []
     start = time.perf_counter()
@@ -227,14 +233,14 @@ def with_torch_pruning(case: Subject) -> dict[str, Any]:
             group.prune()
     except Exception as error:  # whatever it raises is the finding
         seconds = round(time.perf_counter() - start, 2)
-        return {"tool": "Torch-Pruning", "forward": f"no (step: {line(error)})", "seconds": seconds}
+        yield {"forward": f"no (step: {line(error)})", "seconds": seconds}
+        return
     seconds = time.perf_counter() - start
     if hasattr(small, "hidden_dim"):  # its own test does so with ViT
         small.hidden_dim = small.conv_proj.out_channels
     shapes = dict(small.named_parameters())
     changed = [n for n, p in case.model.named_parameters() if shapes[n].shape != p.shape]
-    return {
-        "tool": "Torch-Pruning",
+    yield {
         **compared(case, small, silenced_by_records(case, removed)),
         "reached": case.share(changed),
         "seconds": round(seconds, 2),
@@ -286,13 +292,15 @@ def compared(case: Subject, small: nn.Module, silenced: nn.Module) -> dict[str, 
 def silenced_by_graph(case: Subject, graph: ChannelGraph, cuts: dict[str, np.ndarray]) -> nn.Module:
     """A copy in which the layers that read removed channels have weights of zero there.
 
-    What only a product in the forward reads is zero where it is made.
+    What a product in the forward reads (queries and keys) is zero where it is made.
     """
     silent = copy.deepcopy(case.model).double()
     for name, kept in cuts.items():
         group = graph[name]
         gone = ~kept_mask(group, graph.kept(name, kept))
-        for member in group.readers or group.producers:
+        linear = all(isinstance(silent.get_submodule(m.module), nn.Linear) for m in group.producers)
+        in_heads = linear and group.positions > 1
+        for member in (*group.readers, *(group.producers if in_heads or not group.readers else ())):
             weight = silent.get_parameter(member.tensor)
             ids = graph.ids(group, member)
             blocks = getattr(silent.get_submodule(member.module), "groups", 1)
@@ -336,26 +344,34 @@ def line(error: Exception) -> str:
 # --- the table ----------------------------------------------------------------------------------
 
 
-def measured(name: str, answer: Path) -> None:
-    """All that is known about a model, written whenever something is added."""
+def measured(name: str, tool: str, answer: Path) -> None:
+    """All that is known about a tool on a model, written whenever something is added."""
     warnings.simplefilter("ignore")  # Torch-Pruning warns of every tensor it cannot follow
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4))
     images, sizes = torch.randn(2, 3, 4, 4), {n: p.numel() for n, p in first.named_parameters()}
     trial = Subject(name="", model=first.eval(), images=images, head=first[-1], sizes=sizes)
-    with_torch_pruning(trial), list(with_primesvt(trial))  # first calls are not timed
+    list(TOOLS[tool](trial))  # first calls are not timed
     case = subject(name)
-    found: dict[str, Any] = {"parameters": case.total, "pixels": case.images.shape[-1]}
-    found["tools"] = [with_torch_pruning(case)]
-    for row in with_primesvt(case):
-        answer.write_text(json.dumps({**found, "tools": [row, *found["tools"]]}))
+    found = {"parameters": case.total, "pixels": case.images.shape[-1]}
+    answer.write_text(json.dumps(found))
+    for row in TOOLS[tool](case):
+        answer.write_text(json.dumps(found | row))
 
 
-def row(script: str, name: str, minutes: float) -> dict[str, Any]:
+TOOLS: dict[str, Callable[[Subject], Iterator[dict[str, Any]]]] = {
+    "PrimeSVT": with_primesvt,
+    "Torch-Pruning": with_torch_pruning,
+}
+
+
+def row(script: str, name: str, tool: str, minutes: float) -> dict[str, Any]:
+    """One tool on one model in a process of its own, which may crash or run too long."""
+    failed = ""
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "row.json"
-        words = [sys.executable, script, "--worker", name, str(answer)]
-        failed = ""
+        words = [sys.executable, script, "--worker", name, tool, str(answer)]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=60 * minutes)
             if done.returncode:
@@ -363,7 +379,7 @@ def row(script: str, name: str, minutes: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             failed = f"not done after {minutes:g} minutes"
         known = json.loads(answer.read_text()) if answer.exists() else {}
-        return {"name": name, "failed": failed, **known}
+    return {"model": name, "tool": tool, "forward": "", **known, "failed": failed}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -383,24 +399,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|" + "---|" * 11,
     ]
     for r in rows:
-        if "tools" not in r:
-            lines.append(f"| {r['name']} | | | | {r['failed']} |" + " |" * 6)
-        for t in r.get("tools", ()):
-            shares = ("reached", "reached_without_streams", "saved")
-            cells = " | ".join(f"{t[k]:.1%}" if k in t else "" for k in shares)
-            forward = t["forward"] or r["failed"]
-            lines.append(
-                f"| {r['name']} | {r['pixels']} | {r['parameters']:,} | {t['tool']} | {forward} |"
-                f" {t.get('exact', '-')} | {cells} | {t['seconds']:.2f} |"
-                f" {t.get('seconds_of_check', '')} |"
-            )
+        shares = ("reached", "reached_without_streams", "saved")
+        cells = " | ".join(f"{r[k]:.1%}" if k in r else "" for k in shares)
+        lines.append(
+            f"| {r['model']} | {r.get('pixels', '')} | {r.get('parameters', '')} | {r['tool']} |"
+            f" {r['forward'] or r['failed']} | {r.get('exact', '-')} | {cells} |"
+            f" {r.get('seconds', '')} | {r.get('seconds_of_check', '')} |"
+        )
     lines += ["", "## What PrimeSVT does not cut", ""]
     lines += ["Shares of the parameters that no accepted group holds for that reason.", ""]
     for r in rows:
-        for p in (p for t in r.get("tools", ()) for p in t.get("problems", ())):
-            count = len(p["groups"])
+        for p in r.get("problems", ()):
+            count, what = len(p["groups"]), "tensor" if p["why"] == "in no group" else "group"
             lines.append(
-                f"- {r['name']}: {count} {'group' if count == 1 else 'groups'}, such as"
+                f"- {r['model']}: {count} {what}{'s' * (count > 1)}, such as"
                 f" `{p['groups'][0]}`, {p['lost']:.1%}: {p['why'].replace('|', '/')}"
             )
     return "\n".join([*lines, ""])
@@ -410,14 +422,12 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """How often each tool's forward works and its removal is exact, and the median share."""
     yield "| tool | forward works | removal exact | reached, median | least | seconds, mean |"
     yield "|" + "---|" * 6
-    for tool in ("PrimeSVT", "Torch-Pruning"):
-        own = [t for r in rows for t in r.get("tools", ()) if t["tool"] == tool]
-        if not own:
-            continue
+    for tool in TOOLS:
+        own = [r for r in rows if r["tool"] == tool]
         works = [t for t in own if t["forward"] == "yes"]
         exact = sum(t["exact"] == "yes" for t in works)
         shares = [t["reached"] for t in works] or [0.0]
-        mean = sum(t["seconds"] for t in own) / len(own)
+        mean = np.mean([t["seconds"] for t in works]) if works else math.nan
         yield (
             f"| {tool} | {len(works)} of {len(own)} | {exact} of {len(own)}"
             f" | {np.median(shares):.1%} | {min(shares):.1%} | {mean:.2f} |"
@@ -427,13 +437,14 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 def compare(script: str, only: list[str], minutes: float) -> None:
     """Measure those models that are named, or that have no row yet, and write after each."""
     path = RESULTS / f"{NAME}.json"
-    known = {r["name"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    for name in only or [m for m in MODELS if m not in known]:
-        known[name] = row(script, name, minutes)
-        told = [
-            {k: v for k, v in t.items() if k != "problems"} for t in known[name].get("tools", ())
-        ]
-        print(name, known[name]["failed"], *told, sep="\n  ", flush=True)
-        rows = [known[m] for m in dict.fromkeys([*MODELS, *known]) if m in known]
-        save(NAME, rows)
-        (RESULTS / f"{NAME}.md").write_text(table(rows))
+    known: dict[tuple[str, str], dict[str, Any]] = {}
+    if path.exists():
+        known = {(r["model"], r["tool"]): r for r in json.loads(path.read_text())["rows"]}
+    for name, tool in itertools.product(only or MODELS, TOOLS):
+        if only or (name, tool) not in known:
+            made = known[name, tool] = row(script, name, tool, minutes)
+            print({k: v for k, v in made.items() if k != "problems"}, flush=True)
+            names = dict.fromkeys([*MODELS, *(m for m, _ in known)])
+            rows = [known[key] for key in itertools.product(names, TOOLS) if key in known]
+            save(NAME, rows)
+            (RESULTS / f"{NAME}.md").write_text(table(rows))
