@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -419,15 +420,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """How often each tool's forward works and its removal is exact, and the median share."""
-    yield "| tool | forward works | removal exact | reached, median | least | seconds, mean |"
+    """How often a tool works and is exact, its shares, and its seconds where both tools work."""
+    columns = "forward works | removal exact | reached, median of these | least"
+    yield f"| tool | {columns} | seconds, mean where both work |"
+    ran = Counter(r["model"] for r in rows if r["forward"] == "yes")
     yield "|" + "---|" * 6
     for tool in TOOLS:
         own = [r for r in rows if r["tool"] == tool]
         works = [t for t in own if t["forward"] == "yes"]
         exact = sum(t["exact"] == "yes" for t in works)
         shares = [t["reached"] for t in works] or [0.0]
-        mean = np.mean([t["seconds"] for t in works]) if works else math.nan
+        mean = np.mean([r["seconds"] for r in works if ran[r["model"]] == 2] or [math.nan])
         yield (
             f"| {tool} | {len(works)} of {len(own)} | {exact} of {len(own)}"
             f" | {np.median(shares):.1%} | {min(shares):.1%} | {mean:.2f} |"
