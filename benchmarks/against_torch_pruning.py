@@ -2,6 +2,10 @@
 
     pip install -e '.[compare]'
     python benchmarks/against_torch_pruning.py   # results/torch_pruning.json and .md
+    python benchmarks/against_torch_pruning.py --torchvision [NAME ...] [--minutes 10]
+
+The second compares both on torchvision's classifiers instead (see vision_classifiers.py); without
+names, those that have no row in results/against_torch_pruning_vision.json yet.
 
 Both tools get the same untrained networks in evaluation mode, the same images, the same rates and
 the L2 norm; the classifier stays whole. Four rows a network and rate:
@@ -27,15 +31,18 @@ What is measured:
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import vision_classifiers
 from exactness import FAMILIES, Cuts, Subject, copied, cuts_of, equals_removal, subject
 from machine import RESULTS, described, save
 from torch import nn
@@ -237,6 +244,21 @@ TOOLS: Mapping[str, Callable[[Subject, float], Row]] = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--torchvision", nargs="*", metavar="NAME", help="its classifiers instead")
+    parser.add_argument("--minutes", type=float, default=10, help="for one classifier")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        vision_classifiers.measured(*args.worker[:2], Path(args.worker[2]))
+    elif args.torchvision is not None:
+        vision_classifiers.compare(__file__, args.torchvision, args.minutes)
+    else:
+        families()
+
+
+def families() -> None:
+    """The project's own families, all rates and tools."""
     warnings.simplefilter("ignore")  # Torch-Pruning warns of every tensor it cannot follow
     torch.set_num_threads(1)
     for tool in TOOLS.values():  # imports and first calls are not timed

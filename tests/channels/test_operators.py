@@ -478,6 +478,31 @@ def test_a_linear_layer_on_transposed_tokens_of_several_steps_has_its_group() ->
     assert verify(net, graph) == []
 
 
+def test_groups_whose_numbered_names_would_meet_keep_names_of_their_own() -> None:
+    class Expand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.a(x).sigmoid(), self.b(x).sigmoid()], 1)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Sigmoid(), Expand())
+            self.last = nn.Conv2d(9, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.features(x))
+
+    net, x = Net().double().eval(), torch.randn(2, 3, 4, 4).double()
+    graph = trace(net, x)
+    assert len({g.name for g in graph}) == len(graph)
+    assert sorted(g.size for g in graph.prunable()) == [4, 5, 6]
+    assert verify(net, graph) == []
+
+
 def test_a_parameter_that_no_group_holds_is_told() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
@@ -21,11 +22,14 @@ def group_names(
         chains: modules that chain several weights without a neuron, and count as one layer.
     """
     names = [_name(g, _homes(g, module_symbols), chains) for g in groups]
-    count, before = Counter(names), Counter[str]()
+    count = Counter(names)
+    taken = {name for name in names if count[name] == 1}
     unique = []
     for name in names:
-        unique.append(f"{name}:{before[name]}" if count[name] > 1 else name)
-        before[name] += 1
+        if count[name] > 1:  # a number that makes the name of another group is left out
+            name = next(n for i in itertools.count() if (n := f"{name}:{i}") not in taken)
+            taken.add(name)
+        unique.append(name)
     return unique
 
 
