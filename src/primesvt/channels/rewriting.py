@@ -411,7 +411,8 @@ class Adapted(nn.Module):
         """Leave the hook of the module's own class alone: to its author, no new class is made."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        make, args, *rest = super().__reduce_ex__(protocol)
+        made: Any = super().__reduce_ex__(protocol)
+        make, args, *rest = made
         own = type(self).__mro__[2]
         args = tuple(own if each is type(self) else each for each in args)
         state = rest[0] if rest else None
@@ -420,7 +421,7 @@ class Adapted(nn.Module):
     def __setstate__(self, state: Any) -> None:
         table, own = state
         if own is not None:
-            super().__setstate__(own)
+            super().__setstate__(own)  # type: ignore[no-untyped-call]
         vars(self)[_TABLE] = table
 
 
@@ -454,7 +455,8 @@ def _made(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 def _deep_copy(self: Any, memo: dict[int, Any]) -> Any:
     """Copy a module as its own class does, which may know nothing of the adapter's numbers."""
-    module = type(self).__mro__[2].__deepcopy__(self, memo)
+    own: Any = type(self).__mro__[2]
+    module = own.__deepcopy__(self, memo)
     module.__class__ = adapted(type(module))
     vars(module)[_TABLE] = copy.deepcopy(vars(self)[_TABLE])
     return module

@@ -9,7 +9,7 @@ what a forward computes from weights alone stays as it is, and has to come out t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -428,11 +428,11 @@ class _TracedCopy:
         return found
 
 
-def _of_sizes(parts: Sequence[Layout], sizes: dict[int, int]) -> list[int]:
+def _of_sizes(parts: Sequence[Layout], sizes: Mapping[int, int]) -> list[int]:
     return [part.length(sizes) for part in parts]
 
 
-def _large(parts: Sequence[Layout], sizes: dict[int, int]) -> tuple[Layout, ...]:
+def _large(parts: Sequence[Layout], sizes: Mapping[int, int]) -> tuple[Layout, ...]:
     """The parts of a layout without factors of size 1, which views add and drop."""
     return tuple(part for part in parts if part.length(sizes) > 1)
 
