@@ -257,6 +257,29 @@ def test_foreign_module(own_net, digits, tmp_path):
     assert finished.metrics == result.metrics
 
 
+def test_the_widths_of_the_plan_are_checked_too(digits):
+    class Interval(torch.nn.Module):
+        """Computes something else at widths that no trial cut has."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = torch.nn.Linear(64, 12), torch.nn.Linear(12, 10)
+
+        def forward(self, x):
+            hidden = self.fc1(x.flatten(1)).relu()
+            return self.fc2(torch.tanh(hidden) if 2 < hidden.shape[1] < 6 else hidden)
+
+    torch.manual_seed(0)
+    net = Interval().eval()
+    images = torch.rand(60, 1, 8, 8)
+    data = TensorDataset(images, net(images).argmax(1))
+    options = {"gate": "point", "policy": "uniform", "recovery": "none", "lossless": False}
+    limits = Constraints(max_accuracy_drop=90)
+    with pytest.raises(ValueError, match=r"not exact at its widths.*tanh"):
+        prune(net, data=data, constraints=limits, rates=[2 / 3], **options)
+    assert prune(net, data=data, constraints=limits, rates=[1 / 4], **options).plan.groups
+
+
 def test_refused_groups_are_reported(digits):
     class WrittenIn(torch.nn.Module):
         """Its forward insists on its hidden width."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids
+from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels
 from primesvt.channels.layout import Layout
 from primesvt.channels.rewriting import carried_over
 from primesvt.channels.silence import CRASH, Compared, Failure, Silenced, agree
@@ -103,6 +103,21 @@ def verify(
         _check_elsewhere(model, graph, names, refusals)
     order = {group.name: i for i, group in enumerate(graph)}
     return sorted(refusals, key=lambda r: order[r.group])
+
+
+def verify_cut(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> Failure | None:
+    """Check one cut as it is made, with all of its groups and at its widths.
+
+    A forward may take another path at widths that no trial cut of ``verify`` has.
+
+    Example:
+        >>> from primesvt.channels import trace
+        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> verify_cut(net, trace(net, torch.zeros(1, 4)), {"0": [1, 2]}) is None
+        True
+    """
+    rows = {name: graph.kept(name, kept) for name, kept in cuts.items()}
+    return _TracedCopy(model=model, graph=graph).try_rows(rows) if rows else None
 
 
 def _check_elsewhere(
@@ -393,7 +408,10 @@ class _TracedCopy:
         return self._layouts[axis]
 
     def try_cut(self, names: list[str]) -> Failure | None:
-        cuts = {name: trial_cut(self.own[name], self.share) for name in names}
+        return self.try_rows({name: trial_cut(self.own[name], self.share) for name in names})
+
+    def try_rows(self, cuts: Mapping[str, Ids]) -> Failure | None:
+        """Compare a cut of channels with silencing them where they are read."""
         kept = {self.own[n].symbol: (self.own[n], rows) for n, rows in cuts.items()}
         silenced = Silenced(traced=self, kept=kept)
         expected = self._forward(self.copy, silenced, silenced.stack)

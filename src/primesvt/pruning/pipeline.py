@@ -17,8 +17,10 @@ from primesvt._files import check_place
 from primesvt._guard import random_state_kept
 from primesvt.calibration import ActivationStatistics
 from primesvt.channels import trace
+from primesvt.channels.graph import Ids
 from primesvt.channels.plan import Plan, describe_inputs
 from primesvt.channels.rewriting import describe_rewrites, rewrite_notes
+from primesvt.channels.verification import verify_cut
 from primesvt.checkpoint.folder import extra_state, load
 from primesvt.checkpoint.load import open_model, own_data
 from primesvt.config import Limits, PruneConfig, PruneOptions, parse_overrides
@@ -322,7 +324,9 @@ def _prune(
     pruned = prober.cut(found.cuts)
     processes.broadcast_state(pruned, parameters=True)
     steps, kept = steps_of(found, prober, start)
-    smaller = start.graph.after({n: prober.kept(n, count) for n, count in found.cuts.items()})
+    rows = {name: prober.kept(name, count) for name, count in found.cuts.items()}
+    _check_final(start, rows, config)
+    smaller = start.graph.after(rows)
     plan = Plan(
         model_hash=str(context["model"]),
         config=config_of(unpruned),
@@ -367,6 +371,19 @@ def _prune(
         probes=probes,
         refusals=candidates.refusals,
     )
+
+
+def _check_final(start: StartNetwork, rows: Mapping[str, Ids], config: PruneConfig) -> None:
+    """Check the plan's own widths in somebody's network, whose forward may depend on them."""
+    if not config.run.verify or isinstance(start.model, SpikingViT):
+        return
+    failure = verify_cut(start.model, start.graph, rows)
+    if failure is not None:
+        where = f" in module '{failure.module}'" if failure.module else ""
+        raise ValueError(
+            f"the plan's cut is not exact at its widths, although each group's trial cuts were: "
+            f"{failure.reason}{where}; {failure.fix}, or exclude the groups of that module"
+        )
 
 
 def _flat(config: PruneConfig) -> dict[str, Any]:
