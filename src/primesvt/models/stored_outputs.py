@@ -177,11 +177,12 @@ class StoredOutputs:
         base: the unpruned network, which never changes.
 
     Example:
+        >>> import copy
         >>> net = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 2)).eval()
         >>> stored, x = StoredOutputs(cache=ActivationCache(ceiling=1000)), torch.ones(3, 4)
-        >>> for _ in range(3):
+        >>> for each in (net, copy.deepcopy(net), net):
         ...     with torch.no_grad():
-        ...         same = torch.equal(stored(net, (x,), data="test", batch=0), net(x))
+        ...         same = torch.equal(stored(each, (x,), data="test", batch=0), net(x))
         >>> same, stored.reused
         (True, 2)
     """
