@@ -418,9 +418,9 @@ def _step_by_step() -> Iterator[None]:
     """
     mkldnn: Any = torch.backends.mkldnn
     before = torch.backends.mha.get_fastpath_enabled(), mkldnn.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    mkldnn.enabled = False
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        mkldnn.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
