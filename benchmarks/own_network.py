@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import primesvt
-from primesvt.channels.rewriting import Adapted, install
+from primesvt.channels.adapter import Adapted, install
 from primesvt.models.stored_outputs import StoredOutputs
 from primesvt.profiling.memory import parameter_count
 

@@ -146,7 +146,7 @@ class BaseNode(neuron.BaseNode):  # type: ignore[misc]
         raise NotImplementedError(f"{type(self).__name__} has no neuronal_charge: write one")
 
     def neuronal_fire(self) -> Tensor:
-        """The spikes, where potentials have reached the threshold."""
+        """Return 1 where the membrane potential has reached the threshold, else 0 (the spikes)."""
         spikes: Tensor = self.surrogate_function(self.v - self.v_threshold)
         return spikes
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from primesvt import export, load, prune
 from primesvt.channels import ChannelGraph, remove_channels, trace, verify
+from primesvt.channels.adapter import Adapted
 from primesvt.channels.plan import Plan, apply_plan
-from primesvt.channels.rewriting import Adapted, rewrite_notes
+from primesvt.channels.rewriting import rewrite_notes
 
 from .written import WRITTEN, Hand, Net, SelfAttention, network
 
@@ -366,8 +367,9 @@ def test_compiled_networks_run_and_are_the_same() -> None:
 def test_notes_say_what_is_rewritten() -> None:
     net = network(SelfAttention(), tokens=True)
     first, *factors = rewrite_notes(trace(net, X).rewrites)
-    assert first.startswith(
-        "The forward of 5 modules has widths written into it: after a cut 4 att"
+    assert first == (
+        "Widths are written into the forward of 5 modules; after a cut: 4 attributes set and 4 "
+        "numbers of calls replaced as it runs."
     )
     assert factors == [
         "The factor 0.5 (mul in line 5 of SelfAttention.forward of module 'blocks.0') follows a "

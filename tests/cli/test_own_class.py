@@ -53,15 +53,15 @@ def test_a_class_is_looked_at_and_every_cut_is_checked(
     assert main(["inspect", "--into", f"{here}:Net", "--input-size", "3,8,8"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "mid: 24 channels, made by mid, read by head" in said
-    assert "1 attributes are set" in said
-    assert "2 prunable groups reach" in said and "0 groups refused" in said
+    assert "a cut: 1 attribute set." in said
+    assert "2 prunable groups reach" in said and "; 0 refused" in said
     torch.save(built(f"{here}:Net").state_dict(), "net.pth")
     command = ["inspect", "net.pth", "--into", f"{here}:Net", "--input-size", "3,8,8", "--json"]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["refused"] == {} and found["parameters"] == 16 * 12 + 16 + 17 * 24 + 100
-    assert [r["kind"] for r in found["rewrites"]] == []  # nothing is cut yet
-    assert "built-in families" not in found["notes"]
+    assert found["rewrites"] == ["attribute hidden"]
+    assert found["notes"][0].startswith("Widths are written into the forward of 1 module; after")
 
 
 def test_a_run_is_exported_from_the_command_line(
@@ -75,8 +75,9 @@ def test_a_run_is_exported_from_the_command_line(
     assert main(command) == 0
     program = torch.export.load("run/export/model.pt2").module()
     assert torch.allclose(program(images), result.model(images), atol=1e-5)
-    assert main(["inspect", "run", "--into", f"{here}:Net"]) == 0
-    assert "0 groups refused" in capsys.readouterr().out
+    for folder in ("run", "run/model"):
+        assert main(["inspect", folder, "--into", f"{here}:Net"]) == 0
+    assert "; 0 refused" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,9 @@ def test_a_run_is_exported_from_the_command_line(
         (["inspect", "--into", "{}:Net", "--input-size", "5,8,8"], "forward of Net fails"),
         (["inspect", "weights.pth", "--into", "{}:Net", "--input-size", "3,8,8"], "does not fit"),
         (["export", "sdt_v2_digits", "--input-size", "3,8,8"], "goes with --into"),
+        (["inspect", "sdt_v2_digits", "--input-size", "3,8,8"], "goes with --into"),
+        (["inspect", "--into", "{}:Net", "--costs"], "--costs is for models of the registry"),
+        (["inspect", "--into", "{}:Net", "--time-steps", "2"], "--time-steps is for models"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -193,7 +193,7 @@ def apply_plan(
 
 
 def _facts(rewrites: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Modules, kinds and values: an edit elsewhere in a file moves a call to another line."""
+    """Rewrites without line numbers, which an edit elsewhere in the file changes."""
     return sorted(
         (str(r["module"]), str(r["kind"]), f"{r['before']:.9g}", f"{r['after']:.9g}")
         for r in rewrites

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from primesvt.channels.adapter import install
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels, kept_mask
-from primesvt.channels.rewriting import install
 from primesvt.models.forward import state_tensors, unwrap
 from primesvt.models.state import REST
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from primesvt.channels.adapter import can_be_adapted, installed, observed
 from primesvt.channels.graph import (
     ChannelGraph,
     ChannelGroup,
@@ -25,7 +26,7 @@ from primesvt.channels.graph import (
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
-from primesvt.channels.rewriting import Lengths, can_be_adapted, candidates, installed, observed
+from primesvt.channels.rewriting import Lengths, candidates
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run, train
@@ -107,7 +108,7 @@ def _with_needed_rewrites(
             for trains in (False, True) if training else (False,):
                 reset(pruned)
                 train(pruned, trains)
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception):  # what it does not reach counts as needed
                     pruned(*args)
         needed.update(r for r in graph.rewrites if found.needs(r))
     return replace(graph, rewrites=tuple(r for r in graph.rewrites if r in needed))
@@ -199,7 +200,7 @@ class Builder:
         )
 
     def _alone(self, groups: tuple[ChannelGroup, ...]) -> Iterator[str]:
-        """Notes on parameters that the forward reads and that no group holds."""
+        """Name the parameters that the forward reads and that belong to no group, one note each."""
         held = {member.tensor for group in groups for member in group.members}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if name in self.record.used and name not in held and parameter.numel() > 1:

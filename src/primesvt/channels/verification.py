@@ -57,9 +57,10 @@ def verify(
     """Find the channel groups whose removal would change what the rest of a network computes.
 
     A part of every group is cut on a copy, in double precision, and every intermediate result is
-    compared with that of the original in which all readers of the channels see zeros. A forward
-    that has sizes written into it crashes then, and one that derives a constant from a width
-    differs.
+    compared with that of the original in which all readers of the channels see zeros. Sizes and
+    factors that the forward computes wrongly are replaced as they are in the pruned network; where
+    that is not enough, the forward fails or a result differs. Networks of users are also checked in
+    training mode and, where something is replaced, with other inputs.
 
     Args:
         model: the network that was traced; not changed.
@@ -106,7 +107,7 @@ def verify(
 
 
 def verify_cut(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> Failure | None:
-    """Check one cut as it is made, with all of its groups and at its widths.
+    """Check one cut of several groups at its own widths, and return the first difference.
 
     A forward may take another path at widths that no trial cut of ``verify`` has.
 
@@ -123,7 +124,7 @@ def verify_cut(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> Fai
 def _check_elsewhere(
     model: nn.Module, graph: ChannelGraph, names: Sequence[str], refusals: list[Refusal]
 ) -> None:
-    """Cut once more in training mode, and where sizes are rewritten with other inputs, too.
+    """Check cuts in training mode too, and with inputs of other sizes where sizes are rewritten.
 
     Where training computes with statistics over channels, such as firing rates of a batch, a cut
     changes them, and only shapes are compared there.
@@ -147,10 +148,10 @@ _STEPS = frozenset(("T", "time_step", "time_steps", "timestep", "timesteps", "nu
 
 
 def _conditions(model: nn.Module, graph: ChannelGraph) -> Iterator[_Condition]:
-    """Conditions under which a network runs too: training, another batch, resolution, more steps.
+    """Yield other conditions that a network runs under: training mode, and inputs of other sizes.
 
-    All the last together where it allows that, else one at a time; then every other axis, such as
-    one of tokens.
+    A larger batch, a higher resolution and one more time step come together where the network
+    takes that, else one at a time; then every other axis, such as one of tokens.
     """
     if _runs(model, graph.example, training=True):
         yield model, graph.example, (False, True)

@@ -48,7 +48,7 @@ class Place:
 
     @property
     def code(self) -> Code:
-        """What the place is found by while the module runs."""
+        """Key of the place within its module: function, instruction and call."""
         return self.function, self.step, self.call
 
     def __str__(self) -> str:
@@ -192,7 +192,7 @@ def _size(axis: Axis) -> int:
 
 
 def _starts(numbers: Numbers, axes: dict[Path, Axis], length: Axis | None) -> dict[Path, Length]:
-    """Numbers that say where a piece of an axis begins and ends."""
+    """The lengths that the start and stop of a slice, or of ``narrow``, stand for."""
     found: dict[Path, Length] = {}
     for path, value in numbers.items():
         if path not in axes or isinstance(value, float):
@@ -228,7 +228,7 @@ def _indexed(index: Any, given: Axes) -> dict[Path, Axis]:
 
 
 def _stands_between(name: str) -> bool:
-    """Whether code of a package only hands a user's call on."""
+    """Whether a frame belongs to torch, einops or this package, and not to the user."""
     return name.split(".")[0] in ("torch", "einops") or name.startswith("primesvt.channels")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from primesvt._files import read_json
 from primesvt.channels.plan import Plan
 from primesvt.checkpoint.folder import load, model_folder
-from primesvt.models.official.read import read_state_file
+from primesvt.models.official.read import KeyMap, read_state_file
 
 __all__ = ["OwnModel", "built", "open_own_model"]
 
@@ -29,7 +31,7 @@ class OwnModel:
 
 
 def built(path: str) -> nn.Module:
-    """A network from ``package.module:Class``, or from a function of that name, without arguments.
+    """Import ``package.module:Class``, or a function, and call it without arguments.
 
     The folder that the command runs in comes first in the search for the module.
 
@@ -43,7 +45,8 @@ def built(path: str) -> nn.Module:
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise ValueError(f"--into is {path!r}, but must be package.module:Class")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -56,21 +59,28 @@ def built(path: str) -> nn.Module:
             "function that can be imported here and needs no arguments"
         ) from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        with contextlib.suppress(ValueError):  # the imported code may have changed the list
+            sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise ValueError(f"--into {path} makes a {type(model).__name__}, and no torch module")
     return model.eval()
 
 
 def open_own_model(
-    path: str, source: str | Path | None = None, input_size: str | None = None
+    path: str,
+    source: str | Path | None = None,
+    input_size: str | None = None,
+    *,
+    container: str | None = None,
+    key_map: KeyMap | str | Path | None = None,
 ) -> OwnModel:
-    """A network of somebody's own class, with weights of a file or of a folder where one is given.
+    """Build a network from a user's class, and load weights from a checkpoint file or run folder.
 
     Args:
         path: ``package.module:Class``.
         source: a folder that ``prune`` wrote for it, or a checkpoint; fresh weights without.
         input_size: of one sample, such as ``3,32,32``; a folder knows it.
+        container, key_map: of a checkpoint, as for ``primesvt.load``.
 
     Raises:
         ValueError: weights that do not fit, or an unknown size of its inputs.
@@ -81,15 +91,15 @@ def open_own_model(
         torch.Size([8, 3, 8, 8])
     """
     model = built(path)
-    if source and model_folder(source) is not None:
-        place = Path(source)
-        plan = place / "plan.json"
-        model = load(place, into=model)
-        if input_size is None and plan.is_file():
-            sizes = [list(given["shape"])[1:] for given in Plan.load(plan).inputs]
+    folder = model_folder(source) if source else None
+    if folder is not None:
+        model = load(folder, into=model)
+        plan = read_json(folder / "config.json")["plan"]
+        if input_size is None and plan is not None:
+            sizes = [list(given["shape"])[1:] for given in Plan.from_dict(plan).inputs]
             return OwnModel(model=model, inputs=_random(sizes))
     elif source:
-        state = read_state_file(source).state
+        state = read_state_file(source, container=container, key_map=key_map).state
         try:
             model.load_state_dict(dict(state))
         except RuntimeError as error:

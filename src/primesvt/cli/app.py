@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from primesvt._files import FolderInUse
 from primesvt._guard import Fault
-from primesvt.cli import INTERRUPTED, TERMINATED, Terminated, termination
 from primesvt.cli.apply import Apply
 from primesvt.cli.console import Console
 from primesvt.cli.evaluate import Evaluate
@@ -28,6 +27,7 @@ from primesvt.cli.inspect import Inspect
 from primesvt.cli.models import Models
 from primesvt.cli.prune import LIMITS_NOT_MET, Prune, base_recipe
 from primesvt.cli.report import Report
+from primesvt.cli.signals import INTERRUPTED, TERMINATED, Terminated, termination
 from primesvt.cli.train import Train
 from primesvt.config import describe
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from primesvt.channels import ChannelGroup
+    from primesvt.channels import ChannelGraph, ChannelGroup, Refusal
     from primesvt.checkpoint.load import OpenedModel
     from primesvt.data import Splits
 
 __all__ = ["Inspect", "tracing"]
 
 
+_OF_FAMILIES = ("costs", "data", "latency", "time_steps", "family", "override")
 LARGE = 5_000_000  # parameters from which a trace takes seconds
 
 
@@ -76,6 +78,8 @@ class Inspect:
             return self._own(console)
         if not self.model:
             raise ValueError("give a model to look at, or a class of your own with --into")
+        if self.input_size is not None:
+            raise ValueError("--input-size goes with --into, a class of your own")
         opened = open_model(
             self.model,
             time_steps=self.time_steps,
@@ -126,49 +130,62 @@ class Inspect:
     def _own(self, console: Console) -> int:
         """Trace a network of the user's own, check every cut, and print what came of it."""
         from primesvt.channels import trace, verify
-        from primesvt.channels.rewriting import describe_rewrites, rewrite_notes
         from primesvt.checkpoint.own_model import open_own_model
         from primesvt.profiling.memory import parameter_count
 
-        assert self.into is not None
-        own = open_own_model(self.into, self.model or None, self.input_size)
-        example = tuple(each[:2] for each in own.inputs)
+        asked = {name: getattr(self, name) for name in _OF_FAMILIES}
+        for name in (name for name, value in asked.items() if value):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for models of the registry: leave it out with --into")
+        own = open_own_model(
+            str(self.into),
+            self.model or None,
+            self.input_size,
+            container=self.container,
+            key_map=self.key_map,
+        )
         with tracing(console, own.model):
-            graph = trace(own.model, example)
+            graph = trace(own.model, tuple(each[:2] for each in own.inputs))
         with console.progress() as progress:
-            refusals = verify(
-                own.model, graph, progress=lambda done, total: progress("checking", done, total)
-            )
+            refusals = verify(own.model, graph, progress=partial(progress, "checking"))
+        self._say(console, graph, refusals, parameter_count(own.model))
+        return 0
+
+    def _say(
+        self, console: Console, graph: ChannelGraph, refusals: list[Refusal], total: int
+    ) -> None:
+        """Print every group of the user's network, what is rewritten, and how much can be cut."""
+        from primesvt.channels.rewriting import rewrite_notes
+
         refused = {refusal.group: str(refusal) for refusal in refusals}
         exact = [g for g in graph if g.status == "free" and g.name not in refused]
-        total = parameter_count(own.model)
-        notes = rewrite_notes(graph.rewrites)
+        channels = [g for g in exact if g.kind == "channel"]
+        streams = [g for g in exact if g.kind == "stream"]
+        notes = [*graph.notes, *rewrite_notes(graph.rewrites)]
+        if graph.unread:
+            notes.append(f"Read by no forward: {', '.join(graph.unread)}.")
         console.result(
             {
                 "model": self.into,
                 "parameters": total,
-                "prunable_parameters": graph.touched(g for g in exact if g.kind == "channel"),
+                "prunable_parameters": graph.touched(channels),
                 "groups": [_group(group) for group in graph],
                 "refused": refused,
-                "rewrites": describe_rewrites(graph.rewrites, graph.sizes),
-                "notes": [*graph.notes, *notes],
+                "rewrites": [str(rewrite) for rewrite in graph.rewrites],
+                "notes": notes,
                 "unread": list(graph.unread),
             }
         )
         for group in graph:
-            console.sentence(refused.get(group.name) or str(group))
-        for note in (*graph.notes, *notes):
+            name = group.name
+            console.sentence(f"refused: {refused[name]}" if name in refused else str(group))
+        for note in notes:
             console.sentence(note)
-        if graph.unread:
-            console.sentence(f"Read by no forward: {', '.join(graph.unread)}.")
-        channels = [g for g in exact if g.kind == "channel"]
+        shares = [graph.touched(found) / max(total, 1) for found in (channels, channels + streams)]
         console.line(
             f"{self.into}: {total:,} parameters; {len(channels)} prunable groups reach "
-            f"{graph.touched(channels) / total:.1%} of them, with streams "
-            f"{graph.touched(g for g in exact if g.kind != 'heads') / total:.1%}; "
-            f"{len(refused)} groups refused"
+            f"{shares[0]:.1%} of them, with streams {shares[1]:.1%}; {len(refused)} refused"
         )
-        return 0
 
     def _on_data(self, opened: OpenedModel, console: Console) -> tuple[OpenedModel, Splits | None]:
         """The data to count spikes on, and the model with guessed settings tried on them."""

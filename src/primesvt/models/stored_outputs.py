@@ -1,4 +1,4 @@
-"""Reuse what modules of any network gave before, where nothing that they depend on has changed.
+"""Reuse the outputs of modules of any network where nothing that they depend on has changed.
 
 Pruned variants of one network begin alike: up to the first layer that differs, the same modules
 read the same inputs. Somebody's own forward cannot be entered in the middle; but a module whose
@@ -100,7 +100,7 @@ def _bytes(values: Any) -> int:
 
 @dataclass(kw_only=True)
 class _Order:
-    """What one forward shows: when modules end, and when tensors and modules are first needed.
+    """The order of one forward: when modules end, and when weights and modules are first needed.
 
     Times count the beginnings and ends of module calls.
 
@@ -157,7 +157,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; those of inference mode do not count it."""
+    """The number of writes to a tensor; 0 in inference mode, which does not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -210,7 +210,7 @@ class StoredOutputs:
             return network(*inputs)
 
     def unchanged(self, network: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
-        """Modules that depend on nothing in which a network differs from the unpruned one."""
+        """Names of the modules that see and give the same as in the unpruned network."""
         if self.base is None:
             return set()
         self._prepare(network, inputs)
@@ -218,13 +218,13 @@ class StoredOutputs:
         return {name for name, digest in self._digests[network].items() if known[name] == digest}
 
     def forget(self, network: nn.Module) -> None:
-        """Look at a network anew, whose weights or buffers were changed."""
+        """Drop what is known about a network, because its weights or buffers were changed."""
         self._digests.pop(network, None)
 
     def _prepare(self, network: nn.Module, inputs: tuple[Any, ...]) -> _Order:
         """Digests of a network that is new, and on the first call the order of its modules."""
         if self._order is None:
-            self._order = _watched(self.base or network, inputs)
+            self._order = _watched(network if self.base is None else self.base, inputs)
         for each in (self.base, network):
             if each is not None and each not in self._digests:
                 found = self._digests[each] = _digests(each, self._order)
@@ -294,7 +294,7 @@ def _take(outputs: list[Any], _module: nn.Module, _args: Any, out: Any) -> None:
 
 
 def _copied(x: Tensor) -> Tensor | None:
-    """A copy that lies in memory as the tensor does, or none: operators round by how values lie."""
+    """A copy of the same memory layout, or ``None``: rounding may depend on the layout."""
     made = x.detach().clone()
     return made if made.stride() == x.stride() and x.storage_offset() == 0 else None
 
@@ -308,7 +308,7 @@ def _of_tensors(output: Any) -> bool:
 
 
 def _pure(module: nn.Module) -> bool:
-    """Whether a module holds weights, and running it does nothing but give its output."""
+    """Whether a module has weight matrices, and no hooks, state or replaced forward."""
     if not any(p.ndim > 1 for p in module.parameters()):
         return False
     for part in module.modules():
@@ -343,7 +343,7 @@ def _watched(network: nn.Module, inputs: tuple[Any, ...]) -> _Order:
 
 
 def _digests(network: nn.Module, order: _Order) -> dict[str, str]:
-    """For every module that ran, a digest of all that was needed before it ended last."""
+    """A digest per module of all weights, buffers and attributes that its output depends on."""
     state: dict[str, Any] = {**state_tensors(network), **dict(network.named_modules())}
     events = [(time, 0, name) for name, time in order.needed.items()]
     events += [(time, 1, name) for name, time in order.ends.items()]

@@ -238,7 +238,7 @@ def _is_weight(call: Call, argument: str) -> bool:
 
 
 def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
-    """Record the weight that makes an axis; of a computed one, the parameter along that axis."""
+    """Record which parameter produces an output axis, also where the weight is computed from it."""
     weight = _name(call, argument)
     made = None
     if weight is not None and weight[1][dim] >= 0:

@@ -41,7 +41,7 @@ def ranked(call: Call) -> list[Axes]:
 
 @rule("gather")
 def gather(call: Call) -> Axes:
-    """Every number looks one entry up, so the axes of the numbers pass, each on its own."""
+    """Each index picks one entry along one axis; the result has the axes of the index tensor."""
     source, numbers = call.axes("self"), call.axes("index")
     if len(source) != len(numbers) or not source:
         _freeze_all(call, source)
