@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from primesvt import export, load, prune
 from primesvt.channels import ChannelGraph, remove_channels, trace, verify
 from primesvt.channels.adapter import Adapted
+from primesvt.channels.layout import Layout
 from primesvt.channels.plan import Plan, apply_plan
 from primesvt.channels.rewriting import rewrite_notes
 
@@ -541,3 +542,12 @@ def test_generated_code_is_refused_where_it_writes_sizes() -> None:
     net = torch.fx.symbolic_trace(Nested(5, 12, nn.Linear(12, 3))).eval()
     (refusal,) = verify(net, trace(net, torch.randn(3, 5)))
     assert refusal.group == "a"
+
+
+def test_a_layout_in_the_symbols_of_another_trace() -> None:
+    """A head of size 1 may be no symbol there; its channels still are, one after the other."""
+    head, width, other = (Layout(kind="symbol", symbol=n) for n in (3, 4, 5))
+    both = Layout(kind="concat", parts=(Layout(kind="product", parts=(head, width)), other))
+    found = both.renumbered({4: 7, 5: 8})
+    assert found is not None and found.length({7: 6, 8: 10}) == 16
+    assert both.renumbered({5: 8}) is None, "a length without one of its parts is another length"

@@ -35,14 +35,24 @@ class Layout:
             return frozenset((self.symbol,))
         return frozenset().union(*(part.symbols() for part in self.parts))
 
-    def renumbered(self, symbols: Mapping[int, int]) -> Layout:
-        """The same layout of the symbols that another trace has in place of these.
+    def renumbered(self, symbols: Mapping[int, int]) -> Layout | None:
+        """The same layout in the symbols of another trace; ``None`` where it has none for a part.
 
-        Factors that it has no symbol for are left out: those of size 1 come and go with views.
+        Factors without a symbol there are left out: those of size 1 come and go with views.
+
+        Example:
+            >>> head, width = (Layout(kind="symbol", symbol=n) for n in (3, 4))
+            >>> product = Layout(kind="product", parts=(head, width))
+            >>> product.renumbered({4: 7}).symbol, head.renumbered({4: 7})
+            (7, None)
         """
         if self.kind == "symbol":
-            return Layout(kind="symbol", symbol=symbols[self.symbol])
-        parts = tuple(p.renumbered(symbols) for p in self.parts if p.symbols() <= symbols.keys())
+            own = symbols.get(self.symbol)
+            return None if own is None else Layout(kind="symbol", symbol=own)
+        found = [part.renumbered(symbols) for part in self.parts]
+        parts = tuple(part for part in found if part is not None)
+        if not parts or (self.kind == "concat" and len(parts) < len(found)):
+            return None
         return parts[0] if len(parts) == 1 else Layout(kind=self.kind, parts=parts)
 
     def leading(self, numbered: Set[int]) -> frozenset[int]:

@@ -208,9 +208,10 @@ def carried_over(
     for r in rewrites:
         if r.layout is not None:
             missing = r.layout.symbols() - symbols.keys()
-            if missing and (any(sizes[n] > 1 for n in missing) or missing == r.layout.symbols()):
+            layout = r.layout.renumbered(symbols)
+            if layout is None or any(sizes[n] > 1 for n in missing):
                 continue  # the other trace has no such axis, and would not cut it
-            r = replace(r, layout=r.layout.renumbered(symbols))
+            r = replace(r, layout=layout)
         elif isclose(values.get(r.key, r.before), r.before, rel_tol=1e-5):
             r = replace(r, before=values.get(r.key, r.before))
         found.append(r)
