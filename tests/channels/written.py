@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange, reduce, repeat
+from einops.layers.torch import Rearrange
 from spikingjelly.activation_based import functional, neuron
 from torch import Tensor, nn
 
@@ -66,6 +68,25 @@ class SelfAttention(nn.Module):
         v = self.v_lif(self.v(x)).reshape(t, b, n, self.heads, c // self.heads).transpose(2, 3)
         y = (q @ k.transpose(-2, -1)) @ v * q.shape[-1] ** -0.5
         y = y.transpose(2, 3).reshape(t, b, n, c).contiguous()
+        return self.p_lif(self.proj(self.a_lif(y)))
+
+
+class Patterns(SelfAttention):
+    """The same attention in the patterns of einops, which are given the width of a head."""
+
+    def __init__(self, dim: int = DIM, heads: int = HEADS) -> None:
+        super().__init__(dim, heads)
+        self.width = dim // heads
+        self.divide = Rearrange("t b n (h d) -> t b h d n", d=dim // heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads, width = self.heads, self.width
+        q = rearrange(self.q_lif(self.q(x)), "t b n (h d) -> t b h n d", h=heads, d=width)
+        k = self.divide(self.k_lif(self.k(x)))
+        v = rearrange(self.v_lif(self.v(x)), "... n (h d) -> ... h n d", d=x.shape[-1] // heads)
+        ones = repeat(torch.ones(width, dtype=x.dtype), "d -> h 1 d", h=heads, d=width)
+        y = (q @ k) @ (v * ones)
+        y = reduce(y, "t b h n (d r) -> t b n (h d)", "sum", d=width, r=1)
         return self.p_lif(self.proj(self.a_lif(y)))
 
 
@@ -234,29 +255,34 @@ def settled(net: nn.Module) -> nn.Module:
 
 WIDTH = DIM // HEADS
 TOKEN, PIXEL = 3, 2  # where channels stand
+ATTENTION = {
+    "blocks.0.q+k": Hand(
+        size=WIDTH,
+        heads=HEADS,
+        reads=(("blocks.0.q_lif", "out", TOKEN), ("blocks.0.k_lif", "out", TOKEN)),
+    ),
+    "blocks.0.v": Hand(
+        size=WIDTH, heads=HEADS, reads=(("blocks.0.proj.lin", "in", TOKEN),)
+    ),
+    "blocks.1.fc1": Hand(size=2 * DIM, heads=1, reads=(("blocks.1.fc2.lin", "in", TOKEN),)),
+    "stem:stream": Hand(
+        size=DIM,
+        heads=1,
+        reads=(
+            *((f"blocks.0.{n}.lin", "in", TOKEN) for n in "qkv"),
+            ("blocks.1.fc1.lin", "in", TOKEN),
+            ("head", "in", 1),
+        ),
+    ),
+}
 WRITTEN: dict[str, tuple[Any, dict[str, Hand]]] = {
     "Spikformer": (
         lambda: network(SelfAttention(), Hidden(), tokens=True),
-        {
-            "blocks.0.q+k": Hand(
-                size=WIDTH,
-                heads=HEADS,
-                reads=(("blocks.0.q_lif", "out", TOKEN), ("blocks.0.k_lif", "out", TOKEN)),
-            ),
-            "blocks.0.v": Hand(
-                size=WIDTH, heads=HEADS, reads=(("blocks.0.proj.lin", "in", TOKEN),)
-            ),
-            "blocks.1.fc1": Hand(size=2 * DIM, heads=1, reads=(("blocks.1.fc2.lin", "in", TOKEN),)),
-            "stem:stream": Hand(
-                size=DIM,
-                heads=1,
-                reads=(
-                    *((f"blocks.0.{n}.lin", "in", TOKEN) for n in "qkv"),
-                    ("blocks.1.fc1.lin", "in", TOKEN),
-                    ("head", "in", 1),
-                ),
-            ),
-        },
+        ATTENTION,
+    ),
+    "einops": (
+        lambda: network(Patterns(), Hidden(), tokens=True),
+        ATTENTION,
     ),
     "SDT-V1": (
         lambda: network(DrivenAttention(), tokens=False),

@@ -29,6 +29,7 @@ from primesvt.channels.written_sizes import (
     caller,
     numbers_of,
     replaced,
+    watching_einops,
 )
 
 Replacements = tuple[tuple[Path, int | float], ...]
@@ -343,6 +344,8 @@ class _Running:
         mode: _Mode | None = getattr(_threads, "mode", None)
         self.outermost = mode is None
         if mode is None:
+            self.einops = watching_einops()
+            self.einops.__enter__()
             mode = _threads.mode = _Mode()
             mode.__enter__()  # type: ignore[no-untyped-call]
         mode.stack.append((self.table, {}))
@@ -353,3 +356,4 @@ class _Running:
         if self.outermost:
             _threads.mode = None
             mode.__exit__(*found)  # type: ignore[no-untyped-call]
+            self.einops.__exit__(*found)

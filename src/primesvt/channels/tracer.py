@@ -35,7 +35,7 @@ from primesvt.channels.symbols import (
     size_of,
     unit,
 )
-from primesvt.channels.written_sizes import SizeRecorder, Written, telling_attributes
+from primesvt.channels.written_sizes import SizeRecorder, Written, telling_attributes, watching_einops
 from primesvt.models.forward import hooked, is_tensor, state_tensors
 from primesvt.models.state import reset, tensors_in
 
@@ -475,7 +475,7 @@ def _noting(tracer: Tracer, model: nn.Module, sizes: bool) -> Iterator[None]:
         return (tracer.stack[-1], tracer.runs[-1]) if tracer.stack else ("", 0)
 
     recorder = SizeRecorder(running=running, axes=tracer._axes.get)
-    with telling_attributes(model, recorder.mixed), recorder:
+    with telling_attributes(model, recorder.mixed), watching_einops(), recorder:
         yield
     tracer.record.noted += recorder.noted
     tracer.record.mixed |= recorder.mixed

@@ -8,18 +8,20 @@ axis whose length it is, so that nothing has to be guessed from equal numbers.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
 
-from primesvt.channels.symbols import Axis
+from primesvt.channels.symbols import Axis, Symbol, flatten, size_of
 
 Axes = list[Axis]
 Path = tuple[int | str, ...]  # of a number in a call: argument, place in it, start or stop
@@ -85,7 +87,7 @@ _NEW = ("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
 _MADE = ("zeros", "ones", "empty", "full", "rand", "randn")
 _VIEWED = ("reshape", "view", "expand", "broadcast_to", "repeat")
 _SPLIT = ("split", "split_with_sizes", "unsafe_split", "narrow", "__getitem__", "unflatten")
-SIZED = frozenset((*_NEW, *_MADE, *_VIEWED, *_SPLIT))
+SIZED = frozenset((*_NEW, *_MADE, *_VIEWED, *_SPLIT, "einops"))
 ARITHMETIC = frozenset(
     form.format(name)
     for name in ("mul", "div", "truediv", "floordiv", "floor_divide", "add", "sub", "pow")
@@ -99,6 +101,8 @@ def numbers_of(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Numb
         wanted: list[int | str] = [*range(len(args)), "other", "alpha", "exponent"]
     elif call in _MADE:
         wanted = [*range(1 if call == "full" else len(args)), "size"]
+    elif call == "einops":  # pairs of a name and a length
+        wanted = [*range(3, len(args)), "axes_lengths", "axes_dims"]
     elif call in ("unflatten", "narrow"):
         wanted = [*range(2, len(args)), "sizes", "start", "length"]
     elif call in ("split", "split_with_sizes", "unsafe_split"):
@@ -168,6 +172,9 @@ def lengths_of(
     if not results:
         return {}
     out = results[0]
+    if call == "einops":
+        named = _named_axes(numbers, args, kwargs, given, out)
+        return {path: Length(axis=axis) for path, axis in named.items()}
     first = 0
     if call == "unflatten":
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
@@ -179,16 +186,9 @@ def lengths_of(
     }
     if call == "repeat":  # a count is a length where an axis of size 1 is repeated
         new = len(out) - len(given)
-        once = [i < new or _size(given[i - new]) == 1 for i in range(len(out))]
+        once = [i < new or size_of(given[i - new]) == 1 for i in range(len(out))]
         lengths = {p: n for (p, n), fits in zip(lengths.items(), once, strict=False) if fits}
     return lengths
-
-
-def _size(axis: Axis) -> int:
-    size = 1
-    for symbol in axis:
-        size *= symbol.size
-    return size
 
 
 def _starts(numbers: Numbers, axes: dict[Path, Axis], length: Axis | None) -> dict[Path, Length]:
@@ -200,7 +200,7 @@ def _starts(numbers: Numbers, axes: dict[Path, Axis], length: Axis | None) -> di
         if length is not None and path in ((3,), ("length",)):
             found[path] = Length(axis=length)
             continue
-        size = _size(axes[path])
+        size = size_of(axes[path])
         offset = value + size if value < 0 else value
         if 0 < offset <= size and path[-1] != "length":
             found[path] = Length(axis=axes[path], offset=int(offset))
@@ -225,6 +225,98 @@ def _indexed(index: Any, given: Axes) -> dict[Path, Axis]:
         elif part is not None:
             dim += 1
     return found
+
+
+def _named_axes(
+    numbers: Numbers, args: tuple[Any, ...], kwargs: dict[str, Any], given: Axes, out: Axes
+) -> dict[Path, Axis]:
+    """The axis that each length in a pattern of einops stands for."""
+    recipe = next(a for a in args if hasattr(a, "axis_name2elementary_axis"))
+    place: dict[Path, int] = {}
+    for path in numbers:
+        pairs: Any = kwargs[path[0]] if isinstance(path[0], str) else args[path[0]]
+        place[path] = recipe.axis_name2elementary_axis[pairs[path[1]][0]]
+    sizes = dict(enumerate(recipe.elementary_axes_lengths))
+    sizes |= {place[path]: int(number) for path, number in numbers.items()}
+    for axis, (known, unknown) in zip(given, recipe.input_composition_known_unknown, strict=True):
+        if unknown:
+            sizes[unknown[0]] = size_of(axis) // prod(sizes[k] for k in known)
+    parts: dict[int, Axis] = {}
+    left = [sorted([*known, *unknown]) for known, unknown in recipe.input_composition_known_unknown]
+    for axis, order in zip(
+        (*given, *out), (*left, *recipe.output_composite_axes), strict=True
+    ):
+        parts |= _divided(axis, order, sizes)
+    return {path: parts[at] for path, at in place.items() if at in parts}
+
+
+def _divided(axis: Axis, order: Sequence[int], sizes: dict[int, int]) -> dict[int, Axis]:
+    """An axis as the product of named ones, where its symbols are divided alike."""
+    symbols, found = list(flatten(axis)), {}
+    for number in order:
+        part: list[Symbol] = []
+        while symbols and size_of(tuple(part)) < sizes[number]:
+            part.append(symbols.pop(0))
+        if not part and symbols and symbols[0].size == 1:
+            part.append(symbols.pop(0))
+        if size_of(tuple(part)) != sizes[number]:
+            return found
+        found[number] = tuple(part)
+    return found
+
+
+_EINOPS = (
+    ("einops.einops", "_apply_recipe"),
+    ("einops.layers", "_apply_recipe"),
+    ("einops.layers.torch", "apply_for_scriptable_torch"),
+)
+_watching = threading.Lock()
+_watchers: list[list[tuple[Any, str, Any]]] = []
+
+
+@contextmanager
+def watching_einops() -> Iterator[None]:
+    """Show every rearrangement of einops to the modes in force, as a call named ``einops``.
+
+    Its inner calls come too late: with wrong lengths its own comparison has failed before.
+    """
+    with _watching:
+        _watchers.append([] if _watchers else _watched())
+    try:
+        yield
+    finally:
+        with _watching:
+            replaced = _watchers.pop(0)
+            if _watchers:
+                _watchers[0] += replaced
+            else:
+                for module, name, plain in replaced:
+                    setattr(module, name, plain)
+
+
+def _watched() -> list[tuple[Any, str, Any]]:
+    """Replace the functions of einops, where it is imported; returns what they were."""
+    found = []
+    known = getattr(sys.modules.get("einops.einops"), "TransformRecipe", None)
+    if known is None or "axis_name2elementary_axis" not in known.__init__.__annotations__:
+        return []  # not imported, or an old one, whose lengths have no names
+    for path, name in _EINOPS:
+        module = sys.modules.get(path)
+        if module is not None and hasattr(module, name):
+            plain = getattr(module, name)
+            setattr(module, name, _as_call(plain))
+            found.append((module, name, plain))
+    return found
+
+
+def _as_call(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def einops(*args: Any, **kwargs: Any) -> Any:
+        tensors = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        if tensors and has_torch_function(tensors):
+            return handle_torch_function(einops, tensors, *args, **kwargs)
+        return plain(*args, **kwargs)
+
+    return einops
 
 
 def _stands_between(name: str) -> bool:
