@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from primesvt.data import Splits, load_data
 from primesvt.models import SpikingViT, create_model
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as where a shell starts it with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

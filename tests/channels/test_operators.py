@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from primesvt.channels import remove_channels, trace, verify
+from primesvt.channels.tracer import module_stack
 
 pytestmark = pytest.mark.quick
 
@@ -521,3 +522,22 @@ def test_a_parameter_that_no_group_holds_is_told() -> None:
     assert graph.notes == (
         "'bias' is in no channel group: no layer makes its axes (read by aten::add)",
     )
+
+
+def test_two_traces_that_overlap_leave_the_switches_as_they_were() -> None:
+    """As two threads do: the second begins before the first has ended, and ends after it."""
+
+    def switches() -> list[bool]:
+        cuda, mha, mkldnn = torch.backends.cuda, torch.backends.mha, torch.backends.mkldnn
+        fused = [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()]
+        return [*fused, cuda.math_sdp_enabled(), mha.get_fastpath_enabled(), mkldnn.enabled]
+
+    before = switches()
+    first, second = (module_stack(nn.Linear(2, 2), [], None) for _ in range(2))
+    first.__enter__()
+    during = switches()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert switches() == during != before
+    second.__exit__(None, None, None)
+    assert switches() == before

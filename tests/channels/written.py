@@ -86,7 +86,7 @@ class Patterns(SelfAttention):
         v = rearrange(self.v_lif(self.v(x)), "... n (h d) -> ... h n d", d=x.shape[-1] // heads)
         ones = repeat(torch.ones(width, dtype=x.dtype), "d -> h 1 d", h=heads, d=width)
         y = (q @ k) @ (v * ones)
-        y = reduce(y, "t b h n (d r) -> t b n (h d)", "sum", d=width, r=1)
+        y = reduce(torch.stack([y, y]), "r t b h n d -> t b n (h d)", "mean", r=2, d=width)
         return self.p_lif(self.proj(self.a_lif(y)))
 
 
@@ -261,9 +261,7 @@ ATTENTION = {
         heads=HEADS,
         reads=(("blocks.0.q_lif", "out", TOKEN), ("blocks.0.k_lif", "out", TOKEN)),
     ),
-    "blocks.0.v": Hand(
-        size=WIDTH, heads=HEADS, reads=(("blocks.0.proj.lin", "in", TOKEN),)
-    ),
+    "blocks.0.v": Hand(size=WIDTH, heads=HEADS, reads=(("blocks.0.proj.lin", "in", TOKEN),)),
     "blocks.1.fc1": Hand(size=2 * DIM, heads=1, reads=(("blocks.1.fc2.lin", "in", TOKEN),)),
     "stem:stream": Hand(
         size=DIM,

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from primesvt.channels.rewriting import EVERY, Rewrite, Sizes
 from primesvt.channels.written_sizes import (
     ARITHMETIC,
+    EINOPS,
     SIZED,
     Code,
     Path,
@@ -29,7 +30,6 @@ from primesvt.channels.written_sizes import (
     caller,
     numbers_of,
     replaced,
-    watching_einops,
 )
 
 Replacements = tuple[tuple[Path, int | float], ...]
@@ -344,7 +344,7 @@ class _Running:
         mode: _Mode | None = getattr(_threads, "mode", None)
         self.outermost = mode is None
         if mode is None:
-            self.einops = watching_einops()
+            self.einops = EINOPS.on()
             self.einops.__enter__()
             mode = _threads.mode = _Mode()
             mode.__enter__()  # type: ignore[no-untyped-call]

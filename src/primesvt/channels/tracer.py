@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache, partial
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from spikingjelly.activation_based import base
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from primesvt._switches import Switched
 from primesvt.channels.rules import Call, Unlisted, find_rule
 from primesvt.channels.symbols import (
     Axis,
@@ -35,7 +35,7 @@ from primesvt.channels.symbols import (
     size_of,
     unit,
 )
-from primesvt.channels.written_sizes import SizeRecorder, Written, telling_attributes, watching_einops
+from primesvt.channels.written_sizes import EINOPS, SizeRecorder, Written, telling_attributes
 from primesvt.models.forward import hooked, is_tensor, state_tensors
 from primesvt.models.state import reset, tensors_in
 
@@ -406,7 +406,7 @@ def module_stack(model: nn.Module, stack: list[str], tracer: Tracer | None) -> I
             yield module.register_forward_pre_hook(partial(enter, name), prepend=True)
             yield module.register_forward_hook(partial(leave, name))
 
-    with hooked(handles()), _step_by_step():
+    with hooked(handles()), _STEPS.on():
         yield
 
 
@@ -416,16 +416,23 @@ def _step_by_step() -> Iterator[None]:
 
     Whether PyTorch takes a fused one depends on widths and dtypes, and so would what is seen.
     """
-    mkldnn: Any = torch.backends.mkldnn
-    before = torch.backends.mha.get_fastpath_enabled(), mkldnn.enabled
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        mkldnn.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        fast, mkldnn.enabled = before
-        torch.backends.mha.set_fastpath_enabled(fast)
+    mha, sdp, mkldnn = torch.backends.mha, torch.backends.cuda, torch.backends.mkldnn
+    switches: list[tuple[bool, Callable[[bool], Any], bool]] = [
+        (mha.get_fastpath_enabled(), mha.set_fastpath_enabled, False),
+        (mkldnn.enabled, partial(setattr, mkldnn, "enabled"), False),  # type: ignore[list-item]
+        (sdp.math_sdp_enabled(), sdp.enable_math_sdp, True),
+        (sdp.flash_sdp_enabled(), sdp.enable_flash_sdp, False),
+        (sdp.mem_efficient_sdp_enabled(), sdp.enable_mem_efficient_sdp, False),
+        (sdp.cudnn_sdp_enabled(), sdp.enable_cudnn_sdp, False),
+    ]
+    with ExitStack() as before:
+        for found, switch, wanted in switches:
+            before.callback(switch, found)
+            switch(wanted)
+        yield
+
+
+_STEPS = Switched(_step_by_step)
 
 
 def run(
@@ -475,7 +482,7 @@ def _noting(tracer: Tracer, model: nn.Module, sizes: bool) -> Iterator[None]:
         return (tracer.stack[-1], tracer.runs[-1]) if tracer.stack else ("", 0)
 
     recorder = SizeRecorder(running=running, axes=tracer._axes.get)
-    with telling_attributes(model, recorder.mixed), watching_einops(), recorder:
+    with telling_attributes(model, recorder.mixed), EINOPS.on(), recorder:
         yield
     tracer.record.noted += recorder.noted
     tracer.record.mixed |= recorder.mixed

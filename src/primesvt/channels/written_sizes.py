@@ -8,9 +8,8 @@ axis whose length it is, so that nothing has to be guessed from equal numbers.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from types import FrameType
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
 
+from primesvt._switches import Switched
 from primesvt.channels.symbols import Axis, Symbol, flatten, size_of
 
 Axes = list[Axis]
@@ -243,16 +243,15 @@ def _named_axes(
             sizes[unknown[0]] = size_of(axis) // prod(sizes[k] for k in known)
     parts: dict[int, Axis] = {}
     left = [sorted([*known, *unknown]) for known, unknown in recipe.input_composition_known_unknown]
-    for axis, order in zip(
-        (*given, *out), (*left, *recipe.output_composite_axes), strict=True
-    ):
+    for axis, order in zip((*given, *out), (*left, *recipe.output_composite_axes), strict=True):
         parts |= _divided(axis, order, sizes)
     return {path: parts[at] for path, at in place.items() if at in parts}
 
 
 def _divided(axis: Axis, order: Sequence[int], sizes: dict[int, int]) -> dict[int, Axis]:
     """An axis as the product of named ones, where its symbols are divided alike."""
-    symbols, found = list(flatten(axis)), {}
+    symbols = list(flatten(axis))
+    found: dict[int, Axis] = {}
     for number in order:
         part: list[Symbol] = []
         while symbols and size_of(tuple(part)) < sizes[number]:
@@ -270,43 +269,28 @@ _EINOPS = (
     ("einops.layers", "_apply_recipe"),
     ("einops.layers.torch", "apply_for_scriptable_torch"),
 )
-_watching = threading.Lock()
-_watchers: list[list[tuple[Any, str, Any]]] = []
 
 
 @contextmanager
-def watching_einops() -> Iterator[None]:
+def _watching() -> Iterator[None]:
     """Show every rearrangement of einops to the modes in force, as a call named ``einops``.
 
     Its inner calls come too late: with wrong lengths its own comparison has failed before.
     """
-    with _watching:
-        _watchers.append([] if _watchers else _watched())
-    try:
+    recipe: Any = getattr(sys.modules.get("einops.einops"), "TransformRecipe", None)
+    if recipe is None or "axis_name2elementary_axis" not in recipe.__init__.__annotations__:
+        yield  # not imported, or an old one, whose lengths have no names
+        return
+    with ExitStack() as plain:
+        for path, name in _EINOPS:
+            module = sys.modules.get(path)
+            if (function := getattr(module, name, None)) is not None:
+                plain.callback(setattr, module, name, function)
+                setattr(module, name, _as_call(function))
         yield
-    finally:
-        with _watching:
-            replaced = _watchers.pop(0)
-            if _watchers:
-                _watchers[0] += replaced
-            else:
-                for module, name, plain in replaced:
-                    setattr(module, name, plain)
 
 
-def _watched() -> list[tuple[Any, str, Any]]:
-    """Replace the functions of einops, where it is imported; returns what they were."""
-    found = []
-    known = getattr(sys.modules.get("einops.einops"), "TransformRecipe", None)
-    if known is None or "axis_name2elementary_axis" not in known.__init__.__annotations__:
-        return []  # not imported, or an old one, whose lengths have no names
-    for path, name in _EINOPS:
-        module = sys.modules.get(path)
-        if module is not None and hasattr(module, name):
-            plain = getattr(module, name)
-            setattr(module, name, _as_call(plain))
-            found.append((module, name, plain))
-    return found
+EINOPS = Switched(_watching)
 
 
 def _as_call(plain: Callable[..., Any]) -> Callable[..., Any]:
