@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -298,6 +299,9 @@ def trial_cut(group: ChannelGroup, share: float) -> Ids:
     return np.asarray(rows, dtype=np.int64)
 
 
+_Mode = Callable[[], AbstractContextManager[Any]]
+
+
 @dataclass(kw_only=True)
 class _TracedCopy:
     """A traced double-precision copy of a model, for runs with silenced and with cut channels."""
@@ -316,9 +320,10 @@ class _TracedCopy:
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
         self.args = tuple(_varied(a) for a in self.args)
-        self.mode: Callable[[], InDoublePrecision] = InDoublePrecision
         with InDoublePrecision() as plain:
             self._check_repeatable()
+        own: _Mode = InDoublePrecision if plain.widened else DoubleByDefault
+        self.mode: _Mode = own
         _soften_neurons(self.copy)
         if not isinstance(self.copy, SpikingViT):
             self.mode = partial(InDoublePrecision, lively=True, limit=plain.calls)
@@ -326,7 +331,7 @@ class _TracedCopy:
                 self._trace()
                 if all(self.traces_alike(group) for group in self.graph.prunable()):
                     return
-            self.mode = InDoublePrecision
+            self.mode = own
         self._trace()
 
     def traces_alike(self, group: ChannelGroup) -> bool:
@@ -482,6 +487,17 @@ def _soften_neurons(model: nn.Module) -> None:
         module.register_forward_hook(soft)
 
 
+class DoubleByDefault(AbstractContextManager[None]):
+    """Makes new tensors double, which is all that a network without other dtypes needs."""
+
+    def __enter__(self) -> None:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self._before)
+
+
 class InDoublePrecision(TorchDispatchMode):
     """Runs a forward in double precision; with ``lively``, neurons that never fire vary too.
 
@@ -495,6 +511,7 @@ class InDoublePrecision(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.lively, self.limit = lively, limit
         self.calls = 0
+        self.widened = False  # whether any operator was given or asked for another dtype
         self._before = torch.get_default_dtype()
 
     def __enter__(self) -> Self:
@@ -518,6 +535,7 @@ class InDoublePrecision(TorchDispatchMode):
         lively = _LIVELY.get(name.rstrip("_")) if self.lively else None
         if lively is None and not any(map(_narrow, (*args, *kwargs.values()))):
             return func(*args, **kwargs)
+        self.widened = True
         written = use_of(func).written
         names = [argument.name for argument in func._schema.arguments[: len(args)]]
         given = bind(func, args, kwargs)
