@@ -997,6 +997,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print all findings, and save nothing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as where a shell starts it with `&`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         stuff = Material.make(Path(folder))

@@ -20,7 +20,7 @@ from primesvt.models.blocks import ConvBN
 from primesvt.models.forward import working_copy
 from primesvt.models.neurons import AcrossImages, neurons
 from primesvt.models.state import settle
-from primesvt.models.strip import merge_head, strip_unused
+from primesvt.models.strip import merge_chain, merge_head, mergeable_chains, strip_unused
 
 __all__ = ["DeployedNetwork", "deploy", "quick", "simplify", "spiking_modules"]
 
@@ -69,7 +69,7 @@ def quick(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def simplify(model: nn.Module, example: Tensor, *, keep: bool = False) -> Folded:
-    """Remove unused parameters and fold batch norms, in place; ``keep`` folds none.
+    """Remove unused parameters, merge linear layers and fold norms, in place; ``keep`` folds none.
 
     Example:
         >>> from primesvt import create_model
@@ -79,6 +79,8 @@ def simplify(model: nn.Module, example: Tensor, *, keep: bool = False) -> Folded
     """
     strip_unused(model)
     merge_head(model)
+    for path in mergeable_chains(model):
+        merge_chain(model, path)
     folded = fold_norms(model, (example,), keep=keep)
     for module in model.modules():
         if isinstance(module, ConvBN):

@@ -9,12 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from primesvt import Limits, prune
 from primesvt.calibration import calibration_of
+from primesvt.channels.plan import apply_plan
 from primesvt.checkpoint.folder import load, save_model
 from primesvt.models import SpikingViT
+from primesvt.models.families._sdt_v3_large_network import RepConv
 from primesvt.models.heads import SpikingHead
+from primesvt.models.strip import mergeable_chains
 from primesvt.profiling.memory import parameter_bytes, parameter_count
-from primesvt.pruning.lossless import remove_unused
+from primesvt.pruning.lossless import LosslessRecord, remove_unused
 
 from .conftest import answer, fired, picture
 
@@ -124,3 +128,106 @@ def test_what_others_call_unused_is_theirs():
     model = fired("spikformer_digits")
     model.__class__ = Sub
     assert remove_unused(model).dead_parameters == 0
+
+
+def chained(name: str = "sdt_v3_large_small", **options: object) -> SpikingViT:
+    """SDT-V3 large with norms that shift and scale, in double precision."""
+    model = fired(name, **options).double()
+    draw = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor, low in ((module.running_mean, -0.2), (module.bias, -0.2)):
+                tensor.data += torch.rand(tensor.shape, generator=draw) * 0.4 + low
+            for tensor in (module.running_var, module.weight):
+                tensor.data *= torch.rand(tensor.shape, generator=draw) * 0.5 + 0.75
+    return model
+
+
+def test_layers_without_a_neuron_between_are_merged_exactly(tmp_path):
+    model = chained()
+    x = picture(model).double()
+    stripped = remove_unused(model, [calibration_of(x)])
+    blocks = [name for name, _ in model.blocks.named_children() if name.startswith("block3")]
+    pairs = {f"blocks.{block}.attn.{part}" for block in blocks for part in ("q", "k", "v", "proj")}
+    assert pairs <= set(stripped.merged_chains) and not stripped.kept_chains
+    assert not mergeable_chains(stripped.model)
+    short = parameter_count(model) - parameter_count(stripped.model) - stripped.dead_parameters
+    assert stripped.chain_parameters == short > 0.2 * parameter_count(model)
+    currents = [currents_of(each, x) for each in (model, stripped.model)]
+    assert currents[0].keys() == currents[1].keys()
+    for name, current in currents[0].items():
+        assert float(current.std()) > 0, name
+        torch.testing.assert_close(currents[1][name], current, rtol=1e-12, atol=1e-12)
+    save_model(stripped.model, tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(answer(again, x), answer(stripped.model, x))
+    assert again.state_dict().keys() == stripped.model.state_dict().keys()
+
+
+def currents_of(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What every pair of layers gives to the neuron behind it."""
+    found: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
+        for name, module in model.named_modules()
+        if isinstance(module, RepConv)
+    ]
+    answer(model, x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_pairs_that_change_a_prediction_stay_two(monkeypatch):
+    from primesvt.pruning.lossless import step
+
+    model = chained()
+    wrong = mergeable_chains(model)[1]
+
+    def spoils(network, path, real=step.merge_chain):
+        real(network, path)
+        if path == wrong:
+            network.get_submodule(path).outer.conv.weight.data.neg_()
+
+    monkeypatch.setattr(step, "merge_chain", spoils)
+    monkeypatch.setattr(step, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(step, "_answer", lambda result: [result.detach()])
+    stripped = remove_unused(model, [calibration_of(picture(model).double())])
+    assert stripped.kept_chains == (wrong,)
+    assert mergeable_chains(stripped.model) == (wrong,)
+
+
+def test_a_pair_that_one_layer_would_not_make_smaller_stays():
+    model = fired("sdt_v3_large_small")
+    path = mergeable_chains(model)[0]
+    pair = model.get_submodule(path)
+    pair.inner.conv.weight = nn.Parameter(pair.inner.conv.weight[:1])
+    pair.inner.bn = nn.BatchNorm1d(1)
+    pair.outer.conv.weight = nn.Parameter(pair.outer.conv.weight[:, :1])
+    assert path not in mergeable_chains(model)
+
+
+def test_a_run_merges_first_and_says_so(tmp_path):
+    model = chained().float()
+    x = picture(model)
+    target = answer(model, x).argmax(1)
+    result = prune(
+        model,
+        score=lambda network: answer(network, x).argmax(1) == target,
+        constraints=Limits(max_accuracy_drop=0.99, min_memory_saving=None),
+        gate="point",
+        include=["*mlp.fc1"],
+        rates=(0.5,),
+        verify=False,
+        out=tmp_path / "run",
+    )
+    account = result.metrics.lossless
+    pairs = len(account.merged_chains)
+    assert pairs and f"of {pairs} pairs of linear layers" in account.notes[0]
+    again = load(tmp_path / "run")
+    assert again.state_dict().keys() == result.model.state_dict().keys()
+    assert not any(".q.inner." in name for name in again.state_dict())
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())["lossless"]
+    assert LosslessRecord.from_dict(stored) == account
+    apply_plan(model, result.plan)  # the network given keeps its pairs
+    assert mergeable_chains(model) == account.merged_chains

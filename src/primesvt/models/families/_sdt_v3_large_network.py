@@ -30,7 +30,8 @@ __all__ = [
 class RepConv(nn.Module):
     """Two channel layers with a norm behind each and no neuron between.
 
-    ``[T, B, C, H, W]`` to ``[T, B, C', H, W]``.
+    ``[T, B, C, H, W]`` to ``[T, B, C', H, W]``. ``models.strip.merge_chain`` makes one layer of
+    them: ``inner`` does nothing then.
 
     Example:
         >>> RepConv(4, 6, hidden=5)(torch.zeros(2, 1, 4, 3, 3)).shape
@@ -42,7 +43,7 @@ class RepConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, hidden: int) -> None:
         super().__init__()
-        self.inner = ConvBN(inputs, hidden, dims=1)
+        self.inner: nn.Module = ConvBN(inputs, hidden, dims=1)
         self.outer = ConvBN(hidden, outputs, dims=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -54,6 +54,9 @@ class LosslessRecord:
         share: ``parameter_bytes`` as a fraction of the unpruned network's.
         dead_parameters: those of them that no forward reads.
         merged_head: a distillation head was merged into the head.
+        merged_chains: pairs of linear layers with no neuron in between that are one layer now.
+        kept_chains: pairs that stayed, as a prediction changed without them.
+        chain_parameters: what went with the merged pairs.
         channels: silent and constant channels, group by group.
         returned: groups that stayed whole, as a prediction changed without their channels.
     """
@@ -65,6 +68,9 @@ class LosslessRecord:
     share: float = 0.0
     dead_parameters: int = 0
     merged_head: bool = False
+    merged_chains: tuple[str, ...] = ()
+    kept_chains: tuple[str, ...] = ()
+    chain_parameters: int = 0
     channels: tuple[Removed, ...] = ()
     returned: tuple[str, ...] = ()
 
@@ -72,7 +78,9 @@ class LosslessRecord:
     def from_dict(cls, content: Mapping[str, Any]) -> LosslessRecord:
         """Read what ``dataclasses.asdict`` made, from JSON too."""
         channels = tuple(Removed(**each) for each in content["channels"])
-        return cls(**{**content, "channels": channels, "returned": tuple(content["returned"])})
+        named = ("returned", "merged_chains", "kept_chains")
+        lists = {name: tuple(content.get(name, ())) for name in named}
+        return cls(**{**content, "channels": channels, **lists})
 
     def of(self, group: str) -> Removed | None:
         """The channels that a group lost, or ``None``."""
@@ -94,6 +102,11 @@ class LosslessRecord:
                 f"Kept, as a prediction changed without their silent or constant channels: "
                 f"{', '.join(self.returned)}."
             )
+        if self.kept_chains:
+            found.append(
+                f"Not merged, as a prediction changed: {', '.join(self.kept_chains)} (two linear "
+                "layers each)."
+            )
         return tuple(found)
 
     def _parts(self) -> str:
@@ -103,6 +116,12 @@ class LosslessRecord:
             parts.append(f"{self.dead_parameters:,} parameters that no forward reads")
         if self.merged_head:
             parts.append("the distillation head, merged into the head")
+        if self.merged_chains:
+            pairs = _count(len(self.merged_chains), "pair")
+            parts.append(
+                f"{self.chain_parameters:,} parameters of {pairs} of linear layers with no neuron "
+                "in between, merged into one layer each"
+            )
         if self.channels:
             gone = sum(each.positions * each.channels for each in self.channels)
             kinds = Removed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from primesvt.channels.plan import PlanStep
 from primesvt.distributed import SINGLE_PROCESS, ProcessGroup
 from primesvt.models.forward import batch_of, copy_of
 from primesvt.models.state import tensors_in
-from primesvt.models.strip import merge_head, strip_unused
+from primesvt.models.strip import merge_chain, merge_head, mergeable_chains, strip_unused
 from primesvt.profiling.memory import parameter_bytes, parameter_count
 from primesvt.pruning.lossless.constant_channels import (
     ConstantChannels,
@@ -91,19 +91,29 @@ def _alike(expected: list[Tensor], found: list[Tensor]) -> bool:
     return True
 
 
-Same = Callable[[Sequence[ConstantChannels]], bool]
+Change = TypeVar("Change")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stripped:
-    """A copy without parameters that no forward reads, its head merged where predictions stay.
+    """A copy without parameters that no forward reads, merged where predictions stay.
 
-    ``answers`` are those of the network given, where there are inputs.
+    Attributes:
+        model: the copy.
+        dead_parameters: how many no forward read.
+        merged_head: a distillation head was merged into the head.
+        merged_chains: pairs of linear layers that are one layer now.
+        kept_chains: pairs that stayed, as a prediction changed without them.
+        chain_parameters: what went with the merged pairs.
+        answers: those of the network given, where there are inputs.
     """
 
     model: nn.Module
     dead_parameters: int
     merged_head: bool
+    merged_chains: tuple[str, ...] = ()
+    kept_chains: tuple[str, ...] = ()
+    chain_parameters: int = 0
     answers: PredictionCheck | None = field(default=None, repr=False)
 
 
@@ -186,12 +196,12 @@ class StartNetwork:
 def remove_unused(
     model: nn.Module, check: Sequence[CalibrationSet] = (), processes: ProcessGroup = SINGLE_PROCESS
 ) -> Stripped:
-    """A copy of a network without unused parameters, its distillation head merged if it may be.
+    """A copy without unused parameters, its distillation head and linear layers merged if they may.
 
     Args:
         model: the network; not changed.
         check: inputs on which no prediction may change, one source at most; without any, the
-            arithmetic of a merged head is trusted.
+            arithmetic of what is merged is trusted.
         processes: those that strip the same network; what the main one finds counts.
 
     Example:
@@ -204,12 +214,30 @@ def remove_unused(
     answers = PredictionCheck(model, check[0]) if check else None
     merged = copy_of(bare)
     one_head = processes.broadcast(merge_head(merged) and (answers is None or answers.same(merged)))
+    bare = merged if one_head else bare
+    chains = list(mergeable_chains(bare))
+    taken = _agreeing(chains, [], lambda one: answers is None or answers.same(_merged(bare, one)))
+    taken = processes.broadcast(taken)
+    short = _merged(bare, taken)
     return Stripped(
-        model=merged if one_head else bare,
+        model=short,
         dead_parameters=dead,
         merged_head=one_head,
+        merged_chains=tuple(taken),
+        kept_chains=tuple(path for path in chains if path not in taken),
+        chain_parameters=parameter_count(bare) - parameter_count(short),
         answers=answers,
     )
+
+
+def _merged(model: nn.Module, chains: Sequence[str]) -> nn.Module:
+    """A copy in which each of these pairs of linear layers is one; without any, the model."""
+    if not chains:
+        return model
+    merged = copy_of(model)
+    for path in chains:
+        merge_chain(merged, path)
+    return merged
 
 
 def remove_constant_channels(
@@ -240,6 +268,9 @@ def remove_constant_channels(
         checked=answers.inputs if answers else 0,
         dead_parameters=stripped.dead_parameters,
         merged_head=stripped.merged_head,
+        merged_chains=stripped.merged_chains,
+        kept_chains=stripped.kept_chains,
+        chain_parameters=stripped.chain_parameters,
     )
     if not sources or answers is None:
         return replace(start, account=_with_savings(account, original, start.model))
@@ -315,19 +346,19 @@ class _Watch:
 
 
 def _agreeing(
-    cuts: Sequence[ConstantChannels], known: list[ConstantChannels], same: Same
-) -> list[ConstantChannels]:
-    """The cuts ``known``, and those of ``cuts`` that change no prediction beside them.
+    changes: Sequence[Change], known: list[Change], same: Callable[[Sequence[Change]], bool]
+) -> list[Change]:
+    """The changes ``known``, and those of ``changes`` that change no prediction beside them.
 
     By halves, as nearly always none changes one, and then a single check of all is enough.
     """
-    united = [*known, *cuts]
-    if not cuts or same(united):
+    united = [*known, *changes]
+    if not changes or same(united):
         return united
-    if len(cuts) == 1:
+    if len(changes) == 1:
         return known
-    middle = len(cuts) // 2
-    return _agreeing(cuts[middle:], _agreeing(cuts[:middle], known, same), same)
+    middle = len(changes) // 2
+    return _agreeing(changes[middle:], _agreeing(changes[:middle], known, same), same)
 
 
 def _with_savings(account: LosslessRecord, original: nn.Module, model: nn.Module) -> LosslessRecord:
