@@ -17,7 +17,7 @@ from primesvt.channels import ChannelGraph, ChannelGroup, trace
 from primesvt.channels.widths import Widths, kept_count
 from primesvt.checkpoint.load import open_model
 from primesvt.data import Splits, load_data
-from primesvt.evaluation.evaluator import outcomes
+from primesvt.evaluation.evaluator import Measurement, outcomes
 from primesvt.importance import CriterionContext, find_importance
 from primesvt.models import SpikingViT
 from primesvt.profiling.memory import parameter_bytes
@@ -137,4 +137,4 @@ def _refuse(_: Any) -> Any:
     raise RuntimeError("this bench measures nothing")
 
 
-_NOTHING: Any = None
+_NOTHING = Measurement(value=0.0)
