@@ -83,7 +83,7 @@ def together(size: int, out: Path | None, **method: Any) -> list[tuple[list[str]
     return play(size, work)
 
 
-@pytest.mark.parametrize(("name", "size"), [("prime", 2), ("allocate", 3), ("refit", 2)])
+@pytest.mark.parametrize(("name", "size"), [("prime", 2), ("allocate", 3), ("refit", 3)])
 def test_all_meet_at_the_same_places(played, tmp_path, name: str, size: int) -> None:
     found = together(size, tmp_path / "run", **METHODS[name])
     met = found[0][0]
