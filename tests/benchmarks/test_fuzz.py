@@ -35,6 +35,14 @@ def test_the_fuzzer_finds_what_is_wrong(stuff, monkeypatch):
     assert fuzz.tried(["models"], valid=False)[0] == "not one printable line"
 
 
+@pytest.fixture(scope="module")
+def whole(stuff):
+    """The files of a run that nothing disturbs."""
+    place = fuzz._fresh(stuff, "prune", "whole")
+    assert fuzz.started(fuzz.works(stuff)["prune"], place)[0] == 0
+    return fuzz.result(place)
+
+
 @pytest.mark.parametrize(
     ("when", "number", "how"),
     [
@@ -43,9 +51,6 @@ def test_the_fuzzer_finds_what_is_wrong(stuff, monkeypatch):
         ("stage", 2, signal.SIGTERM),
     ],
 )
-def test_a_killed_run_goes_on_to_the_same_end(stuff, when, number, how):
+def test_a_killed_run_goes_on_to_the_same_end(stuff, whole, when, number, how):
     words = fuzz.works(stuff)["prune"]
-    whole = fuzz._fresh(stuff, "prune", "whole", when, how.name)
-    assert fuzz.started(words, whole)[0] == 0
-    expected = fuzz.result(whole)
-    assert fuzz._killed(stuff, "prune", words, expected, when, number, how) == ""
+    assert fuzz._killed(stuff, "prune", words, whole, when, number, how) == ""

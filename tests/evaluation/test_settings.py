@@ -32,7 +32,8 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "ROUNDS", ((32, 4),))
+    monkeypatch.setattr(settings, "ROUNDS", ((32, 2),))
+    monkeypatch.setattr(settings, "USUAL", {**settings.USUAL, "time_steps": (1, 2, 4)})
     monkeypatch.setattr(settings, "SIDES", (4, 8))  # halved once at most
 
 

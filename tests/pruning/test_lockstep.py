@@ -17,6 +17,7 @@ from primesvt.distributed import ProcessGroup
 from primesvt.models.digest import model_digest
 
 from ..played_processes import Played, play
+from ..same_files import assert_same_files
 from .test_processes_prune import ALLOCATE, LIMITS, PAPER, few, rows
 
 SOME = {"include": ["*.block4_0.mlp.fc1", "*.conv2a.conv1"]}
@@ -91,9 +92,8 @@ def test_all_meet_at_the_same_places(played, tmp_path, name: str, size: int) -> 
     assert [step for step in STEPS if step not in told] == []
     assert found[0][1] == together(1, tmp_path / "one", **METHODS[name])[0][1]
     assert rows(tmp_path / "run") == rows(tmp_path / "one")
-    for file in ("plan.json", "recipe.yaml", "model/model.safetensors"):
-        both = ((tmp_path / run / file).read_bytes() for run in ("run", "one"))
-        assert len(set(both)) == 1, file
+    names = ("plan.json", "recipe.yaml", "model/model.safetensors")
+    assert_same_files(tmp_path / "run", tmp_path / "one", names)
 
 
 # What every run exchanges, step by step.

@@ -23,6 +23,7 @@ from primesvt.evaluation.evaluator import outcomes
 from primesvt.models.digest import model_digest
 from primesvt.pruning.result import PruneResult
 
+from ..same_files import assert_same_files
 from ..two_processes import run_twice
 
 LIMITS = Constraints(max_accuracy_drop=4, min_memory_saving=None)
@@ -207,8 +208,8 @@ def test_all_find_what_one_finds(alone, both, name: str) -> None:
 def test_the_run_folder_is_that_of_one(alone, both, name: str) -> None:
     one, two = alone[0] / name, both[0] / name
     assert rows(two) == rows(one)
-    for file in ("plan.json", "metrics.json", "recipe.yaml", "model/model.safetensors"):
-        assert (two / file).read_bytes() == (one / file).read_bytes(), file
+    names = ("plan.json", "metrics.json", "recipe.yaml", "model/model.safetensors")
+    assert_same_files(two, one, names)
     assert (two / "report.html").is_file()
 
 

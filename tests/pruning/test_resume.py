@@ -10,6 +10,7 @@ import pytest
 from primesvt.pruning.variants import TOGETHER
 
 from ..forked import forked
+from ..same_files import assert_same_files
 
 CHILD = """
 import dataclasses, json, os, signal
@@ -133,10 +134,8 @@ def test_killed_again_and_again(whole, child, tmp_path):
         assert not (folder / "metrics.json").exists()
     assert child(folder, log, method) == 0
 
-    for name in ("plan.json", "metrics.json", "recipe.yaml", "model/config.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    weights = "model/model.safetensors"
-    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+    names = ("plan.json", "metrics.json", "recipe.yaml", "model/config.json")
+    assert_same_files(folder, whole, [*names, "model/model.safetensors"])
     made, wanted = ([known_by(row) for row in rows(each)] for each in (folder, whole))
     assert made == wanted and len(set(made)) == len(made)
     # Measured twice is only what a kill hit between the measurement and its line on disk.

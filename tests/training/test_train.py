@@ -1,7 +1,9 @@
 """Training repeats bitwise, keeps its best epoch, and leaves no half-written folder behind."""
 
+import hashlib
 import json
 import signal
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from primesvt.checkpoint.folder import load
 from primesvt.cli import main
 from primesvt.data import load_data
+from primesvt.distributed import SINGLE_PROCESS
 from primesvt.evaluation.evaluator import outcomes
 from primesvt.models import create_model, model_entry
 from primesvt.training import (
@@ -30,6 +33,7 @@ from primesvt.training.snapshot import Snapshot
 
 from ..bars import write_bars
 from ..forked import forked
+from ..same_files import assert_same_files
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -102,8 +106,17 @@ def test_best_epoch_on_selection_is_kept(
     assert all(torch.equal(saved[name], states[2][name]) for name in saved)
 
 
+LEARNS: dict[str, Any] = {
+    "model_options": {"time_steps": 1},
+    "epochs": 6,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "norm_weight": 2,
+}
+
+
 def test_bars_are_learned(bars: Path, tmp_path: Path) -> None:
-    quick = recipe(bars, epochs=10, batch_size=8, learning_rate=0.02, norm_weight=2)
+    quick = recipe(bars, **LEARNS)
     record = train(quick, out_dir=tmp_path / "out")
     assert record.test is not None and record.test.accuracy > 0.9
 
@@ -206,14 +219,15 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(bars: Path, tmp_pa
     assert set(json.loads((out / "progress.json").read_text())) >= {"epochs_done", "loss"}
 
     record = train(asked, out_dir=out)
-    name = "model/model.safetensors"
-    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert_same_files(out, tmp_path / "whole", ["model/model.safetensors"])
     same = ("loss", "selection_accuracy", "kept_epoch", "selection", "test", "notes", "context")
     assert all(getattr(record, field) == getattr(whole, field) for field in same)
     assert {path.name for path in out.iterdir()} == {"model", "recipe.yaml", "record.json"}
 
 
+SMALL = {"time_steps": 1, "embed_dims": (8, 8, 8, 8), "num_heads": 2}
 RESUMED: dict[str, Any] = {
+    "model_options": SMALL,
     "epochs": 3,
     "ema": 0.9,
     "precision": "bf16",
@@ -235,6 +249,8 @@ def dies(name, real, done=[]):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **options)
     return called
+
+torch.optim.AdamW([torch.zeros(1)])  # imports more than a second of torch, once
 
 loop.TrainingLoop._update = dies("step", loop.TrainingLoop._update)
 fit.Fit.score = dies("epoch", fit.Fit.score)
@@ -276,8 +292,7 @@ def test_it_stops_at_an_epoch_and_goes_on(bars: Path, tmp_path: Path) -> None:
     record = train(asked, out_dir=out, stop_after=0)
     assert isinstance(record, TrainRecord) and record.loss == whole.loss
     assert record.seconds >= progress.seconds
-    name = "model/model.safetensors"
-    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert_same_files(out, tmp_path / "whole", ["model/model.safetensors"])
 
 
 def test_no_epoch_begins_that_would_end_too_late(
@@ -315,9 +330,7 @@ def test_other_images_in_the_same_place_are_refused(bars: Path, tmp_path: Path) 
 
 
 def test_bf16_and_the_average_train(bars: Path, tmp_path: Path) -> None:
-    quick = recipe(
-        bars, epochs=10, batch_size=8, learning_rate=0.02, norm_weight=2, ema=0.8, precision="bf16"
-    )
+    quick = recipe(bars, **LEARNS, ema=0.8, precision="bf16")
     record = train(quick, out_dir=tmp_path / "out")
     assert record.test is not None and record.test.accuracy > 0.9
 
@@ -445,8 +458,13 @@ class TestAugmentation:
         assert torch.allclose(moved, images, atol=1e-5)
 
 
-def test_a_damaged_state_is_one_line_and_nothing_is_lost(bars: Path, tmp_path: Path) -> None:
-    """Facts of another shape or type, tensors that are gone, a file cut short."""
+def test_a_damaged_state_is_one_line_and_nothing_is_lost(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Facts of another shape or type, tensors that are gone, a file cut short.
+
+    All attempts share one network and one data set, into which each reads its state.
+    """
     asked, out = recipe(bars, **RESUMED), tmp_path / "out"
 
     def interrupt(stage: str, done: int, total: int) -> None:
@@ -454,31 +472,60 @@ def test_a_damaged_state_is_one_line_and_nothing_is_lost(bars: Path, tmp_path: P
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(asked, out_dir=out, progress=interrupt)
+        train(asked, out_dir=out, progress=interrupt, save_every=0)  # within an epoch
     state = out / "state.safetensors"
+    whole = state.read_bytes()
+    with monkeypatch.context() as patch:
+        prepared = fit._prepared(asked, SINGLE_PROCESS, 0)
+        patch.setattr(fit, "_prepared", lambda *_: prepared)
+        for what, content in damaged(state, tmp_path / "damaged.safetensors").items():
+            state.write_bytes(content)
+            said = ""
+            try:
+                train(asked, out_dir=out)
+            except ValueError as error:
+                said = str(error)
+            assert "delete it" in said and "\n" not in said, what
+            assert digest(state.read_bytes()) == digest(content), what
+    state.write_bytes(whole)
+    train(asked, out_dir=out)
+
+
+def damaged(state: Path, scratch: Path) -> dict[str, bytes]:
+    """Contents that are no state of a training, by what is wrong with them."""
     whole, good = state.read_bytes(), Snapshot.load(state)
     facts = dict(good.facts)
-    damaged: dict[str, bytes] = {}
     parts: list[bytes] = [whole[: len(whole) // 2], b"", b"{}", whole[:100] + b"x" * 50]
-    damaged |= {f"content {i}": part for i, part in enumerate(parts)}
+    made = {f"content {i}": part for i, part in enumerate(parts)}
     needed = set(facts) - {"versions", "processes"}  # both are only told
     odd: list[Any] = [{}, {**facts, "step": "many"}, {**facts, "step": -1}, {**facts, "losses": 3}]
     odd += [{name: v for name, v in facts.items() if name != gone} for gone in needed]
-    for made in odd:
-        Snapshot(tensors=good.tensors, facts=made).save(state)
-        damaged[f"facts {sorted(made.items())}"] = state.read_bytes()
-    for name in [n for n in good.tensors if not n.endswith("num_batches_tracked")][::7]:
+    for facts_there in odd:
+        Snapshot(tensors=good.tensors, facts=facts_there).save(scratch)
+        made[f"facts {sorted(facts_there.items())}"] = scratch.read_bytes()
+    for name in one_of_each_kind(good.tensors):
         fewer = {n: t for n, t in good.tensors.items() if n != name}
-        Snapshot(tensors=fewer, facts=facts).save(state)
-        damaged[f"no {name}"] = state.read_bytes()
-    for what, content in damaged.items():
-        state.write_bytes(content)
-        said = ""
-        try:
-            train(asked, out_dir=out)
-        except ValueError as error:
-            said = str(error)
-        assert "delete it" in said and "\n" not in said, what
-        assert state.read_bytes() == content
-    state.write_bytes(whole)
-    train(asked, out_dir=out)
+        Snapshot(tensors=fewer, facts=facts).save(scratch)
+        made[f"no {name}"] = scratch.read_bytes()
+    return made
+
+
+def one_of_each_kind(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Of each part of a state (model, average, optimizer) a weight, a bias, a moment ...
+
+    The one in the middle of its kind. Counters of batch norms may be missing, and states of global
+    generators, which a process has none of where there were fewer.
+    """
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name in tensors:
+        kinds.setdefault((name.split(".")[0], name.rpartition(".")[2]), []).append(name)
+    return [
+        each[len(each) // 2]
+        for (part, kind), each in kinds.items()
+        if part != "random" and kind != "num_batches_tracked"
+    ]
+
+
+def digest(content: bytes) -> str:
+    """A short stand-in for megabytes, whose difference would take minutes to show."""
+    return hashlib.sha256(content).hexdigest()
