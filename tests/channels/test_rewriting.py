@@ -14,13 +14,16 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from primesvt import export, load, prune
+from primesvt._files import read_json
 from primesvt.channels import ChannelGraph, remove_channels, trace, verify
 from primesvt.channels.adapter import Adapted
 from primesvt.channels.layout import Layout
-from primesvt.channels.plan import Plan, apply_plan
-from primesvt.channels.rewriting import rewrite_notes
+from primesvt.channels.plan import Plan, PlanStep, apply_plan, describe_inputs
+from primesvt.channels.rewriting import describe_rewrites, rewrite_notes
+from primesvt.checkpoint.folder import save_model
 
 from .written import WRITTEN, Hand, Net, SelfAttention, network
 
@@ -93,6 +96,58 @@ def pruned(net: nn.Module, graph: ChannelGraph, cuts: Mapping[str, Any]) -> nn.M
 
 def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def saved(net: nn.Module, graph: ChannelGraph, cuts: Mapping[str, Any], folder: Path) -> nn.Module:
+    """Prune a network and write its folder."""
+    small = copy.deepcopy(net)
+    left = remove_channels(small, graph, cuts)
+    steps = [
+        PlanStep(
+            group=name,
+            rate=0.5,
+            before=(graph[name].positions, graph[name].size),
+            after=(left[name].positions, left[name].size),
+            accuracy=None,
+            drop=None,
+            bound=None,
+            saving=0.0,
+            parameter_bytes=0,
+        )
+        for name in cuts
+    ]
+    kept = {n: tuple(map(tuple, graph.to_original(n, rows))) for n, rows in cuts.items()}
+    plan = Plan(
+        model_hash="",
+        config=None,
+        inputs=describe_inputs(graph.example),
+        steps=tuple(steps),
+        groups=kept,
+        rewrites=describe_rewrites(left.rewrites, left.sizes),
+    )
+    save_model(small, folder, plan=Plan.from_dict(plan.to_dict()))
+    return small
+
+
+def stays_so(small: nn.Module, x: Tensor, *, pickled: bool = True) -> None:
+    """A pruned network is the same copied, stored, exported, and trains."""
+    wanted, others = answers(small, x), [copy.deepcopy(small)]
+    if pickled:
+        file = io.BytesIO()
+        torch.save(small, file)
+        file.seek(0)
+        others.append(torch.load(file, weights_only=False))
+    for other in others:
+        assert torch.equal(answers(other, x), wanted)
+    with torch.no_grad():
+        program = torch.export.export(small, (x,))
+    assert torch.allclose(program.module()(x), wanted, rtol=1e-9, atol=1e-12)
+    trained = others[0].train()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trained(x).square().sum().backward()
+    assert all(p.grad is not None for p in trained.parameters())
+    optimizer.step()
+    assert not torch.equal(answers(trained.eval(), x), wanted)
 
 
 def test_every_group_is_found_and_none_refused(
@@ -477,6 +532,44 @@ def test_factors_that_were_not_traced_are_an_error() -> None:
         small(x, 2)
     with pytest.raises(ValueError, match=r"mul in line \d+ of Several.forward was not reached"):
         small(torch.randn(9, 5))
+
+
+class Attends(nn.Module):
+    """PyTorch's attention, with a scale of its own or one that is written."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 6)
+        self.out, self.options = nn.Linear(6, 3), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (m(x).unflatten(-1, (2, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        dropout = 0.5 if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, **self.options)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.25}])
+def test_the_scale_of_attention_stays(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Attends(**options).double().eval(), torch.randn(3, 5, 4).double()
+    graph = trace(net, x)
+    assert [g.name for g in graph.prunable()] == ["q+k", "v"]
+    assert verify(net, graph) == []
+    cuts = {"q+k": [[0], [3]], "v": [[0, 2], [1, 2]]}
+    small = saved(net, graph, cuts, tmp_path)
+    hands = {
+        "q+k": Hand(size=4, heads=2, reads=(("q", "out", -1), ("k", "out", -1))),
+        "v": Hand(size=3, heads=2, reads=(("out", "in", -1),)),
+    }
+    wanted = silenced(net, hands, {n: np.asarray(rows) for n, rows in cuts.items()}, x)
+    assert close(answers(small, x), wanted)
+    assert answers(small, torch.randn(2, 9, 4).double()).shape == (2, 9, 3)
+    stays_so(small, x)
+    loaded = load(tmp_path, into=Attends(**options).double())
+    assert torch.equal(answers(loaded, x), answers(small, x))
+    kinds = [r["kind"] for r in read_json(tmp_path / "config.json")["plan"]["rewrites"]]
+    assert kinds == ([] if "scale" in options else ["constant"])
 
 
 KNOWN: list[str] = []

@@ -261,9 +261,7 @@ ATTENTION = {
         heads=HEADS,
         reads=(("blocks.0.q_lif", "out", TOKEN), ("blocks.0.k_lif", "out", TOKEN)),
     ),
-    "blocks.0.v": Hand(
-        size=WIDTH, heads=HEADS, reads=(("blocks.0.proj.lin", "in", TOKEN),)
-    ),
+    "blocks.0.v": Hand(size=WIDTH, heads=HEADS, reads=(("blocks.0.proj.lin", "in", TOKEN),)),
     "blocks.1.fc1": Hand(size=2 * DIM, heads=1, reads=(("blocks.1.fc2.lin", "in", TOKEN),)),
     "stem:stream": Hand(
         size=DIM,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from primesvt.channels.layout import Layout
 from primesvt.channels.symbols import Axis
-from primesvt.channels.written_sizes import ARITHMETIC, Length, Path, Place, Written
+from primesvt.channels.written_sizes import FACTORS, Length, Path, Place, Written
 
 Sizes = Mapping[int, int]
 EVERY = -1  # every time that a place is reached
@@ -146,7 +146,7 @@ def candidates(
 def _rewrites(written: Written, turn: int, known: Lengths) -> dict[Path, Rewrite]:
     """The numbers of one call that depend on channels, or may."""
     common: dict[str, Any] = {"place": written.place, "name": written.place.call, "turn": turn}
-    if written.place.call in ARITHMETIC:
+    if written.place.call in FACTORS:
         return {
             path: Rewrite(kind="constant", argument=path, before=value, **common)
             for path, value in written.numbers.items()

@@ -35,7 +35,12 @@ from primesvt.channels.symbols import (
     size_of,
     unit,
 )
-from primesvt.channels.written_sizes import SizeRecorder, Written, telling_attributes, watching_einops
+from primesvt.channels.written_sizes import (
+    SizeRecorder,
+    Written,
+    telling_attributes,
+    watching_einops,
+)
 from primesvt.models.forward import hooked, is_tensor, state_tensors
 from primesvt.models.state import reset, tensors_in
 
