@@ -572,6 +572,140 @@ def test_the_scale_of_attention_stays(options: dict[str, Any], tmp_path: Path) -
     assert kinds == ([] if "scale" in options else ["constant"])
 
 
+class Multihead(nn.Module):
+    """PyTorch's multi-head attention, of a stream to itself or to keys of other widths."""
+
+    def __init__(self, *, weights: bool = True, across: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.across, self.weights, dims = across, weights, {"kdim": 5, "vdim": 7} if across else {}
+        self.a = nn.Linear(4, 8)
+        self.k, self.v = (nn.Linear(4, 5), nn.Linear(4, 7)) if across else (None, None)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True, **dims, **options)
+        self.b = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.a(x).sigmoid()
+        k, v = (self.k(x).sigmoid(), self.v(x).sigmoid()) if self.across else (q, q)
+        y, shares = self.attn(q, k, v, need_weights=self.weights)
+        y = self.b((q + y).sigmoid())
+        return y if shares is None else y + shares.sum(-1, keepdim=True)
+
+
+def attended(net: Multihead, cuts: Mapping[str, Any]) -> Multihead:
+    """The original in which what reads removed channels of the attention has zeros for them."""
+    net = copy.deepcopy(net)
+    kept = {name: np.asarray(rows) for name, rows in cuts.items()}
+    attn = net.attn
+    for name, rows in kept.items():
+        heads, size = (2, 4) if name.startswith("attn") else (1, 8)
+        gone = [h * size + c for h in range(heads) for c in range(size) if c not in rows[h]]
+        with torch.no_grad():
+            if name == "a:stream":  # behind the sigmoid, so weights that read it
+                weight = attn.q_proj_weight if net.across else attn.in_proj_weight
+                weight[:, gone] = 0.0
+                net.b.weight[:, gone] = 0.0
+            elif name in ("attn.q+k", "attn:0"):
+                for part in (0, 1):
+                    if net.across:
+                        (attn.q_proj_weight, attn.k_proj_weight)[part][gone] = 0.0
+                    else:
+                        attn.in_proj_weight[[8 * part + c for c in gone]] = 0.0
+                    if attn.in_proj_bias is not None:
+                        attn.in_proj_bias[[8 * part + c for c in gone]] = 0.0
+            else:
+                attn.out_proj.weight[:, gone] = 0.0
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": False}, {"bias": False}, {"across": True}, {"dropout": 0.5}]
+)
+def test_multi_head_attention_of_pytorch_is_cut(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Multihead(**options).double().eval(), torch.randn(3, 5, 4).double()
+    graph = trace(net, x)
+    free = {g.name: (g.positions, g.size) for g in graph if g.status == "free"}
+    free = {name: sizes for name, sizes in free.items() if not name.endswith("heads")}
+    first, second = (n for n in free if n.startswith("attn"))
+    inside = {"k": (1, 5), "v": (1, 7)} if options.get("across") else {}
+    assert free == {"a:stream": (1, 8), **inside, first: (2, 4), second: (2, 4)}
+    assert verify(net, graph) == []
+    (note,) = (n for n in rewrite_notes(graph.rewrites) if "MultiheadAttention" in n)
+    assert note == (
+        "The factor 0.5 (scale of MultiheadAttention of module 'attn') follows a width and keeps "
+        "its value."
+    )
+    every = {first: [[0], [2]], second: [[0, 1, 3], [1, 2, 3]], "a:stream": [[0, 2, 3, 6, 7]]}
+    for cuts in (every, *({name: rows} for name, rows in every.items())):
+        small = pruned(net, graph, cuts)
+        assert close(answers(small, x), answers(attended(net, cuts), x)), cuts
+    small = saved(net, graph, every, tmp_path)
+    assert type(net.attn) is nn.MultiheadAttention
+    attn = small.attn
+    assert isinstance(attn, nn.MultiheadAttention)
+    wide = (5, 5, 7) if options.get("across") else (5, 5, 5)
+    assert (attn.embed_dim, attn.kdim, attn.vdim, attn.head_dim) == (*wide, 1)
+    assert (attn.out_proj.in_features, attn.out_proj.out_features) == (6, 5)
+    stays_so(small, x)
+    loaded = load(tmp_path, into=Multihead(**options).double())
+    assert torch.equal(answers(loaded, x), answers(small, x))
+    again = trace(small, x)
+    assert verify(small, again) == []
+    assert close(
+        answers(pruned(small, again, {second: [[0], [2]]}), x),
+        answers(attended(net, {**every, second: [[0], [3]]}), x),
+    )
+
+
+def test_an_attention_that_keeps_its_widths_keeps_its_class() -> None:
+    net, x = Multihead(across=True).eval(), torch.randn(3, 5, 4)
+    graph = trace(net, x)
+    assert type(pruned(net, graph, {"k": list(range(5))}).attn) is nn.MultiheadAttention
+    assert type(pruned(net, graph, {"k": [1, 4]}).attn) is not nn.MultiheadAttention
+
+
+class Encoder(nn.Module):
+    """Layers of PyTorch, whose fused forward knows one width of an attention only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        return self.head(self.layers(x, src_key_padding_mask=padding))
+
+
+def test_layers_with_a_fused_forward_take_the_one_step_by_step() -> None:
+    torch.manual_seed(0)
+    net, x = Encoder().eval(), torch.randn(3, 5, 8)
+    graph = trace(net, x)
+    names = [g.name for g in graph.prunable()]
+    assert len(names) == 6 and verify(net, graph) == []
+    small = pruned(net, graph, {n: [[0, 2]] * graph[n].positions for n in names})
+    wanted = small(x)  # with gradients, so not fused
+    padding = torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        assert torch.allclose(small(x), wanted, atol=1e-6)
+        assert torch.allclose(small(x, padding)[1, :4], small(x[1:2, :4])[0], atol=1e-6)
+
+
+def test_attentions_that_have_no_exact_removal_here_are_refused() -> None:
+    class Own(nn.MultiheadAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    for attention in (Own(8, 2), nn.MultiheadAttention(8, 2, add_bias_kv=True)):
+        net, x = Multihead().eval(), torch.randn(3, 5, 4)
+        net.attn = attention
+        attention.batch_first = True
+        graph = trace(net, x)
+        free = {g.name for g in graph if g.status == "free" and g.kind != "heads"}
+        assert free == {r.group for r in verify(net, graph)} and "a:stream" in free
+        assert any(r.module == "attn" for r in verify(net, graph))
+
+
 KNOWN: list[str] = []
 
 

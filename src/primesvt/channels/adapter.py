@@ -82,7 +82,7 @@ def install(
     for rewrite in rewrites:
         if rewrite.kind == "attribute":
             _set(model.get_submodule(rewrite.place.module), rewrite.name, rewrite.value(sizes))
-        else:
+        elif not rewrite.held:
             by_module.setdefault(rewrite.place.module, []).append(rewrite)
     places: dict[str, set[Code]] = {}
     for place in seen:

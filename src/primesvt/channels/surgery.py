@@ -12,6 +12,7 @@ from torch import nn
 from primesvt.channels.adapter import install
 from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels, kept_mask
 from primesvt.models.forward import state_tensors, unwrap
+from primesvt.models.multihead import MultiheadAttention, follow_weights, take_widths_from_weights
 from primesvt.models.state import REST
 
 
@@ -75,6 +76,8 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
                 owner._parameters[leaf] = new
             else:
                 owner._buffers[leaf] = new
+    changed = {name for name in graph.tensors if after.shape(name) != graph.shape(name)}
+    take_widths_from_weights(model, changed)
     _update_attributes(model, after)
     if any(row.shape[1] < graph[name].size for name, row in rows.items()):
         install(model, graph.rewrites, graph.seen, after.sizes)
@@ -173,6 +176,8 @@ def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
         name = f"{path}.weight" if path else "weight"
         if isinstance(module, nn.RNNBase):
             _update_recurrent(module)
+        if isinstance(module, MultiheadAttention):
+            follow_weights(module)
         if name not in graph.tensors or not isinstance(weight, torch.Tensor):
             continue
         if isinstance(module, nn.modules.conv._ConvNd):

@@ -42,6 +42,7 @@ from primesvt.channels.written_sizes import (
     watching_einops,
 )
 from primesvt.models.forward import hooked, is_tensor, state_tensors
+from primesvt.models.multihead import MultiheadAttention
 from primesvt.models.state import reset, tensors_in
 
 Axes = list[Axis]
@@ -489,5 +490,6 @@ def _noting(tracer: Tracer, model: nn.Module, sizes: bool) -> Iterator[None]:
 def train(model: nn.Module, mode: bool) -> None:
     """Set the mode of modules that people wrote; norms, dropout and neurons only evaluate."""
     for module in model.modules():
-        written = not isinstance(module, (_BatchNorm, _DropoutNd, base.MemoryModule))
+        known = (_BatchNorm, _DropoutNd, MultiheadAttention, base.MemoryModule)
+        written = not isinstance(module, known)
         module.training = mode and written and not type(module).__module__.startswith("torch.nn.")

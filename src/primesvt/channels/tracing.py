@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from primesvt.channels.graph import (
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
-from primesvt.channels.rewriting import Lengths, candidates
+from primesvt.channels.rewriting import Lengths, Rewrite, candidates, held
 from primesvt.channels.surgery import remove_channels
 from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
 from primesvt.channels.tracer import Record, run, train
@@ -38,6 +38,7 @@ from primesvt.models.forward import (
     unwrap,
     working_copy,
 )
+from primesvt.models.multihead import MultiheadAttention, take_widths_from_weights
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state import drawing_alike, reset, settle
@@ -73,6 +74,7 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
         if is_lazy(tensor):
             raise ValueError(f"'{name}' is lazy (no shape yet): run one forward before tracing")
     duplicate = working_copy(inner)
+    take_widths_from_weights(duplicate)
     args = example_args(duplicate, example_input)
     shorten(duplicate)
     settle(duplicate, args)
@@ -98,7 +100,8 @@ def _with_needed_rewrites(
         return graph
     free = [g for g in graph.groups if g.status == "free" and g.kind != "heads" and g.size > 1]
     bits = range(max(1, len(free).bit_length()))
-    needed = {r for r in graph.rewrites if r.kind == "attribute" or installed(model, r)}
+    known = [r for r in graph.rewrites if r.kind == "attribute" or r.held]
+    needed = {*known, *(r for r in graph.rewrites if installed(model, r))}
     for bit in bits:
         pruned = working_copy(model)
         chosen = [g for i, g in enumerate(free, start=1) if i >> bit & 1]
@@ -178,10 +181,13 @@ class Builder:
         free = {g.symbol for g in groups if g.status == "free" and g.kind != "heads"}
         fixed = {n for info in tensors.values() for a in info.axes for n in a.symbols()}
         lengths = Lengths(layout=self.layout, fixed=fixed, channels=free, sizes=self.sizes)
-        rewrites = tuple(
-            r
-            for r in candidates(self.record.noted, self.record.mixed, lengths)
-            if r.kind == "attribute" or can_be_adapted(self.model.get_submodule(r.place.module))
+        rewrites = (
+            *self._scales(free),
+            *(
+                r
+                for r in candidates(self.record.noted, self.record.mixed, lengths)
+                if r.kind == "attribute" or can_be_adapted(self.model.get_submodule(r.place.module))
+            ),
         )
         return ChannelGraph(
             groups=groups,
@@ -206,6 +212,17 @@ class Builder:
             if name in self.record.used and name not in held and parameter.numel() > 1:
                 reader = self.record.used[name]
                 yield f"'{name}' is in no channel group: no layer makes its axes (read by {reader})"
+
+    def _scales(self, free: Set[int]) -> Iterator[Rewrite]:
+        """Scales that attentions hold, and that PyTorch takes from a width that may be cut."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, MultiheadAttention):
+                name = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
+                axis = self.record.tensors[f"{path}.{name}" if path else name][0]
+                queries = self.layout(axis)
+                queries = queries.parts[0] if queries.kind == "concat" else queries
+                if queries.symbols() & free:
+                    yield held(path, "scale of MultiheadAttention", module.scale)
 
     # --- layouts --------------------------------------------------------------------------
 

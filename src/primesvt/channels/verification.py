@@ -28,6 +28,7 @@ from primesvt.channels.symbols import Axis
 from primesvt.channels.tracer import bind, module_stack, run, train, use_of
 from primesvt.channels.tracing import Builder
 from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
+from primesvt.models.multihead import take_widths_from_weights
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
 from primesvt.models.state import drawing_alike, reset, settle, tensors_in, unrepeatable
@@ -313,6 +314,7 @@ class _TracedCopy:
 
     def __post_init__(self) -> None:
         self.copy = working_copy(self.model, double=True)
+        take_widths_from_weights(self.copy)
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
         self.args = tuple(_varied(a) for a in self.args)

@@ -54,7 +54,7 @@ class Place:
         return self.function, self.step, self.call
 
     def __str__(self) -> str:
-        return f"{self.call} in line {self.line} of {self.function}"
+        return f"{self.call} in line {self.line} of {self.function}" if self.function else self.call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +379,7 @@ def telling_attributes(model: nn.Module, mixed: set[tuple[str, str]]) -> Iterato
 
     changed: list[tuple[dict[str, Any], str, Any, Any]] = []
     for path, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.", "spikingjelly.")):
+        if type(module).__module__.startswith(("torch.", "spikingjelly.", "primesvt.models.")):
             continue
         own = vars(module)
         for name, old in list(own.items()):
