@@ -706,6 +706,27 @@ def test_attentions_that_have_no_exact_removal_here_are_refused() -> None:
         assert any(r.module == "attn" for r in verify(net, graph))
 
 
+def normed(layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+def test_a_layer_with_weight_norm_stays_so(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        layers = normed(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()
+        return nn.Sequential(*layers, normed(nn.Linear(6, 3))).double()
+
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(3, 4).double()
+    graph = trace(net, x)
+    small = saved(net, graph, {"0": [[1, 2, 5]]}, tmp_path)
+    hands = {"0": Hand(size=8, heads=1, reads=(("2", "in", -1),))}
+    assert close(answers(small, x), silenced(net, hands, {"0": np.asarray([[1, 2, 5]])}, x))
+    stored = small[0].parametrizations.weight
+    assert stored.original0.shape == (3, 1) and stored.original1.shape == (3, 4)
+    stays_so(small, x, pickled=False)  # PyTorch stores the state dict of such layers only
+    assert torch.equal(answers(load(tmp_path, into=make()), x), answers(small, x))
+
+
 KNOWN: list[str] = []
 
 

@@ -437,23 +437,88 @@ def test_what_the_model_returns_is_protected(output: str) -> None:
         remove_channels(model, graph, {"a": [0]})
 
 
-def test_parametrized_modules_are_frozen_by_name() -> None:
-    class Twice(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
+class Twice(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
 
-    for make in (
-        lambda layer: parametrize.register_parametrization(layer, "weight", Twice()),
-        parametrizations.weight_norm,
-        parametrizations.orthogonal,
-    ):
-        net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
-        make(net[0])
-        _, graph, _ = traced(net, 5, 4)
-        assert [g.name for g in graph.prunable()] == ["1"]
-        bound = {g.name: g.reason for g in graph if g.status == "frozen"}
-        assert all("parametriz" in reason for reason in bound.values())
-        assert all("'0'" in reason for reason in bound.values())
+
+def twice(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Twice())
+
+
+@pytest.mark.parametrize("make", [twice, parametrizations.weight_norm])
+def test_parametrized_layers_lose_outputs_exactly(make: Callable[..., nn.Module]) -> None:
+    net = nn.Sequential(
+        make(nn.Conv2d(2, 6, 3)),
+        nn.Sigmoid(),
+        make(nn.Conv2d(6, 12, 3, groups=6)),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 5, 1),
+    )
+    model, graph, x = traced(net, 2, 2, 6, 6)
+    assert [g.name for g in graph.prunable()] == ["0"]
+    assert {m.module for m in graph["0"].members} == {"0", "2", "4"}
+    assert verify(model, graph) == []
+    freed = graph.freed({"0": [0, 2, 5]})
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    remove_channels(pruned, graph, {"0": [0, 2, 5]})
+    blind(masked[4], [2, 3, 6, 7, 8, 9])
+    assert equal(pruned, masked, x)
+    assert freed.parameters == count(model) - count(pruned)
+    first, middle = pruned[0], pruned[2]
+    assert (first.out_channels, first.in_channels) == (3, 2)
+    assert (middle.groups, middle.in_channels, middle.out_channels) == (3, 3, 6)
+
+
+def test_inputs_of_a_parametrized_layer_are_cut_where_no_norm_sums_over_them() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), twice(nn.Linear(6, 3)))
+    model, graph, x = traced(net, 5, 4)
+    assert [str(m) for m in graph["0"].readers] == ["2.parametrizations.weight.original[1]"]
+    assert verify(model, graph) == []
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    remove_channels(pruned, graph, {"0": [1, 4]})
+    with torch.no_grad():
+        masked[2].parametrizations.weight.original[:, [0, 2, 3, 5]] = 0.0
+    assert equal(pruned, masked, x)
+    assert (pruned[2].in_features, pruned[2].out_features) == (2, 3)
+    net = nn.Sequential(nn.Linear(4, 6), parametrizations.weight_norm(nn.Linear(6, 3)))
+    _, graph, _ = traced(net, 5, 4)
+    assert graph["0"].reason.startswith("a norm over the axis of weights alone")
+
+
+@pytest.mark.parametrize("how", ["spectral", "householder", "cayley", "matrix_exp", "plain"])
+def test_parametrizations_that_mix_all_entries_are_frozen_by_name(how: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
+    if how == "spectral":
+        parametrizations.spectral_norm(net[0])
+    else:
+        trivialised = {} if how != "plain" else {"use_trivialization": False}
+        parametrizations.orthogonal(
+            net[0], orthogonal_map=None if how == "plain" else how, **trivialised
+        )
+    model, graph, _ = traced(net, 5, 4)
+    assert [g.name for g in graph.prunable()] == ["1"]
+    frozen = {g.name: g.reason for g in graph if g.status == "frozen"}
+    assert list(frozen) == ([] if how == "plain" else ["0"])
+    for reason in (*graph.notes[:1], *frozen.values()):
+        assert "(aten::" in reason and "module '0.parametrizations.weight.0'" in reason
+    assert graph.notes or frozen
+    assert verify(model, graph) == []
+
+
+def test_parametrized_recurrent_layers_are_frozen_by_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = parametrizations.weight_norm(nn.LSTM(4, 6), "weight_hh_l0")
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.cell(x)[0])
+
+    _, graph, _ = traced(Net(), 5, 2, 4)
+    assert graph.prunable() == ()
+    assert all("'cell" in g.reason for g in graph if g.status == "frozen")
 
 
 def test_lazy_modules_are_refused_by_name() -> None:

@@ -147,6 +147,23 @@ class Tracer(TorchDispatchMode):
                     return name, d
         return None
 
+    def parametrized(self, module: str, axis: Axis, *, last: bool) -> WeightAxis | None:
+        """The axis with these channels of a tensor that a layer's weight is computed from.
+
+        Where a layer reads the channels that it makes, its first axis makes them, its ``last``
+        reads them.
+        """
+        start = f"{module}.parametrizations." if module else "parametrizations."
+        wanted = {leaf for symbol in axis for leaf in leaves(symbol)}
+        found = [
+            (name, d)
+            for name, axes in self.record.tensors.items()
+            if name.startswith(start) and len(axes) > 1
+            for d, own in enumerate(axes)
+            if wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
+        ]
+        return found[-1 if last else 0] if found else None
+
     def zero(self, tensor: torch.Tensor) -> bool:
         """True for a constant of zeros: the first state of a recurrence, for one."""
         return self._origin(tensor) is Origin.CONSTANT and not tensor.any()

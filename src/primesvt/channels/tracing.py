@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,11 +28,12 @@ from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
 from primesvt.channels.rewriting import Lengths, Rewrite, candidates, held
 from primesvt.channels.surgery import remove_channels
-from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
+from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze, size_of
 from primesvt.channels.tracer import Record, run, train
 from primesvt.models.forward import (
     check_can_be_cut,
     example_args,
+    owner_of,
     shorten,
     state_tensors,
     unwrap,
@@ -265,7 +266,7 @@ class Builder:
 
     def _chains(self) -> frozenset[str]:
         """Modules with several weights and no neuron: RepConv, for one."""
-        makers = {tensor.rpartition(".")[0] for tensor, _ in self.record.links["producer"]}
+        makers = {owner_of(tensor) for tensor, _ in self.record.links["producer"]}
         return frozenset(
             path
             for path, module in self.model.named_modules()
@@ -355,7 +356,7 @@ class Builder:
             role = "producer"
         elif (tensor, axis) in self.record.links["reader"]:
             role = "reader"
-        return Member(tensor=tensor, axis=axis, role=role, module=tensor.rpartition(".")[0])
+        return Member(tensor=tensor, axis=axis, role=role, module=owner_of(tensor))
 
     def _status(
         self, entry: _Class, members: tuple[Member, ...], summed_away: bool
@@ -372,12 +373,34 @@ class Builder:
         return "free", ""
 
     def _freeze_parametrized(self) -> None:
+        """Freeze layers of whose weight a parametrization mixes all entries, and recurrent ones.
+
+        Those keep their weights in a list beside.
+        """
         for path, module in self.model.named_modules():
             if not is_parametrized(module):
                 continue
-            why = Freeze(
-                operator="parametrization", module=path, reason="the module is parametrized"
-            )
-            for name, axes in self.record.tensors.items():
-                if name.startswith(f"{path}." if path else ""):
-                    freeze((s for axis in axes for s in axis), why)
+            start = f"{path}." if path else ""
+            own = {n: axes for n, axes in self.record.tensors.items() if n.startswith(start)}
+            why = self._mixed_by(f"{start}parametrizations.", own)
+            if isinstance(module, nn.RNNBase):
+                reason = "a recurrent layer is parametrized"
+                why = Freeze(operator="parametrization", module=path, reason=reason)
+            if why is not None:
+                freeze((s for axes in own.values() for axis in axes for s in axis), why)
+
+    def _mixed_by(self, start: str, tensors: Mapping[str, list[Axis]]) -> Freeze | None:
+        """Why a parametrization leaves no axis free of a tensor that it is given."""
+        for name, axes in tensors.items():
+            leaf = name.rpartition(".")[2]
+            if not (name.startswith(start) and leaf.startswith("original")):
+                continue
+            found = [
+                next((s.find().freeze for s in flatten(axis)), None)
+                for axis in axes
+                if size_of(axis) > 1
+            ]
+            inside = [f for f in found if f is not None and f.module.startswith(start)]
+            if inside and len(inside) == len(found):
+                return inside[0]
+        return None
