@@ -727,6 +727,34 @@ def test_a_layer_with_weight_norm_stays_so(tmp_path: Path) -> None:
     assert torch.equal(answers(load(tmp_path, into=make()), x), answers(small, x))
 
 
+class Held(nn.Module):
+    """Keeps a scale and a list of shifts that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.scale = torch.arange(1.0, 9.0).double()
+        self.shifts = [torch.arange(8.0).double() - 4, "none"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) * self.scale + self.shifts[0]).relu())
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")
+def test_a_network_with_tensors_as_attributes_stays_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Held().double().eval(), torch.randn(3, 4).double()
+    graph = trace(net, x)
+    small = saved(net, graph, {"a": [[1, 2, 5]]}, tmp_path)
+    hands = {"a": Hand(size=8, heads=1, reads=(("b", "in", -1),))}
+    assert close(answers(small, x), silenced(net, hands, {"a": np.asarray([[1, 2, 5]])}, x))
+    stays_so(small, x)
+    loaded = load(tmp_path, into=Held().double())
+    assert torch.equal(answers(loaded, x), answers(small, x))
+    assert loaded.scale.tolist() == [2.0, 3.0, 6.0]
+    assert loaded.shifts[0].tolist() == [-3.0, -2.0, 1.0] and loaded.shifts[1] == "none"
+
+
 KNOWN: list[str] = []
 
 

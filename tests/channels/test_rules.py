@@ -382,20 +382,99 @@ def test_a_channel_on_the_spatial_axis_of_a_convolution_is_frozen() -> None:
     assert "module 'c'" in graph["a"].reason
 
 
-def test_a_tensor_from_nowhere_freezes_what_it_meets() -> None:
-    class Attribute(nn.Module):
+class Attributes(nn.Module):
+    """Keeps tensors that are neither parameters nor buffers, and reads some of them."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.made, self.read, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
+        generator = torch.Generator().manual_seed(1)
+        rows = [torch.rand(6, generator=generator).double() + 0.5 for _ in range(5)]
+        self.scale, self.shifts, self.pair = rows[0], [0.5, rows[1]], (rows[2], rows[0])
+        self.table, self.deep = {"gain": rows[3]}, {"gains": [rows[4]]}
+        self.places = torch.rand(5, 6, generator=generator).double()
+        self.order = torch.tensor([5, 4, 3, 2, 1, 0])
+        self.weight = torch.rand(6, 6, generator=generator).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.function(self, self.made(x).sigmoid()))
+
+
+ATTRIBUTES: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
+    "tensor": (lambda m, t: t * m.scale, ["scale"]),
+    "in a list": (lambda m, t: t * m.shifts[0] + t * m.shifts[1], ["shifts[1]"]),
+    "in a tuple, and the same twice": (
+        lambda m, t: t * m.pair[0] * m.pair[1],
+        ["pair[0]", "scale"],
+    ),
+    "in a dict": (lambda m, t: t * m.table["gain"], ["table['gain']"]),
+    "of two axes": (lambda m, t: t * m.places, ["places"]),
+    "a weight": (lambda m, t: (t @ m.weight.abs()) @ m.weight.T * t, ["weight"]),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_tensors_kept_as_attributes_are_cut_along(name: str) -> None:
+    function, attributes = ATTRIBUTES[name]
+    model, graph, x = traced(Attributes(function), 5, 4)
+    assert graph["made"].prunable, str(graph["made"])
+    assert {m.tensor for m in graph["made"].members if "." not in m.tensor} == set(attributes)
+    assert verify(model, graph) == []
+    freed = graph.freed({"made": [1, 2, 5]})
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    small = remove_channels(pruned, graph, {"made": [1, 2, 5]})
+    masked.made.register_forward_hook(
+        lambda _m, _a, out: out.index_fill(-1, torch.tensor([0, 3, 4]), -torch.inf)
+    )
+    if name == "in a list":  # zero is not what the readers see where something is added
+        blind(masked.read, [0, 3, 4])
+    assert equal(pruned, masked, x)
+    assert freed.parameters == count(model) - count(pruned) and freed.buffer_bytes == 0
+    assert type(pruned.pair) is tuple and model.scale.shape == (6,)
+    if "scale" in attributes:
+        assert torch.equal(pruned.scale, model.scale[[1, 2, 5]])
+        assert name == "tensor" or pruned.pair[1] is pruned.scale
+    assert verify(pruned, small) == []
+    remove_channels(pruned, small, {"made": [2]})
+    with pytest.raises(ValueError, match="the graph was traced at"):
+        remove_channels(pruned, small, {"made": [2]})
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda m, t: t[:, m.order], "looked up by number with the attribute 'order'"),
+        (lambda m, t: t * m.deep["gains"][0], "it reads 'deep', a tensor that is neither state"),
+        (lambda m, t: t * m.scale / (m.scale * m.scale).sum(), "of weights alone"),
+        (lambda m, t: t * m.scale / m.scale.norm(), "of weights alone"),
+    ],
+)
+def test_attributes_that_forbid_a_cut_are_named(
+    function: Callable[[Any, Tensor], Tensor], reason: str
+) -> None:
+    model, graph, _ = traced(Attributes(function), 5, 4)
+    assert graph["made"].status == "frozen" and reason in graph["made"].reason
+    assert verify(model, graph) == []
+
+
+def test_attributes_that_a_forward_changes_freeze_what_they_meet() -> None:
+    class Remembers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.made, self.read = nn.Linear(4, 6), nn.Linear(6, 3)
-            self.scale = torch.rand(6).double()  # neither parameter nor buffer
+            self.made, self.read, self.mem = nn.Linear(4, 6), nn.Linear(6, 3), torch.zeros(6)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.read(self.made(x) * self.scale)
+            self.mem = self.mem.to(x) / 2 + self.made(x)
+            return self.read(self.mem)
 
-    _, graph, _ = traced(Attribute(), 5, 4)
+        def reset(self) -> None:
+            self.mem = torch.zeros(6)
+
+    model, graph, _ = traced(Remembers(), 5, 4)
     assert graph["made"].status == "frozen"
-    assert "neither state nor input" in graph["made"].reason
-    assert any("aten::mul" in note for note in graph.notes)
+    assert "'mem', a tensor that is neither state nor input" in graph["made"].reason
+    assert any("aten::" in note for note in graph.notes)
+    assert verify(model, graph) == []
 
 
 def test_unknown_operators_with_several_outputs_are_reported() -> None:

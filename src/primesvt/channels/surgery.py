@@ -21,7 +21,7 @@ from primesvt.channels.graph import (
 )
 from primesvt.models.forward import owner_of, state_tensors, unwrap
 from primesvt.models.multihead import MultiheadAttention, follow_weights, take_widths_from_weights
-from primesvt.models.state import REST
+from primesvt.models.state import REST, held_tensors, hold
 
 
 def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> ChannelGraph:
@@ -63,7 +63,8 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
             raise ValueError(
                 f"group '{name}' holds whole heads, which are not pruned: leave it out"
             )
-    state = state_tensors(model)
+    held = held_tensors(model)
+    state = {**held, **state_tensors(model)}
     check_widths(state, graph)
     after = graph.after(rows)
     smaller: dict[int, torch.Tensor] = {}
@@ -78,6 +79,9 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
     for name, tensor in state.items():
         if id(tensor) in smaller:
             new = smaller[id(tensor)]
+            if name in held:
+                hold(model, name, new)
+                continue
             path, _, leaf = name.rpartition(".")
             owner = model.get_submodule(path)
             if isinstance(new, nn.Parameter):

@@ -42,7 +42,7 @@ from primesvt.models.forward import (
 from primesvt.models.multihead import MultiheadAttention, take_widths_from_weights
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import drawing_alike, reset, settle
+from primesvt.models.state import drawing_alike, held_tensors, reset, settle
 
 
 def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
@@ -246,14 +246,14 @@ class Builder:
         return parts[0] if len(parts) == 1 else Layout(kind="product", parts=parts)
 
     def _tensors(self) -> dict[str, TensorInfo]:
-        state = state_tensors(self.model)
+        state = {**state_tensors(self.model), **held_tensors(self.model)}
         first = {id(tensor): name for name, tensor in reversed(state.items())}
         return {
             name: TensorInfo(
                 axes=tuple(self.layout(axis) for axis in axes),
                 item_bytes=state[name].element_size(),
                 is_parameter=isinstance(state[name], nn.Parameter),
-                counted=first[id(state[name])] == name,
+                counted=first[id(state[name])] == name and name not in self.record.held,
                 groups=self.layout(self.record.groups[name])
                 if name in self.record.groups
                 else None,

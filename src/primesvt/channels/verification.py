@@ -31,7 +31,14 @@ from primesvt.models.forward import example_args, shorten, state_tensors, unwrap
 from primesvt.models.multihead import take_widths_from_weights
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import drawing_alike, reset, settle, tensors_in, unrepeatable
+from primesvt.models.state import (
+    drawing_alike,
+    held_tensors,
+    reset,
+    settle,
+    tensors_in,
+    unrepeatable,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +94,8 @@ def verify(
         else [g.name for g in graph.groups if g.status == "free" and g.kind != "heads"]
     )
     names = [n for n in names if graph[n].size > 1]
-    check_widths(state_tensors(unwrap(model)), graph)
+    network = unwrap(model)
+    check_widths({**held_tensors(network), **state_tensors(network)}, graph)
     prober = _TracedCopy(model=model, graph=graph)
     precise = "in double precision"
     refusals = [_unlike(n, prober, precise) for n in names if not prober.traces_alike(graph[n])]
