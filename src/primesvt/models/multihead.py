@@ -64,10 +64,10 @@ class MultiheadAttention(nn.MultiheadAttention):
             y = functional.scaled_dot_product_attention(
                 q, k, v, mask, dropout, causal, scale=self.scale
             )
-        y = self.out_proj(y.transpose(1, 2).flatten(2))
-        if not batched:
-            return y.squeeze(0), weights
-        return (y if self.batch_first else y.transpose(0, 1)), weights
+        first = self.batch_first or not batched
+        y = y.transpose(1, 2) if first else y.permute(2, 0, 1, 3)
+        y = self.out_proj(y.flatten(2))
+        return (y if batched else y.squeeze(0)), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries, keys and values of all heads."""
