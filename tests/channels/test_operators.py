@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from primesvt.channels import remove_channels, trace, verify
+from primesvt.channels.rewriting import rewrite_notes
 from primesvt.channels.tracer import module_stack
 
 pytestmark = pytest.mark.quick
@@ -415,11 +416,38 @@ def test_where_the_order_of_channels_matters_they_are_frozen(name: str) -> None:
     assert all(g.status == "frozen" for g in groups), str(graph)
 
 
-def test_a_scale_that_attention_takes_from_the_width_is_noticed() -> None:
-    net = Attention(functional.scaled_dot_product_attention).eval()
-    refused = verify(net, trace(net, torch.randn(2, 5, 4)))
-    assert [r.group for r in refused] == ["q+k"]
-    assert "a constant follows the width" in refused[0].fix
+SDPA = functional.scaled_dot_product_attention
+MASK = torch.randn(5, 5, generator=torch.Generator().manual_seed(3)).double()
+SCALED: dict[str, Callable[..., Tensor]] = {
+    "of the width": SDPA,
+    "mask": lambda q, k, v: SDPA(q, k, v, MASK),
+    "causal": lambda q, k, v: SDPA(query=q, key=k, value=v, is_causal=True),
+    "no dropout": lambda q, k, v: SDPA(q, k, v, None, 0.0, False, scale=None),
+    "written": lambda q, k, v: SDPA(q, k, v, scale=2 * q.shape[-1] ** -0.5),
+    "grouped": lambda q, k, v: SDPA(q, k, v, enable_gqa=True),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_scale_that_attention_takes_from_the_width_keeps_its_value(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = Attention(SCALED[name]).double().eval(), torch.randn(2, 5, 4).double()
+    graph = trace(net, x)
+    assert verify(net, graph) == []
+    notes = [n for n in rewrite_notes(graph.rewrites) if n.startswith("The factor")]
+    value = 3**-0.5 * (2 if name == "written" else 1)
+    assert len(notes) == 1 and notes[0].startswith(f"The factor {value:.6g} (")
+    assert "follows a width and keeps its value" in notes[0]
+    pruned, masked = copy.deepcopy(net), copy.deepcopy(net)
+    remove_channels(pruned, graph, {"q+k": [[0, 2], [1, 2]]})
+    silence(masked, attention(SDPA)[2]["q+k"], [(0, 1), (1, 0)])
+    with torch.no_grad():
+        assert torch.allclose(pruned(x), masked(x), rtol=1e-9, atol=1e-12)
+
+
+def test_a_scale_that_is_written_as_a_number_needs_no_rewriting() -> None:
+    net = Attention(lambda q, k, v: SDPA(q, k, v, scale=0.3)).eval()
+    assert trace(net, torch.randn(2, 5, 4)).rewrites == ()
 
 
 @pytest.mark.parametrize("weights", [True, False])

@@ -14,13 +14,16 @@ import pytest
 import torch
 from spikingjelly.activation_based import functional
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from primesvt import export, load, prune
+from primesvt._files import read_json
 from primesvt.channels import ChannelGraph, remove_channels, trace, verify
 from primesvt.channels.adapter import Adapted
 from primesvt.channels.layout import Layout
-from primesvt.channels.plan import Plan, apply_plan
-from primesvt.channels.rewriting import rewrite_notes
+from primesvt.channels.plan import Plan, PlanStep, apply_plan, describe_inputs
+from primesvt.channels.rewriting import describe_rewrites, rewrite_notes
+from primesvt.checkpoint.folder import save_model
 
 from .written import WRITTEN, Hand, Net, SelfAttention, network
 
@@ -93,6 +96,58 @@ def pruned(net: nn.Module, graph: ChannelGraph, cuts: Mapping[str, Any]) -> nn.M
 
 def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def saved(net: nn.Module, graph: ChannelGraph, cuts: Mapping[str, Any], folder: Path) -> nn.Module:
+    """Prune a network and write its folder."""
+    small = copy.deepcopy(net)
+    left = remove_channels(small, graph, cuts)
+    steps = [
+        PlanStep(
+            group=name,
+            rate=0.5,
+            before=(graph[name].positions, graph[name].size),
+            after=(left[name].positions, left[name].size),
+            accuracy=None,
+            drop=None,
+            bound=None,
+            saving=0.0,
+            parameter_bytes=0,
+        )
+        for name in cuts
+    ]
+    kept = {n: tuple(map(tuple, graph.to_original(n, rows))) for n, rows in cuts.items()}
+    plan = Plan(
+        model_hash="",
+        config=None,
+        inputs=describe_inputs(graph.example),
+        steps=tuple(steps),
+        groups=kept,
+        rewrites=describe_rewrites(left.rewrites, left.sizes),
+    )
+    save_model(small, folder, plan=Plan.from_dict(plan.to_dict()))
+    return small
+
+
+def stays_so(small: nn.Module, x: Tensor, *, pickled: bool = True) -> None:
+    """A pruned network is the same copied, stored, exported, and trains."""
+    wanted, others = answers(small, x), [copy.deepcopy(small)]
+    if pickled:
+        file = io.BytesIO()
+        torch.save(small, file)
+        file.seek(0)
+        others.append(torch.load(file, weights_only=False))
+    for other in others:
+        assert torch.equal(answers(other, x), wanted)
+    with torch.no_grad():
+        program = torch.export.export(small, (x,))
+    assert torch.allclose(program.module()(x), wanted, rtol=1e-9, atol=1e-12)
+    trained = others[0].train()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trained(x).square().sum().backward()
+    assert all(p.grad is not None for p in trained.parameters())
+    optimizer.step()
+    assert not torch.equal(answers(trained.eval(), x), wanted)
 
 
 def test_every_group_is_found_and_none_refused(
@@ -477,6 +532,227 @@ def test_factors_that_were_not_traced_are_an_error() -> None:
         small(x, 2)
     with pytest.raises(ValueError, match=r"mul in line \d+ of Several.forward was not reached"):
         small(torch.randn(9, 5))
+
+
+class Attends(nn.Module):
+    """PyTorch's attention, with a scale of its own or one that is written."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 6)
+        self.out, self.options = nn.Linear(6, 3), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (m(x).unflatten(-1, (2, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        dropout = 0.5 if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, **self.options)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.25}])
+def test_the_scale_of_attention_stays(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Attends(**options).double().eval(), torch.randn(3, 5, 4).double()
+    graph = trace(net, x)
+    assert [g.name for g in graph.prunable()] == ["q+k", "v"]
+    assert verify(net, graph) == []
+    cuts = {"q+k": [[0], [3]], "v": [[0, 2], [1, 2]]}
+    small = saved(net, graph, cuts, tmp_path)
+    hands = {
+        "q+k": Hand(size=4, heads=2, reads=(("q", "out", -1), ("k", "out", -1))),
+        "v": Hand(size=3, heads=2, reads=(("out", "in", -1),)),
+    }
+    wanted = silenced(net, hands, {n: np.asarray(rows) for n, rows in cuts.items()}, x)
+    assert close(answers(small, x), wanted)
+    assert answers(small, torch.randn(2, 9, 4).double()).shape == (2, 9, 3)
+    stays_so(small, x)
+    loaded = load(tmp_path, into=Attends(**options).double())
+    assert torch.equal(answers(loaded, x), answers(small, x))
+    kinds = [r["kind"] for r in read_json(tmp_path / "config.json")["plan"]["rewrites"]]
+    assert kinds == ([] if "scale" in options else ["constant"])
+
+
+class Multihead(nn.Module):
+    """PyTorch's multi-head attention, of a stream to itself or to keys of other widths."""
+
+    def __init__(self, *, weights: bool = True, across: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.across, self.weights, dims = across, weights, {"kdim": 5, "vdim": 7} if across else {}
+        self.a = nn.Linear(4, 8)
+        self.k, self.v = (nn.Linear(4, 5), nn.Linear(4, 7)) if across else (None, None)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True, **dims, **options)
+        self.b = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.a(x).sigmoid()
+        k, v = (self.k(x).sigmoid(), self.v(x).sigmoid()) if self.across else (q, q)
+        y, shares = self.attn(q, k, v, need_weights=self.weights)
+        y = self.b((q + y).sigmoid())
+        return y if shares is None else y + shares.sum(-1, keepdim=True)
+
+
+def attended(net: Multihead, cuts: Mapping[str, Any]) -> Multihead:
+    """The original in which what reads removed channels of the attention has zeros for them."""
+    net = copy.deepcopy(net)
+    kept = {name: np.asarray(rows) for name, rows in cuts.items()}
+    attn = net.attn
+    for name, rows in kept.items():
+        heads, size = (2, 4) if name.startswith("attn") else (1, 8)
+        gone = [h * size + c for h in range(heads) for c in range(size) if c not in rows[h]]
+        with torch.no_grad():
+            if name == "a:stream":  # behind the sigmoid, so weights that read it
+                weight = attn.q_proj_weight if net.across else attn.in_proj_weight
+                weight[:, gone] = 0.0
+                net.b.weight[:, gone] = 0.0
+            elif name in ("attn.q+k", "attn:0"):
+                for part in (0, 1):
+                    if net.across:
+                        (attn.q_proj_weight, attn.k_proj_weight)[part][gone] = 0.0
+                    else:
+                        attn.in_proj_weight[[8 * part + c for c in gone]] = 0.0
+                    if attn.in_proj_bias is not None:
+                        attn.in_proj_bias[[8 * part + c for c in gone]] = 0.0
+            else:
+                attn.out_proj.weight[:, gone] = 0.0
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": False}, {"bias": False}, {"across": True}, {"dropout": 0.5}]
+)
+def test_multi_head_attention_of_pytorch_is_cut(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Multihead(**options).double().eval(), torch.randn(3, 5, 4).double()
+    graph = trace(net, x)
+    free = {g.name: (g.positions, g.size) for g in graph if g.status == "free"}
+    free = {name: sizes for name, sizes in free.items() if not name.endswith("heads")}
+    first, second = (n for n in free if n.startswith("attn"))
+    inside = {"k": (1, 5), "v": (1, 7)} if options.get("across") else {}
+    assert free == {"a:stream": (1, 8), **inside, first: (2, 4), second: (2, 4)}
+    assert verify(net, graph) == []
+    (note,) = (n for n in rewrite_notes(graph.rewrites) if "MultiheadAttention" in n)
+    assert note == (
+        "The factor 0.5 (scale of MultiheadAttention of module 'attn') follows a width and keeps "
+        "its value."
+    )
+    every = {first: [[0], [2]], second: [[0, 1, 3], [1, 2, 3]], "a:stream": [[0, 2, 3, 6, 7]]}
+    for cuts in (every, *({name: rows} for name, rows in every.items())):
+        small = pruned(net, graph, cuts)
+        assert close(answers(small, x), answers(attended(net, cuts), x)), cuts
+    small = saved(net, graph, every, tmp_path)
+    assert type(net.attn) is nn.MultiheadAttention
+    attn = small.attn
+    assert isinstance(attn, nn.MultiheadAttention)
+    wide = (5, 5, 7) if options.get("across") else (5, 5, 5)
+    assert (attn.embed_dim, attn.kdim, attn.vdim, attn.head_dim) == (*wide, 1)
+    assert (attn.out_proj.in_features, attn.out_proj.out_features) == (6, 5)
+    stays_so(small, x)
+    loaded = load(tmp_path, into=Multihead(**options).double())
+    assert torch.equal(answers(loaded, x), answers(small, x))
+    again = trace(small, x)
+    assert verify(small, again) == []
+    assert close(
+        answers(pruned(small, again, {second: [[0], [2]]}), x),
+        answers(attended(net, {**every, second: [[0], [3]]}), x),
+    )
+
+
+def test_an_attention_that_keeps_its_widths_keeps_its_class() -> None:
+    net, x = Multihead(across=True).eval(), torch.randn(3, 5, 4)
+    graph = trace(net, x)
+    assert type(pruned(net, graph, {"k": list(range(5))}).attn) is nn.MultiheadAttention
+    assert type(pruned(net, graph, {"k": [1, 4]}).attn) is not nn.MultiheadAttention
+
+
+class Encoder(nn.Module):
+    """Layers of PyTorch, whose fused forward knows one width of an attention only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        return self.head(self.layers(x, src_key_padding_mask=padding))
+
+
+def test_layers_with_a_fused_forward_take_the_one_step_by_step() -> None:
+    torch.manual_seed(0)
+    net, x = Encoder().eval(), torch.randn(3, 5, 8)
+    graph = trace(net, x)
+    names = [g.name for g in graph.prunable()]
+    assert len(names) == 6 and verify(net, graph) == []
+    small = pruned(net, graph, {n: [[0, 2]] * graph[n].positions for n in names})
+    wanted = small(x)  # with gradients, so not fused
+    padding = torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        assert torch.allclose(small(x), wanted, atol=1e-6)
+        assert torch.allclose(small(x, padding)[1, :4], small(x[1:2, :4])[0], atol=1e-6)
+
+
+def test_attentions_that_have_no_exact_removal_here_are_refused() -> None:
+    class Own(nn.MultiheadAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    for attention in (Own(8, 2), nn.MultiheadAttention(8, 2, add_bias_kv=True)):
+        net, x = Multihead().eval(), torch.randn(3, 5, 4)
+        net.attn = attention
+        attention.batch_first = True
+        graph = trace(net, x)
+        free = {g.name for g in graph if g.status == "free" and g.kind != "heads"}
+        assert free == {r.group for r in verify(net, graph)} and "a:stream" in free
+        assert any(r.module == "attn" for r in verify(net, graph))
+
+
+def normed(layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+def test_a_layer_with_weight_norm_stays_so(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        layers = normed(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()
+        return nn.Sequential(*layers, normed(nn.Linear(6, 3))).double()
+
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.randn(3, 4).double()
+    graph = trace(net, x)
+    small = saved(net, graph, {"0": [[1, 2, 5]]}, tmp_path)
+    hands = {"0": Hand(size=8, heads=1, reads=(("2", "in", -1),))}
+    assert close(answers(small, x), silenced(net, hands, {"0": np.asarray([[1, 2, 5]])}, x))
+    stored = small[0].parametrizations.weight
+    assert stored.original0.shape == (3, 1) and stored.original1.shape == (3, 4)
+    stays_so(small, x, pickled=False)  # PyTorch stores the state dict of such layers only
+    assert torch.equal(answers(load(tmp_path, into=make()), x), answers(small, x))
+
+
+class Held(nn.Module):
+    """Keeps a scale and a list of shifts that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.scale = torch.arange(1.0, 9.0).double()
+        self.shifts = [torch.arange(8.0).double() - 4, "none"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) * self.scale + self.shifts[0]).relu())
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")
+def test_a_network_with_tensors_as_attributes_stays_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Held().double().eval(), torch.randn(3, 4).double()
+    graph = trace(net, x)
+    small = saved(net, graph, {"a": [[1, 2, 5]]}, tmp_path)
+    hands = {"a": Hand(size=8, heads=1, reads=(("b", "in", -1),))}
+    assert close(answers(small, x), silenced(net, hands, {"a": np.asarray([[1, 2, 5]])}, x))
+    stays_so(small, x)
+    loaded = load(tmp_path, into=Held().double())
+    assert torch.equal(answers(loaded, x), answers(small, x))
+    assert loaded.scale.tolist() == [2.0, 3.0, 6.0]
+    assert loaded.shifts[0].tolist() == [-3.0, -2.0, 1.0] and loaded.shifts[1] == "none"
 
 
 KNOWN: list[str] = []

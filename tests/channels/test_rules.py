@@ -382,20 +382,99 @@ def test_a_channel_on_the_spatial_axis_of_a_convolution_is_frozen() -> None:
     assert "module 'c'" in graph["a"].reason
 
 
-def test_a_tensor_from_nowhere_freezes_what_it_meets() -> None:
-    class Attribute(nn.Module):
+class Attributes(nn.Module):
+    """Keeps tensors that are neither parameters nor buffers, and reads some of them."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.made, self.read, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
+        generator = torch.Generator().manual_seed(1)
+        rows = [torch.rand(6, generator=generator).double() + 0.5 for _ in range(5)]
+        self.scale, self.shifts, self.pair = rows[0], [0.5, rows[1]], (rows[2], rows[0])
+        self.table, self.deep = {"gain": rows[3]}, {"gains": [rows[4]]}
+        self.places = torch.rand(5, 6, generator=generator).double()
+        self.order = torch.tensor([5, 4, 3, 2, 1, 0])
+        self.weight = torch.rand(6, 6, generator=generator).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.function(self, self.made(x).sigmoid()))
+
+
+ATTRIBUTES: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
+    "tensor": (lambda m, t: t * m.scale, ["scale"]),
+    "in a list": (lambda m, t: t * m.shifts[0] + t * m.shifts[1], ["shifts[1]"]),
+    "in a tuple, and the same twice": (
+        lambda m, t: t * m.pair[0] * m.pair[1],
+        ["pair[0]", "scale"],
+    ),
+    "in a dict": (lambda m, t: t * m.table["gain"], ["table['gain']"]),
+    "of two axes": (lambda m, t: t * m.places, ["places"]),
+    "a weight": (lambda m, t: (t @ m.weight.abs()) @ m.weight.T * t, ["weight"]),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_tensors_kept_as_attributes_are_cut_along(name: str) -> None:
+    function, attributes = ATTRIBUTES[name]
+    model, graph, x = traced(Attributes(function), 5, 4)
+    assert graph["made"].prunable, str(graph["made"])
+    assert {m.tensor for m in graph["made"].members if "." not in m.tensor} == set(attributes)
+    assert verify(model, graph) == []
+    freed = graph.freed({"made": [1, 2, 5]})
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    small = remove_channels(pruned, graph, {"made": [1, 2, 5]})
+    masked.made.register_forward_hook(
+        lambda _m, _a, out: out.index_fill(-1, torch.tensor([0, 3, 4]), -torch.inf)
+    )
+    if name == "in a list":  # zero is not what the readers see where something is added
+        blind(masked.read, [0, 3, 4])
+    assert equal(pruned, masked, x)
+    assert freed.parameters == count(model) - count(pruned) and freed.buffer_bytes == 0
+    assert type(pruned.pair) is tuple and model.scale.shape == (6,)
+    if "scale" in attributes:
+        assert torch.equal(pruned.scale, model.scale[[1, 2, 5]])
+        assert name == "tensor" or pruned.pair[1] is pruned.scale
+    assert verify(pruned, small) == []
+    remove_channels(pruned, small, {"made": [2]})
+    with pytest.raises(ValueError, match="the graph was traced at"):
+        remove_channels(pruned, small, {"made": [2]})
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda m, t: t[:, m.order], "looked up by number with the attribute 'order'"),
+        (lambda m, t: t * m.deep["gains"][0], "it reads 'deep', a tensor that is neither state"),
+        (lambda m, t: t * m.scale / (m.scale * m.scale).sum(), "of weights alone"),
+        (lambda m, t: t * m.scale / m.scale.norm(), "of weights alone"),
+    ],
+)
+def test_attributes_that_forbid_a_cut_are_named(
+    function: Callable[[Any, Tensor], Tensor], reason: str
+) -> None:
+    model, graph, _ = traced(Attributes(function), 5, 4)
+    assert graph["made"].status == "frozen" and reason in graph["made"].reason
+    assert verify(model, graph) == []
+
+
+def test_attributes_that_a_forward_changes_freeze_what_they_meet() -> None:
+    class Remembers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.made, self.read = nn.Linear(4, 6), nn.Linear(6, 3)
-            self.scale = torch.rand(6).double()  # neither parameter nor buffer
+            self.made, self.read, self.mem = nn.Linear(4, 6), nn.Linear(6, 3), torch.zeros(6)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.read(self.made(x) * self.scale)
+            self.mem = self.mem.to(x) / 2 + self.made(x)
+            return self.read(self.mem)
 
-    _, graph, _ = traced(Attribute(), 5, 4)
+        def reset(self) -> None:
+            self.mem = torch.zeros(6)
+
+    model, graph, _ = traced(Remembers(), 5, 4)
     assert graph["made"].status == "frozen"
-    assert "neither state nor input" in graph["made"].reason
-    assert any("aten::mul" in note for note in graph.notes)
+    assert "'mem', a tensor that is neither state nor input" in graph["made"].reason
+    assert any("aten::" in note for note in graph.notes)
+    assert verify(model, graph) == []
 
 
 def test_unknown_operators_with_several_outputs_are_reported() -> None:
@@ -437,23 +516,88 @@ def test_what_the_model_returns_is_protected(output: str) -> None:
         remove_channels(model, graph, {"a": [0]})
 
 
-def test_parametrized_modules_are_frozen_by_name() -> None:
-    class Twice(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
+class Twice(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
 
-    for make in (
-        lambda layer: parametrize.register_parametrization(layer, "weight", Twice()),
-        parametrizations.weight_norm,
-        parametrizations.orthogonal,
-    ):
-        net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
-        make(net[0])
-        _, graph, _ = traced(net, 5, 4)
-        assert [g.name for g in graph.prunable()] == ["1"]
-        bound = {g.name: g.reason for g in graph if g.status == "frozen"}
-        assert all("parametriz" in reason for reason in bound.values())
-        assert all("'0'" in reason for reason in bound.values())
+
+def twice(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Twice())
+
+
+@pytest.mark.parametrize("make", [twice, parametrizations.weight_norm])
+def test_parametrized_layers_lose_outputs_exactly(make: Callable[..., nn.Module]) -> None:
+    net = nn.Sequential(
+        make(nn.Conv2d(2, 6, 3)),
+        nn.Sigmoid(),
+        make(nn.Conv2d(6, 12, 3, groups=6)),
+        nn.Sigmoid(),
+        nn.Conv2d(12, 5, 1),
+    )
+    model, graph, x = traced(net, 2, 2, 6, 6)
+    assert [g.name for g in graph.prunable()] == ["0"]
+    assert {m.module for m in graph["0"].members} == {"0", "2", "4"}
+    assert verify(model, graph) == []
+    freed = graph.freed({"0": [0, 2, 5]})
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    remove_channels(pruned, graph, {"0": [0, 2, 5]})
+    blind(masked[4], [2, 3, 6, 7, 8, 9])
+    assert equal(pruned, masked, x)
+    assert freed.parameters == count(model) - count(pruned)
+    first, middle = pruned[0], pruned[2]
+    assert (first.out_channels, first.in_channels) == (3, 2)
+    assert (middle.groups, middle.in_channels, middle.out_channels) == (3, 3, 6)
+
+
+def test_inputs_of_a_parametrized_layer_are_cut_where_no_norm_sums_over_them() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), twice(nn.Linear(6, 3)))
+    model, graph, x = traced(net, 5, 4)
+    assert [str(m) for m in graph["0"].readers] == ["2.parametrizations.weight.original[1]"]
+    assert verify(model, graph) == []
+    pruned, masked = copy.deepcopy(model), copy.deepcopy(model)
+    remove_channels(pruned, graph, {"0": [1, 4]})
+    with torch.no_grad():
+        masked[2].parametrizations.weight.original[:, [0, 2, 3, 5]] = 0.0
+    assert equal(pruned, masked, x)
+    assert (pruned[2].in_features, pruned[2].out_features) == (2, 3)
+    net = nn.Sequential(nn.Linear(4, 6), parametrizations.weight_norm(nn.Linear(6, 3)))
+    _, graph, _ = traced(net, 5, 4)
+    assert graph["0"].reason.startswith("a norm over the axis of weights alone")
+
+
+@pytest.mark.parametrize("how", ["spectral", "householder", "cayley", "matrix_exp", "plain"])
+def test_parametrizations_that_mix_all_entries_are_frozen_by_name(how: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
+    if how == "spectral":
+        parametrizations.spectral_norm(net[0])
+    else:
+        trivialised = {} if how != "plain" else {"use_trivialization": False}
+        parametrizations.orthogonal(
+            net[0], orthogonal_map=None if how == "plain" else how, **trivialised
+        )
+    model, graph, _ = traced(net, 5, 4)
+    assert [g.name for g in graph.prunable()] == ["1"]
+    frozen = {g.name: g.reason for g in graph if g.status == "frozen"}
+    assert list(frozen) == ([] if how == "plain" else ["0"])
+    for reason in (*graph.notes[:1], *frozen.values()):
+        assert "(aten::" in reason and "module '0.parametrizations.weight.0'" in reason
+    assert graph.notes or frozen
+    assert verify(model, graph) == []
+
+
+def test_parametrized_recurrent_layers_are_frozen_by_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = parametrizations.weight_norm(nn.LSTM(4, 6), "weight_hh_l0")
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.cell(x)[0])
+
+    _, graph, _ = traced(Net(), 5, 2, 4)
+    assert graph.prunable() == ()
+    assert all("'cell" in g.reason for g in graph if g.status == "frozen")
 
 
 def test_lazy_modules_are_refused_by_name() -> None:

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from primesvt.channels.rewriting import EVERY, Rewrite, Sizes
 from primesvt.channels.written_sizes import (
-    ARITHMETIC,
     EINOPS,
+    FACTORS,
     SIZED,
     Code,
     Path,
@@ -64,14 +64,14 @@ class Table:
 
         Numbers that the code spells out follow nothing.
         """
-        if not self.constants or call not in ARITHMETIC:
+        if not self.constants or call not in FACTORS:
             return False
         numbers = numbers_of(call, args, kwargs).values()
         return any(n not in frame.f_code.co_consts for n in numbers)
 
     def __post_init__(self) -> None:
         self.functions = frozenset(function for function, _, _ in self.seen)
-        self.calls = SIZED | (ARITHMETIC if self.constants else frozenset())
+        self.calls = SIZED | (FACTORS if self.constants else frozenset())
 
 
 def install(
@@ -82,7 +82,7 @@ def install(
     for rewrite in rewrites:
         if rewrite.kind == "attribute":
             _set(model.get_submodule(rewrite.place.module), rewrite.name, rewrite.value(sizes))
-        else:
+        elif not rewrite.held:
             by_module.setdefault(rewrite.place.module, []).append(rewrite)
     places: dict[str, set[Code]] = {}
     for place in seen:
@@ -304,7 +304,7 @@ def _is_new(given: Sequence[tuple[Any, ...]]) -> bool:
 
 def _sizes(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call is given whole numbers above 1, which may be channel counts."""
-    numbers = numbers_of(call, args, kwargs).values() if call not in ARITHMETIC else ()
+    numbers = numbers_of(call, args, kwargs).values() if call not in FACTORS else ()
     return any(isinstance(n, int) and n > 1 for n in numbers)
 
 

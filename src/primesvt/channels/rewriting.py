@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from primesvt.channels.layout import Layout
 from primesvt.channels.symbols import Axis
-from primesvt.channels.written_sizes import ARITHMETIC, Length, Path, Place, Written
+from primesvt.channels.written_sizes import FACTORS, Length, Path, Place, Written
 
 Sizes = Mapping[int, int]
 EVERY = -1  # every time that a place is reached
@@ -54,6 +54,11 @@ class Rewrite:
         return -1 if self.layout is None else self.layout.length(sizes)
 
     @property
+    def held(self) -> bool:
+        """Whether it is a factor that a module holds itself, so that no call is given it."""
+        return self.kind == "constant" and not self.place.function
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Identity of a rewrite within one network: kind, place, name, argument and turn."""
         return self.kind, self.place, self.name, self.argument, self.turn
@@ -63,6 +68,11 @@ class Rewrite:
         if self.kind == "attribute":
             return f"attribute {self.name}{where}"
         return f"{self.place}{where}"
+
+
+def held(module: str, name: str, value: float) -> Rewrite:
+    """A factor that a module holds itself, and keeps at the value from before a cut."""
+    return Rewrite(kind="constant", place=Place(module=module, call=name), name=name, before=value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +156,7 @@ def candidates(
 def _rewrites(written: Written, turn: int, known: Lengths) -> dict[Path, Rewrite]:
     """The numbers of one call that depend on channels, or may."""
     common: dict[str, Any] = {"place": written.place, "name": written.place.call, "turn": turn}
-    if written.place.call in ARITHMETIC:
+    if written.place.call in FACTORS:
         return {
             path: Rewrite(kind="constant", argument=path, before=value, **common)
             for path, value in written.numbers.items()

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from primesvt.channels.adapter import install
-from primesvt.channels.graph import ChannelGraph, ChannelGroup, Ids, KeptChannels, kept_mask
-from primesvt.models.forward import state_tensors, unwrap
-from primesvt.models.state import REST
+from primesvt.channels.graph import (
+    ChannelGraph,
+    ChannelGroup,
+    Ids,
+    KeptChannels,
+    TensorInfo,
+    kept_mask,
+)
+from primesvt.models.forward import owner_of, state_tensors, unwrap
+from primesvt.models.multihead import MultiheadAttention, follow_weights, take_widths_from_weights
+from primesvt.models.state import REST, held_tensors, hold
 
 
 def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -> ChannelGraph:
@@ -54,7 +63,8 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
             raise ValueError(
                 f"group '{name}' holds whole heads, which are not pruned: leave it out"
             )
-    state = state_tensors(model)
+    held = held_tensors(model)
+    state = {**held, **state_tensors(model)}
     check_widths(state, graph)
     after = graph.after(rows)
     smaller: dict[int, torch.Tensor] = {}
@@ -69,13 +79,18 @@ def remove_channels(model: nn.Module, graph: ChannelGraph, cuts: KeptChannels) -
     for name, tensor in state.items():
         if id(tensor) in smaller:
             new = smaller[id(tensor)]
+            if name in held:
+                hold(model, name, new)
+                continue
             path, _, leaf = name.rpartition(".")
             owner = model.get_submodule(path)
             if isinstance(new, nn.Parameter):
                 owner._parameters[leaf] = new
             else:
                 owner._buffers[leaf] = new
-    _update_attributes(model, after)
+    changed = {name for name in graph.tensors if after.shape(name) != graph.shape(name)}
+    take_widths_from_weights(model, changed)
+    _update_attributes(model, after, changed)
     if any(row.shape[1] < graph[name].size for name, row in rows.items()):
         install(model, graph.rewrites, graph.seen, after.sizes)
     return after
@@ -166,28 +181,44 @@ def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new
 
 
-def _update_attributes(model: nn.Module, graph: ChannelGraph) -> None:
+def _update_attributes(model: nn.Module, graph: ChannelGraph, changed: Set[str]) -> None:
     """Update the widths that PyTorch's own modules store as attributes."""
+    owners = {owner_of(name) for name in changed}
     for path, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        name = f"{path}.weight" if path else "weight"
         if isinstance(module, nn.RNNBase):
             _update_recurrent(module)
-        if name not in graph.tensors or not isinstance(weight, torch.Tensor):
+        if isinstance(module, MultiheadAttention):
+            follow_weights(module)
+        name = f"{path}.weight" if path else "weight"
+        computed = is_parametrized(module, "weight")
+        if path not in owners or not (computed or name in graph.tensors):
             continue
+        with torch.no_grad():
+            weight = module.weight
         if isinstance(module, nn.modules.conv._ConvNd):
-            groups = graph.tensors[name].groups
-            if groups is not None:
-                module.groups = groups.length(graph.sizes)
-            inside, outside = (0, 1) if module.transposed else (1, 0)
-            module.out_channels = weight.shape[outside] * (
-                module.groups if module.transposed else 1
-            )
-            module.in_channels = weight.shape[inside] * (1 if module.transposed else module.groups)
+            _update_convolution(module, weight, None if computed else graph.tensors[name], graph)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = weight.shape
         elif isinstance(module, nn.modules.batchnorm._NormBase):
             module.num_features = weight.shape[0]
+
+
+def _update_convolution(
+    module: nn.modules.conv._ConvNd,
+    weight: torch.Tensor,
+    info: TensorInfo | None,
+    graph: ChannelGraph,
+) -> None:
+    """Update the channels of a convolution; of a computed weight the trace has no ``info``."""
+    depthwise = module.groups == module.in_channels > 1
+    if info is not None and info.groups is not None:
+        module.groups = info.groups.length(graph.sizes)
+    elif info is None and depthwise:  # the groups are the channels
+        rows = 1 if module.transposed else module.out_channels // module.groups
+        module.groups = weight.shape[0] // rows
+    inside, outside = (0, 1) if module.transposed else (1, 0)
+    module.out_channels = weight.shape[outside] * (module.groups if module.transposed else 1)
+    module.in_channels = weight.shape[inside] * (1 if module.transposed else module.groups)
 
 
 def _update_recurrent(module: nn.RNNBase) -> None:

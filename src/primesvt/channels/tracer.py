@@ -37,7 +37,8 @@ from primesvt.channels.symbols import (
 )
 from primesvt.channels.written_sizes import EINOPS, SizeRecorder, Written, telling_attributes
 from primesvt.models.forward import hooked, is_tensor, state_tensors
-from primesvt.models.state import reset, tensors_in
+from primesvt.models.multihead import MultiheadAttention
+from primesvt.models.state import attribute_of, held_tensors, reset, tensors_in
 
 Axes = list[Axis]
 WeightAxis = tuple[str, int]
@@ -89,6 +90,7 @@ class Record:
     freezes: dict[Freeze, None] = field(default_factory=dict)
     noted: list[Written] = field(default_factory=list)  # calls with sizes or factors
     mixed: set[tuple[str, str]] = field(default_factory=set)  # attributes that are no mere sizes
+    held: set[str] = field(default_factory=set)  # tensors that are plain attributes
     used: dict[str, str] = field(default_factory=dict)  # parameter or buffer -> what reads it first
 
 
@@ -106,6 +108,8 @@ class Tracer(TorchDispatchMode):
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._memories: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._held: dict[int, tuple[str, torch.Tensor]] = {}
+        self._model: nn.Module | None = None
 
     # --- what rules ask -------------------------------------------------------------------
 
@@ -135,11 +139,33 @@ class Tracer(TorchDispatchMode):
         """The axis with these channels of a parameter that a layer can apply and not yet reads."""
         wanted = {leaf for symbol in axis for leaf in leaves(symbol)}
         for name, axes in self.record.tensors.items():
-            for d, own in enumerate(axes):
+            for d, own in enumerate(axes if name not in self.record.held else ()):
                 shared = wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
                 if shared and len(axes) > 1 and (name, d) not in self.record.links["reader"]:
                     return name, d
         return None
+
+    def parametrized(self, module: str, axis: Axis, *, last: bool) -> WeightAxis | None:
+        """The axis with these channels of a tensor that a layer's weight is computed from.
+
+        Where a layer reads the channels that it makes, its first axis makes them, its ``last``
+        reads them.
+        """
+        start = f"{module}.parametrizations." if module else "parametrizations."
+        wanted = {leaf for symbol in axis for leaf in leaves(symbol)}
+        found = [
+            (name, d)
+            for name, axes in self.record.tensors.items()
+            if name.startswith(start) and len(axes) > 1
+            for d, own in enumerate(axes)
+            if wanted.intersection(leaf for symbol in own for leaf in leaves(symbol))
+        ]
+        return found[-1 if last else 0] if found else None
+
+    def held(self, tensor: torch.Tensor) -> str:
+        """The name of a tensor that a module keeps as a plain attribute; else an empty text."""
+        name = self._names.get(tensor, "")
+        return name if name in self.record.held else ""
 
     def zero(self, tensor: torch.Tensor) -> bool:
         """True for a constant of zeros: the first state of a recurrence, for one."""
@@ -177,6 +203,21 @@ class Tracer(TorchDispatchMode):
             self._names[tensor] = name
             self._weights[tensor] = (name, tuple(range(tensor.dim())))
 
+    def name_attributes(self, model: nn.Module) -> None:
+        """Note tensors that modules keep as plain attributes; they are followed once read."""
+        self._held = {id(t): (n, t) for n, t in reversed(held_tensors(model).items())}
+        self._model = model
+
+    def _follow_held(self, tensor: torch.Tensor) -> None:
+        """Give the axes of a plain attribute symbols, as those of a buffer have."""
+        name, kept = self._held.get(id(tensor), ("", None))
+        if kept is tensor:
+            axes = self.follow(tensor, Origin.WEIGHTS)
+            if [size_of(a) for a in self.record.tensors.get(name, axes)] == list(tensor.shape):
+                self._axes[tensor] = self.record.tensors.setdefault(name, axes)
+            self._names[tensor] = name
+            self.record.held.add(name)
+
     def follow(self, tensor: torch.Tensor, origin: Origin) -> Axes:
         axes: Axes = [(Symbol(n),) if n != 1 else unit() for n in tensor.shape]
         self._axes[tensor] = axes
@@ -195,6 +236,9 @@ class Tracer(TorchDispatchMode):
         if func._schema.name.startswith("aten::as_strided"):  # in place, it forgets the old ones
             first = tensors[0]
             self._strides = list(zip(first.shape, first.stride(), strict=True))
+        for tensor in tensors:
+            if tensor not in self._axes:
+                self._follow_held(tensor)
         result = func(*args, **(kwargs or {}))
         for name in (self._names[t] for t in tensors if t in self._names):
             where = f" in module '{self.stack[-1]}'" if self.stack and self.stack[-1] else ""
@@ -218,8 +262,11 @@ class Tracer(TorchDispatchMode):
 
     def _apply(self, func: torch._ops.OpOverload, call: Call) -> list[Axes]:
         rule = find_rule(func)
-        if any(t not in self._axes for t in call.tensors):
-            return self._refuse(call, "it reads a tensor that is neither state nor input")
+        unknown = next((t for t in call.tensors if t not in self._axes), None)
+        if unknown is not None:
+            attribute = attribute_of(self._model).get(id(unknown)) if self._model else None
+            what = f"{attribute}, " if attribute else ""
+            return self._refuse(call, f"it reads {what}a tensor that is neither state nor input")
         if rule is None:
             return self._refuse(call, "no rule says what this operator does to channels")
         try:
@@ -459,6 +506,7 @@ def run(
     for trains in (False, True) if training else (False,):
         reset(model)
         tracer.name_state(model)
+        tracer.name_attributes(model)
         train(model, trains)
         watched = module_stack(model, tracer.stack, tracer)
         with torch.no_grad(), watched, tracer, mode or nullcontext(), _noting(tracer, model, sizes):
@@ -491,5 +539,6 @@ def _noting(tracer: Tracer, model: nn.Module, sizes: bool) -> Iterator[None]:
 def train(model: nn.Module, mode: bool) -> None:
     """Set the mode of modules that people wrote; norms, dropout and neurons only evaluate."""
     for module in model.modules():
-        written = not isinstance(module, (_BatchNorm, _DropoutNd, base.MemoryModule))
+        known = (_BatchNorm, _DropoutNd, MultiheadAttention, base.MemoryModule)
+        written = not isinstance(module, known)
         module.training = mode and written and not type(module).__module__.startswith("torch.nn.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,21 +26,23 @@ from primesvt.channels.graph import (
 )
 from primesvt.channels.layout import Layout
 from primesvt.channels.naming import group_names
-from primesvt.channels.rewriting import Lengths, candidates
+from primesvt.channels.rewriting import Lengths, Rewrite, candidates, held
 from primesvt.channels.surgery import remove_channels
-from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze
+from primesvt.channels.symbols import Axis, Freeze, Symbol, flatten, freeze, size_of
 from primesvt.channels.tracer import Record, run, train
 from primesvt.models.forward import (
     check_can_be_cut,
     example_args,
+    owner_of,
     shorten,
     state_tensors,
     unwrap,
     working_copy,
 )
+from primesvt.models.multihead import MultiheadAttention, take_widths_from_weights
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import drawing_alike, reset, settle
+from primesvt.models.state import drawing_alike, held_tensors, reset, settle
 
 
 def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
@@ -73,6 +75,7 @@ def trace(model: nn.Module, example_input: Any) -> ChannelGraph:
         if is_lazy(tensor):
             raise ValueError(f"'{name}' is lazy (no shape yet): run one forward before tracing")
     duplicate = working_copy(inner)
+    take_widths_from_weights(duplicate)
     args = example_args(duplicate, example_input)
     shorten(duplicate)
     settle(duplicate, args)
@@ -98,7 +101,8 @@ def _with_needed_rewrites(
         return graph
     free = [g for g in graph.groups if g.status == "free" and g.kind != "heads" and g.size > 1]
     bits = range(max(1, len(free).bit_length()))
-    needed = {r for r in graph.rewrites if r.kind == "attribute" or installed(model, r)}
+    known = [r for r in graph.rewrites if r.kind == "attribute" or r.held]
+    needed = {*known, *(r for r in graph.rewrites if installed(model, r))}
     for bit in bits:
         pruned = working_copy(model)
         chosen = [g for i, g in enumerate(free, start=1) if i >> bit & 1]
@@ -178,10 +182,13 @@ class Builder:
         free = {g.symbol for g in groups if g.status == "free" and g.kind != "heads"}
         fixed = {n for info in tensors.values() for a in info.axes for n in a.symbols()}
         lengths = Lengths(layout=self.layout, fixed=fixed, channels=free, sizes=self.sizes)
-        rewrites = tuple(
-            r
-            for r in candidates(self.record.noted, self.record.mixed, lengths)
-            if r.kind == "attribute" or can_be_adapted(self.model.get_submodule(r.place.module))
+        rewrites = (
+            *self._scales(free),
+            *(
+                r
+                for r in candidates(self.record.noted, self.record.mixed, lengths)
+                if r.kind == "attribute" or can_be_adapted(self.model.get_submodule(r.place.module))
+            ),
         )
         return ChannelGraph(
             groups=groups,
@@ -207,6 +214,17 @@ class Builder:
                 reader = self.record.used[name]
                 yield f"'{name}' is in no channel group: no layer makes its axes (read by {reader})"
 
+    def _scales(self, free: Set[int]) -> Iterator[Rewrite]:
+        """Scales that attentions hold, and that PyTorch takes from a width that may be cut."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, MultiheadAttention):
+                name = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
+                axis = self.record.tensors[f"{path}.{name}" if path else name][0]
+                queries = self.layout(axis)
+                queries = queries.parts[0] if queries.kind == "concat" else queries
+                if queries.symbols() & free:
+                    yield held(path, "scale of MultiheadAttention", module.scale)
+
     # --- layouts --------------------------------------------------------------------------
 
     def number(self, symbol: Symbol) -> int:
@@ -228,14 +246,14 @@ class Builder:
         return parts[0] if len(parts) == 1 else Layout(kind="product", parts=parts)
 
     def _tensors(self) -> dict[str, TensorInfo]:
-        state = state_tensors(self.model)
+        state = {**state_tensors(self.model), **held_tensors(self.model)}
         first = {id(tensor): name for name, tensor in reversed(state.items())}
         return {
             name: TensorInfo(
                 axes=tuple(self.layout(axis) for axis in axes),
                 item_bytes=state[name].element_size(),
                 is_parameter=isinstance(state[name], nn.Parameter),
-                counted=first[id(state[name])] == name,
+                counted=first[id(state[name])] == name and name not in self.record.held,
                 groups=self.layout(self.record.groups[name])
                 if name in self.record.groups
                 else None,
@@ -248,7 +266,7 @@ class Builder:
 
     def _chains(self) -> frozenset[str]:
         """Modules with several weights and no neuron: RepConv, for one."""
-        makers = {tensor.rpartition(".")[0] for tensor, _ in self.record.links["producer"]}
+        makers = {owner_of(tensor) for tensor, _ in self.record.links["producer"]}
         return frozenset(
             path
             for path, module in self.model.named_modules()
@@ -338,7 +356,7 @@ class Builder:
             role = "producer"
         elif (tensor, axis) in self.record.links["reader"]:
             role = "reader"
-        return Member(tensor=tensor, axis=axis, role=role, module=tensor.rpartition(".")[0])
+        return Member(tensor=tensor, axis=axis, role=role, module=owner_of(tensor))
 
     def _status(
         self, entry: _Class, members: tuple[Member, ...], summed_away: bool
@@ -355,12 +373,34 @@ class Builder:
         return "free", ""
 
     def _freeze_parametrized(self) -> None:
+        """Freeze layers of whose weight a parametrization mixes all entries, and recurrent ones.
+
+        Those keep their weights in a list beside.
+        """
         for path, module in self.model.named_modules():
             if not is_parametrized(module):
                 continue
-            why = Freeze(
-                operator="parametrization", module=path, reason="the module is parametrized"
-            )
-            for name, axes in self.record.tensors.items():
-                if name.startswith(f"{path}." if path else ""):
-                    freeze((s for axis in axes for s in axis), why)
+            start = f"{path}." if path else ""
+            own = {n: axes for n, axes in self.record.tensors.items() if n.startswith(start)}
+            why = self._mixed_by(f"{start}parametrizations.", own)
+            if isinstance(module, nn.RNNBase):
+                reason = "a recurrent layer is parametrized"
+                why = Freeze(operator="parametrization", module=path, reason=reason)
+            if why is not None:
+                freeze((s for axes in own.values() for axis in axes for s in axis), why)
+
+    def _mixed_by(self, start: str, tensors: Mapping[str, list[Axis]]) -> Freeze | None:
+        """Why a parametrization leaves no axis free of a tensor that it is given."""
+        for name, axes in tensors.items():
+            leaf = name.rpartition(".")[2]
+            if not (name.startswith(start) and leaf.startswith("original")):
+                continue
+            found = [
+                next((s.find().freeze for s in flatten(axis)), None)
+                for axis in axes
+                if size_of(axis) > 1
+            ]
+            inside = [f for f in found if f is not None and f.module.startswith(start)]
+            if inside and len(inside) == len(found):
+                return inside[0]
+        return None

@@ -29,9 +29,17 @@ from primesvt.channels.symbols import Axis
 from primesvt.channels.tracer import bind, module_stack, run, train, use_of
 from primesvt.channels.tracing import Builder
 from primesvt.models.forward import example_args, shorten, state_tensors, unwrap, working_copy
+from primesvt.models.multihead import take_widths_from_weights
 from primesvt.models.neurons import neurons
 from primesvt.models.spiking_vit import SpikingViT
-from primesvt.models.state import drawing_alike, reset, settle, tensors_in, unrepeatable
+from primesvt.models.state import (
+    drawing_alike,
+    held_tensors,
+    reset,
+    settle,
+    tensors_in,
+    unrepeatable,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +95,8 @@ def verify(
         else [g.name for g in graph.groups if g.status == "free" and g.kind != "heads"]
     )
     names = [n for n in names if graph[n].size > 1]
-    check_widths(state_tensors(unwrap(model)), graph)
+    network = unwrap(model)
+    check_widths({**held_tensors(network), **state_tensors(network)}, graph)
     prober = _TracedCopy(model=model, graph=graph)
     precise = "in double precision"
     refusals = [_unlike(n, prober, precise) for n in names if not prober.traces_alike(graph[n])]
@@ -317,6 +326,7 @@ class _TracedCopy:
 
     def __post_init__(self) -> None:
         self.copy = working_copy(self.model, double=True)
+        take_widths_from_weights(self.copy)
         self.args = example_args(self.copy, self.graph.example, double=True)
         shorten(self.copy)
         self.args = tuple(_varied(a) for a in self.args)

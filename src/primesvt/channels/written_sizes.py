@@ -54,7 +54,7 @@ class Place:
         return self.function, self.step, self.call
 
     def __str__(self) -> str:
-        return f"{self.call} in line {self.line} of {self.function}"
+        return f"{self.call} in line {self.line} of {self.function}" if self.function else self.call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Written:
 
     Attributes:
         run: which forward of the module it belongs to, counted over the whole trace.
-        numbers: as given; floats and counts of an arithmetic operator have no length.
+        numbers: as given; factors, such as those of an arithmetic operator, have no length.
         sources: the module attribute that a number was taken from, as it is.
     """
 
@@ -93,10 +93,14 @@ ARITHMETIC = frozenset(
     for name in ("mul", "div", "truediv", "floordiv", "floor_divide", "add", "sub", "pow")
     for form in ("{}", "{}_", "__{}__", "__r{}__", "__i{}__", "r{}")
 )
+ATTENTION = "scaled_dot_product_attention"
+FACTORS = ARITHMETIC | {ATTENTION}
 
 
 def numbers_of(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Numbers:
     """The numbers of a call that may be lengths of channel axes, or factors made from them."""
+    if call == ATTENTION:
+        return dict(_leaves(_attention_scale(args, kwargs), ("scale",)))
     if call in ARITHMETIC:
         wanted: list[int | str] = [*range(len(args)), "other", "alpha", "exponent"]
     elif call in _MADE:
@@ -117,6 +121,12 @@ def numbers_of(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Numb
     return found
 
 
+def _attention_scale(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The factor of attention, which PyTorch takes from the width of the queries if not given."""
+    scale, query = kwargs.get("scale"), kwargs.get("query", *args[:1])
+    return 1 / query.shape[-1] ** 0.5 if scale is None else scale
+
+
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
     if isinstance(value, slice):
         yield from _leaves(value.start, (*path, "start"))
@@ -135,7 +145,7 @@ def replaced(
     listed, named = list(args), dict(kwargs)
     for path, value in numbers.items():
         holder: Any = named if isinstance(path[0], str) else listed
-        holder[path[0]] = _with(holder[path[0]], path[1:], value)
+        holder[path[0]] = _with(holder[path[0]], path[1:], value) if path[1:] else value
     return tuple(listed), named
 
 
@@ -355,7 +365,7 @@ def telling_attributes(model: nn.Module, mixed: set[tuple[str, str]]) -> Iterato
 
     changed: list[tuple[dict[str, Any], str, Any, Any]] = []
     for path, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.", "spikingjelly.")):
+        if type(module).__module__.startswith(("torch.", "spikingjelly.", "primesvt.models.")):
             continue
         own = vars(module)
         for name, old in list(own.items()):
@@ -399,7 +409,7 @@ class SizeRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         call = getattr(func, "__name__", "")
-        if call not in SIZED and call not in ARITHMETIC:
+        if call not in SIZED and call not in FACTORS:
             self.mixed.update(
                 n.owner for n in tree_leaves((args, kwargs)) if isinstance(n, AttributeNumber)
             )

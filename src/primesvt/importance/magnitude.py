@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.channels.graph import Member
 from primesvt.importance.base import CriterionContext, Scores, criterion
+from primesvt.models.forward import applied_weight
 from primesvt.models.norms import affine_of, is_norm
 
 __all__ = ["l1", "l2", "l2_folded", "random"]
@@ -76,7 +77,7 @@ def _over_producers(evidence: CriterionContext, group: ChannelGroup, measure: ob
     assert callable(measure)
     total = np.zeros(group.positions * group.size)
     for member in group.producers:
-        weight = evidence.model.get_parameter(member.tensor).detach()
+        weight = applied_weight(evidence.model, member.tensor)
         if weight.dim() < 2:
             continue
         rows = weight.movedim(member.axis, 0).reshape(weight.shape[member.axis], -1).double()

@@ -98,6 +98,35 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def owner_of(tensor: str) -> str:
+    """The module that applies a stored tensor, by the tensor's name.
+
+    Example:
+        >>> owner_of("net.fc.weight"), owner_of("net.fc.parametrizations.weight.original0")
+        ('net.fc', 'net.fc')
+    """
+    module, found, _ = tensor.rpartition("parametrizations.")
+    return module.rstrip(".") if found else tensor.rpartition(".")[0]
+
+
+def applied_weight(model: nn.Module, tensor: str) -> Tensor:
+    """A stored weight, or what a parametrization makes of it where that has the same sizes.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
+        >>> torch.equal(applied_weight(layer, "parametrizations.weight.original1"), layer.weight)
+        True
+    """
+    path, _, leaf = tensor.rpartition(".")
+    stored: Tensor = getattr(model.get_submodule(path), leaf).detach()
+    _, found, rest = tensor.rpartition("parametrizations.")
+    if not found:
+        return stored
+    with torch.no_grad():
+        made: Any = getattr(model.get_submodule(owner_of(tensor)), rest.split(".")[0])
+    return made.detach() if made.shape == stored.shape else stored
+
+
 def check_module(model: object) -> None:
     """Raise ``TypeError`` for anything but a torch module."""
     if not isinstance(model, nn.Module):

@@ -6,8 +6,8 @@ import contextlib
 import copy
 import inspect
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -23,7 +23,10 @@ from primesvt.models.neurons import UNIT, noting_neurons
 __all__ = [
     "Behaviour",
     "at_rest",
+    "attribute_of",
     "drawing_alike",
+    "held_tensors",
+    "hold",
     "memories",
     "reset",
     "settle",
@@ -316,6 +319,79 @@ _TORCH = frozenset(vars(nn.Module())) | {REST, DRAWS, UNIT, "_memories", "_memor
 _CONTAINERS = (list, dict, set, deque)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _SHARED = (type, nn.Module, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
+
+
+def held_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors that modules keep as plain attributes, or in a list, tuple or dict that is one.
+
+    What a forward changes is left out, as far as ``settle`` has seen it.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.scale, layer.shifts = torch.ones(2), [0.0, torch.zeros(2)]
+        >>> list(held_tensors(nn.Sequential(layer)))
+        ['0.scale', '0.shifts[1]']
+    """
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        changing = vars(module).get(REST, {})
+        for name, value in vars(module).items():
+            if name in _TORCH or name in changing:
+                continue
+            start = f"{path}.{name}" if path else name
+            if isinstance(value, Tensor):
+                found[start] = value
+            for key, part in _entries(value):
+                if isinstance(part, Tensor) and "." not in f"{key!r}":
+                    found[f"{start}[{key!r}]"] = part
+    return found
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    if type(value) in (list, tuple):
+        return enumerate(value)
+    return value.items() if type(value) in (dict, OrderedDict) else ()
+
+
+def hold(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put another tensor in the place of one that ``held_tensors`` has found.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.shifts = (0.0, torch.zeros(2))
+        >>> hold(layer, "shifts[1]", torch.ones(1))
+        >>> layer.shifts
+        (0.0, tensor([1.]))
+    """
+    path, _, leaf = name.rpartition(".")
+    own, (leaf, _, rest) = vars(model.get_submodule(path)), leaf.partition("[")
+    old = own[leaf]
+    if not rest:
+        own[leaf] = tensor
+    elif isinstance(old, tuple):
+        own[leaf] = tuple(tensor if f"{i}]" == rest else part for i, part in enumerate(old))
+    else:
+        key = next(key for key, _ in _entries(old) if f"{key!r}]" == rest)
+        old[key] = tensor
+
+
+def attribute_of(model: nn.Module) -> dict[int, str]:
+    """Names of the attributes in which modules keep tensors, however deep, by the tensors' ids.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.tables = {"a": [torch.ones(2)]}
+        >>> list(attribute_of(nn.Sequential(layer)).values())
+        ["'tables' of module '0'"]
+    """
+    found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in _TORCH and not isinstance(value, (*_SHARED, *_GENERATORS)):
+                where = f" of module '{path}'" if path else ""
+                for tensor in tensors_in(value):
+                    found.setdefault(id(tensor), f"'{name}'{where}")
+    return found
 
 
 class _Kept:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from primesvt.channels import ChannelGraph, ChannelGroup
 from primesvt.models.forward import state_tensors
@@ -108,11 +110,16 @@ def group_parameters(
         return sum(round(share * tensor.numel()) for tensor, share in _shares(model, graph, group))
     modules = dict.fromkeys(member.module for member in group.producers)
     unique = {
-        id(p): p.numel()
-        for name in modules
-        for p in model.get_submodule(name).parameters(recurse=False)
+        id(p): p.numel() for name in modules for p in _own_parameters(model.get_submodule(name))
     }
     return sum(unique.values())
+
+
+def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of a module without its parts, and those that its weights are computed from."""
+    yield from module.parameters(recurse=False)
+    if is_parametrized(module):
+        yield from module.get_submodule("parametrizations").parameters()
 
 
 def _shares(
@@ -122,7 +129,7 @@ def _shares(
     state = state_tensors(model)
     rest: dict[int, tuple[nn.Parameter, list[float]]] = {}
     for name in dict.fromkeys(member.tensor for member in group.members):
-        tensor = state[name]
+        tensor = state.get(name)  # none for a plain attribute
         if isinstance(tensor, nn.Parameter) and id(tensor) not in rest:
             axes = [m for m in group.members if m.tensor == name]
             others = [float((graph.ids(group, m) < 0).mean()) for m in axes]

@@ -227,9 +227,14 @@ def _name(call: Call, argument: str) -> tuple[str, tuple[int, ...]] | None:
 
 
 def _link(call: Call, role: str, argument: str, dim: int) -> None:
-    weight = _name(call, argument)
+    weight, axis = _name(call, argument), call.axes(argument)[dim]
+    found = None
     if weight is not None and weight[1][dim] >= 0:
-        call.trace.link(role, (weight[0], weight[1][dim]), call.axes(argument)[dim])
+        found = (weight[0], weight[1][dim])
+    elif call.trace.weighs(call[argument]):
+        found = call.trace.parametrized(call.module, axis, last=True)
+    if found is not None:
+        call.trace.link(role, found, axis)
 
 
 def _is_weight(call: Call, argument: str) -> bool:
@@ -244,7 +249,7 @@ def _make(call: Call, argument: str, dim: int, axis: Axis) -> None:
     if weight is not None and weight[1][dim] >= 0:
         made = (weight[0], weight[1][dim])
     elif call.trace.weighs(call[argument]):
-        made = call.trace.along(axis)
+        made = call.trace.parametrized(call.module, axis, last=False) or call.trace.along(axis)
     if made is not None:
         mark_made(axis)
         call.trace.link("producer", made, axis)

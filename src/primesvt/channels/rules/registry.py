@@ -38,6 +38,10 @@ class Tracker(Protocol):
 
     def along(self, axis: Axis) -> tuple[str, int] | None: ...
 
+    def parametrized(self, module: str, axis: Axis, *, last: bool) -> tuple[str, int] | None: ...
+
+    def held(self, tensor: torch.Tensor) -> str: ...
+
     def zero(self, tensor: torch.Tensor) -> bool: ...
 
     def layer(self, read: Axis, made: Axis) -> None: ...
@@ -94,6 +98,10 @@ class Call:
         return not any(self.trace.live(t) or self.trace.zero(t) for t in tensors)
 
     def why(self, reason: str) -> Freeze:
+        """The freeze for a reason, which names plain attributes that are given to the operator."""
+        names = list(filter(None, map(self.trace.held, self.tensors)))
+        if names:
+            reason = f"{reason} with the attribute '{names[0]}'"
         return Freeze(operator=self.name, module=self.module, reason=reason)
 
     def freeze(self, axis: Axis, reason: str) -> None:
