@@ -497,7 +497,7 @@ def damaged(state: Path, scratch: Path) -> dict[str, bytes]:
     facts = dict(good.facts)
     parts: list[bytes] = [whole[: len(whole) // 2], b"", b"{}", whole[:100] + b"x" * 50]
     made = {f"content {i}": part for i, part in enumerate(parts)}
-    needed = set(facts) - {"versions", "processes"}  # both are only told
+    needed = set(facts) - {"versions"}  # which are only told
     odd: list[Any] = [{}, {**facts, "step": "many"}, {**facts, "step": -1}, {**facts, "losses": 3}]
     odd += [{name: v for name, v in facts.items() if name != gone} for gone in needed]
     for facts_there in odd:
@@ -513,16 +513,13 @@ def damaged(state: Path, scratch: Path) -> dict[str, bytes]:
 def one_of_each_kind(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Of each part of a state (model, average, optimizer) a weight, a bias, a moment ...
 
-    The one in the middle of its kind. Counters of batch norms may be missing, and states of global
-    generators, which a process has none of where there were fewer.
+    The one in the middle of its kind. Counters of batch norms may be missing.
     """
     kinds: dict[tuple[str, str], list[str]] = {}
     for name in tensors:
         kinds.setdefault((name.split(".")[0], name.rpartition(".")[2]), []).append(name)
     return [
-        each[len(each) // 2]
-        for (part, kind), each in kinds.items()
-        if part != "random" and kind != "num_batches_tracked"
+        each[len(each) // 2] for (_, kind), each in kinds.items() if kind != "num_batches_tracked"
     ]
 
 

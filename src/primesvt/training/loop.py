@@ -144,6 +144,7 @@ class _BestFacts(TypedDict):
 
 class _LoopFacts(TypedDict):
     step: int
+    processes: int
     total: float
     losses: list[float]
 
@@ -415,8 +416,12 @@ class TrainingLoop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.average is not None:
             give_tensors(self.average, snapshot.part("average"))
+        random = snapshot.part("random")
+        same = facts["processes"] == self.processes.size
+        if same and f"cpu.{self.processes.rank}" not in random:
+            raise ValueError(f"the random state of process {self.processes.rank} is missing")
         self.batches.resume(snapshot.tensors, self.step)
-        restore_random_states(snapshot.part("random"), self.processes)
+        restore_random_states(random, self.processes)
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:

@@ -49,7 +49,10 @@ def random_states(processes: ProcessGroup) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: Mapping[str, Tensor], processes: ProcessGroup) -> None:
-    """Restore the generator states of this process, where there are some for its rank."""
+    """Restore the generator states of this process, where there are some for its rank.
+
+    ``processes`` may be others than those that were stored.
+    """
     if f"cpu.{processes.rank}" in states:
         torch.set_rng_state(states[f"cpu.{processes.rank}"])
     if f"cuda.{processes.rank}" in states:
