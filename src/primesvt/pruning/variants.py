@@ -150,7 +150,8 @@ class VariantBuilder:
         ``purpose`` tells measurements of different length apart. With ``deal`` the networks are
         dealt out among the processes in turn: each gets all cuts and its own networks.
         """
-        alone = not _plain(self.model) or (around is None and len(wanted) < 2)
+        shares = _plain(self.model) and self.recovery.shares_blocks
+        alone = not shares or (around is None and len(wanted) < 2)
         around = around or {}
         order = sorted(wanted, key=lambda cuts: self._start(cuts, around))
         hands = self.processes.size if deal else 1

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
 
-from primesvt.recovery.recovery import BatchNorm, Recovery, Refit, find_recovery
+from primesvt.recovery.recovery import BatchNorm, Match, Recovery, Refit, find_recovery
 from primesvt.registry import RECOVERIES
 
-__all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
+__all__ = ["BatchNorm", "Match", "Recovery", "Refit", "find_recovery"]
 
 Kind = TypeVar("Kind")
 

@@ -15,10 +15,11 @@ from primesvt.channels.plan import NOTHING
 from primesvt.channels.surgery import kept_along
 from primesvt.models.shared_prefix import VariantBatch
 from primesvt.recovery.batchnorm import reestimate
+from primesvt.recovery.match import match
 from primesvt.recovery.refit import refit
 from primesvt.registry import RECOVERIES
 
-__all__ = ["BatchNorm", "Recovery", "Refit", "find_recovery"]
+__all__ = ["BatchNorm", "Match", "Recovery", "Refit", "find_recovery"]
 
 
 @RECOVERIES("none")
@@ -41,6 +42,7 @@ class Recovery:
 
     activity: ActivationStatistics | None = None
     needs_inputs: ClassVar[bool] = False
+    shares_blocks: ClassVar[bool] = True  # ``after`` leaves blocks alone that networks share
 
     def __post_init__(self) -> None:
         if self.needs_inputs and self.activity is None:
@@ -140,6 +142,30 @@ class Refit(BatchNorm):
         """The name of a refitted layer; of a grouped or very wide one only channels are mixed."""
         spatial = reader.layer(self._activity.model).weight.shape[2:].numel() > 1
         return f"{reader.module}, channel mixing" if spatial and reader.taps == 1 else reader.module
+
+
+@RECOVERIES("match")
+class Match(Refit):
+    """Refits readers of cut channels, then fits every layer to what it gives in the dense network.
+
+    See ``primesvt.recovery.match``. Every network takes several forwards of the calibration inputs.
+    """
+
+    shares_blocks: ClassVar[bool] = False
+
+    def after(
+        self,
+        batch: VariantBatch,
+        cuts: Sequence[Mapping[str, Ids]],
+        common: Mapping[str, Ids] | None = None,
+    ) -> None:
+        """Fit the layers of each network, which share no block with another."""
+        for network, rows in zip(batch.networks, cuts, strict=True):
+            match(network, self._activity, rows)
+
+    def describe(self, group: str) -> str:
+        """What makes up for a cut."""
+        return f"{super().describe(group)}, all layers fitted to the dense network"
 
 
 def find_recovery(name: str) -> type[Recovery]:
