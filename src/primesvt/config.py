@@ -247,7 +247,8 @@ class Method(OptionGroup):
     importance: str = "obs"
     """Ranks the channels of a layer: those of least importance are removed."""
     recovery: str = "refit"
-    """What makes up for a cut: least squares and batch norm, batch norm alone, or nothing."""
+    """What makes up for a cut: all layers fitted to the unpruned network (slow), least squares and
+    batch norm, batch norm alone, or nothing."""
     lossless: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: removed)")] = True
     """Remove first, and count apart, what changes no prediction, such as silent channels."""
     gate: Literal["point", "bound"] = "bound"

@@ -203,6 +203,7 @@ RECOVERIES = Registry(
     "recovery",
     group="primesvt.recoveries",
     builtin={
+        "match": "primesvt.recovery.recovery:Match",
         "refit": "primesvt.recovery.recovery:Refit",
         "bn": "primesvt.recovery.recovery:BatchNorm",
         "none": "primesvt.recovery.recovery:Recovery",
