@@ -127,7 +127,7 @@ def test_what_a_plan_says_of_it(family: str, group: str) -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="unknown recovery 'magic'; known: refit, bn, none"):
+    with pytest.raises(ValueError, match="unknown recovery 'magic'; known: match, refit, bn, none"):
         find_recovery("magic")
     with pytest.raises(ValueError, match="give calibration="):
         BatchNorm()
