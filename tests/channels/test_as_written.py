@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -217,3 +217,43 @@ def test_what_no_forward_reads_is_named_before_the_search() -> None:
         )
     assert any("they keep their shapes" in note for note in result.metrics.notes)
     assert result.model.aux[2].weight.shape == (4, 16 * 36)
+
+
+class Cell(nn.Module):
+    """A neuron as Norse has it: constants in a named tuple of tensors, state handed in and out."""
+
+    class Constants(NamedTuple):
+        leak: Tensor
+        threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = self.Constants(leak=torch.as_tensor(0.5), threshold=torch.as_tensor([0.3]))
+
+    def forward(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        v = x if v is None else v * self.p.leak + x
+        spikes = torch.heaviside(v - self.p.threshold, torch.as_tensor(0.0, dtype=v.dtype))
+        return spikes, v - spikes * self.p.threshold
+
+
+def test_constants_in_a_named_tuple_forbid_no_cut() -> None:
+    class Net(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.ModuleList([Cell(), Cell()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            v: list[Tensor | None] = [None, None]
+            out = torch.zeros(())
+            for _ in range(3):
+                y, v[0] = self.cells[0](self.first(x), v[0])
+                y, v[1] = self.cells[1](self.second(y), v[1])
+                out = out + self.fc(y.flatten(1))
+            return out
+
+    net = Net().eval()
+    graph = trace(net, IMAGES[:2])
+    assert {g.name: g.status for g in graph} == {
+        "first": "free", "second": "free", "fc": "protected"
+    }  # fmt: skip
+    assert verify(net, graph) == []

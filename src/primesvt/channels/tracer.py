@@ -262,6 +262,9 @@ class Tracer(TorchDispatchMode):
 
     def _apply(self, func: torch._ops.OpOverload, call: Call) -> list[Axes]:
         rule = find_rule(func)
+        for tensor in call.tensors:
+            if tensor not in self._axes and tensor.numel() == 1:  # no channel lies along it
+                self.follow(tensor, Origin.WEIGHTS)
         unknown = next((t for t in call.tensors if t not in self._axes), None)
         if unknown is not None:
             attribute = attribute_of(self._model).get(id(unknown)) if self._model else None
