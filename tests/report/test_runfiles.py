@@ -88,3 +88,16 @@ def test_a_page_shows_no_control_characters(tmp_path):
     page = write_report(folder).read_text()
     assert "a\\x1b[2Jb\\u202ec&lt;script&gt;" in page
     assert not {"\x1b", "\u202e"} & set(page)
+
+
+def test_costs_that_are_not_counted_are_told_so(tmp_path):
+    """As of a network whose neurons are no modules that hold their state."""
+    metrics = metrics_of()
+    for side in ("before", "after"):
+        metrics[side] |= {
+            "membrane_bytes_per_sample": None,
+            "energy": {"operations": 1e-6, "with_memory": None},
+        }
+    folder = write_run(tmp_path / "run", metrics=metrics)
+    assert read_run(folder).metrics["before"]["membrane_bytes_per_sample"] is None
+    assert write_report(folder).read_text().count("not counted") >= 2

@@ -185,14 +185,14 @@ class _Costs(TypedDict, total=False):
     parameters: Required[_Count]
     parameter_bytes: Required[Annotated[int, Field(ge=1)]]
     buffer_bytes: _Count
-    membrane_bytes_per_sample: _Count
+    membrane_bytes_per_sample: _Count | None  # of neurons that are not known
     peak_activation_bytes_per_sample: _Count
     file_bytes: _Count | None
     selection: _Score | None
     test: _Score | None
     score: float | None
     operations: _Operations | None
-    energy: dict[str, float] | None
+    energy: dict[str, float | None] | None
     latency: list[_Latency]
 
 
