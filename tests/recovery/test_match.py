@@ -172,3 +172,38 @@ def test_a_run_with_it_says_so() -> None:
     (step,) = result.plan.steps
     assert step.recovery.endswith("all layers fitted to the dense network")
     assert result.metrics.after.test.accuracy > 0.9
+
+
+class Shared(nn.Module):
+    """Two layers of one weight, and one whose weight is computed from others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(6, 16), nn.BatchNorm1d(16)
+        self.one, self.two = nn.Linear(16, 8), nn.Linear(16, 8)
+        self.two.weight = self.one.weight
+        self.computed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.last(self.computed(self.one(x) * self.two(x)))  # type: ignore[no-any-return]
+
+
+def test_weights_that_others_use_or_that_are_computed_stay() -> None:
+    net, x = Shared().eval(), torch.randn(64, 6)
+    graph = trace(net, x[:2])
+    activity = ActivationStatistics(
+        model=net, graph=graph, groups=graph.prunable(), calibration=calibration_of(x)
+    )
+    kept = {"first": np.arange(9)[None]}
+    smaller = copy.deepcopy(net)
+    remove_channels(smaller, graph, kept)
+    tied = smaller.one.weight.detach().clone()
+    computed = smaller.computed.weight.detach().clone()
+    last = smaller.last.weight.detach().clone()
+    match(smaller, activity, kept)
+    assert torch.equal(smaller.one.weight, tied) and smaller.two.weight is smaller.one.weight
+    assert torch.equal(smaller.computed.weight, computed)
+    assert not torch.equal(smaller.last.weight, last)

@@ -54,7 +54,7 @@ class Table:
 
     @property
     def signature(self) -> str:
-        """The numbers as text, which differs where two networks are given other sizes."""
+        """Write all numbers as one text, by which networks with other sizes are told apart."""
         return repr(sorted(self.turns.items()))
 
     def pins(
@@ -151,7 +151,7 @@ class Adapted(nn.Module):
             return super().forward(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
-        """Do not call the ``__init_subclass__`` of the module's own class for the adapter."""
+        """Skip the ``__init_subclass__`` of the module's own class when an adapter is made."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made: Any = super().__reduce_ex__(protocol)
@@ -190,7 +190,7 @@ def _adapter(cls: Any) -> Any:
 
 
 def _made(make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Build a module with an adapter, whose state ``copy`` and ``pickle`` set afterwards."""
+    """Build an adapted module without its state, which ``copy`` and ``pickle`` set afterwards."""
     module = make(*args)
     module.__class__ = adapted(type(module))
     return module
@@ -311,7 +311,7 @@ def _sizes(call: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _same(
     func: Any, own: tuple[Any, Any], right: tuple[Any, Any], given: list[Any], wanted: Replacements
 ) -> bool:
-    """Whether a call gives the same with its own numbers as with the right ones."""
+    """Check whether a call gives the same shape with its own numbers as with the right ones."""
     if given == [value for _, value in wanted]:
         return True
     if all(value != -1 for _, value in wanted):

@@ -36,7 +36,7 @@ class Layout:
         return frozenset().union(*(part.symbols() for part in self.parts))
 
     def renumbered(self, symbols: Mapping[int, int]) -> Layout | None:
-        """The same layout in the symbols of another trace; ``None`` where it has none for a part.
+        """Express the layout in the symbols of another trace; ``None`` where that lacks one.
 
         Factors without a symbol there are left out: those of size 1 come and go with views.
 

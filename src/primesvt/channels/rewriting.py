@@ -98,7 +98,7 @@ class Lengths:
 
 
 def _start(layout: Layout, offset: int, sizes: Sizes) -> Layout | None:
-    """The layout of the part of an axis before an offset; ``None`` where no part begins there."""
+    """Find the layout of an axis up to an offset; ``None`` where the offset is inside a part."""
     if offset == layout.length(sizes):
         return layout
     if layout.kind == "concat":

@@ -146,7 +146,7 @@ class Tracer(TorchDispatchMode):
         return None
 
     def parametrized(self, module: str, axis: Axis, *, last: bool) -> WeightAxis | None:
-        """The axis with these channels of a tensor that a layer's weight is computed from.
+        """Find the axis with these channels in the tensors that a layer computes its weight from.
 
         Where a layer reads the channels that it makes, its first axis makes them, its ``last``
         reads them.

@@ -207,7 +207,7 @@ class Builder:
         )
 
     def _alone(self, groups: tuple[ChannelGroup, ...]) -> Iterator[str]:
-        """Name the parameters that the forward reads and that belong to no group, one note each."""
+        """Yield a note for each parameter that the forward reads, but no channel group holds."""
         held = {member.tensor for group in groups for member in group.members}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if name in self.record.used and name not in held and parameter.numel() > 1:

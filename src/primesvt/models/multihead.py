@@ -126,7 +126,7 @@ def _added(mask: Tensor, q: Tensor) -> Tensor:
 
 
 def take_widths_from_weights(model: nn.Module, changed: Set[str] | None = None) -> None:
-    """Give the multi-head attentions in a network a forward that works at any widths, in place.
+    """Let every multi-head attention of a network take its widths from its weights, in place.
 
     Subclasses stay as they are, and so do attentions with ``add_bias_kv`` or ``add_zero_attn``.
 

@@ -148,7 +148,8 @@ class _Stage:
                 self.wanted.setdefault(name, []).append(_outputs(module, out))
 
         dense = self.activity.model
-        names = [n for n, m in dense.named_modules() if _fits(m) or is_norm(m)]
+        tied = _tied(dense)
+        names = [n for n, m in dense.named_modules() if is_norm(m) or (_fits(m) and n not in tied)]
         hooks = (dense.get_submodule(n).register_forward_hook(partial(note, n)) for n in names)
         with hooked(hooks):
             for x in inputs:
@@ -173,7 +174,7 @@ class _Stage:
                 found.clear()
 
     def _fit_layer(self, name: str, inputs: Sequence[Any]) -> set[str]:
-        """Fit a layer; returns it and the norm behind it, whose statistics follow too."""
+        """Fit one layer and set the statistics of the norm behind it; returns the names of both."""
         layer = self.pruned.get_submodule(name)
         assert isinstance(layer, LAYERS)
         weight = f"{name}.weight"
@@ -198,7 +199,7 @@ class _Stage:
         layer.weight.copy_(new.reshape(layer.weight.shape))
         if layer.bias is not None:
             layer.bias.copy_(bias)
-        if behind is None or len(self.seen[behind]) != len(inputs):
+        if behind is None or len(self.seen.get(behind, ())) != len(inputs):
             return {name}
         both = fit.with_(held)
         shift = bias if layer.bias is not None else torch.zeros_like(bias)
@@ -236,12 +237,25 @@ class _Stage:
 
 
 def _fits(module: nn.Module) -> bool:
-    """Whether a layer can be fitted: linear, or a convolution without groups, padded by zeros."""
+    """Whether a layer can be fitted: linear, or a convolution without groups, padded by zeros.
+
+    What a weight is computed from, as by weight norm, is no weight to fit.
+    """
+    if module._parameters.get("weight") is None:
+        return False
     if isinstance(module, nn.Linear):
         return True
     if not isinstance(module, nn.Conv1d | nn.Conv2d) or module.groups > 1:
         return False
     return isinstance(module.padding, tuple) and module.padding_mode == "zeros"
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Layers that share their weight with another module, which a fit to one would spoil."""
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return {name for names in users.values() if len(names) > 1 for name in names}
 
 
 def _rows(layer: nn.Module, x: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class Match(Refit):
         cuts: Sequence[Mapping[str, Ids]],
         common: Mapping[str, Ids] | None = None,
     ) -> None:
-        """Fit the layers of each network, which share no block with another."""
+        """Fit the layers of every pruned network; none of them shares a block with another."""
         for network, rows in zip(batch.networks, cuts, strict=True):
             match(network, self._activity, rows)
 

@@ -98,6 +98,7 @@ def test_merged_model_loads_again(tmp_path):
     [
         ("spikformer_digits", "blocks.block0.unused.norm1.weight"),
         ("sdt_v2_digits", "head.fc_kd.bias"),
+        ("sdt_v3_large_small", "blocks.block3_0.attn.q.inner.bn.bias"),
     ],
 )
 def test_a_file_that_lacks_only_a_part_is_refused(name, lost, tmp_path):
@@ -162,6 +163,15 @@ def test_layers_without_a_neuron_between_are_merged_exactly(tmp_path):
     again = load(tmp_path)
     assert torch.equal(answer(again, x), answer(stripped.model, x))
     assert again.state_dict().keys() == stripped.model.state_dict().keys()
+
+
+def test_a_file_without_the_inner_layers_of_a_pair_that_was_not_merged_is_refused(tmp_path):
+    save_model(chained(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = {n: t for n, t in load_file(path).items() if ".attn.q.inner." not in n}
+    save_file(state, path)
+    with pytest.raises(ValueError, match="does not fit the config beside it"):
+        load(tmp_path)
 
 
 def currents_of(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:

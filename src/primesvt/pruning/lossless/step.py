@@ -196,7 +196,7 @@ class StartNetwork:
 def remove_unused(
     model: nn.Module, check: Sequence[CalibrationSet] = (), processes: ProcessGroup = SINGLE_PROCESS
 ) -> Stripped:
-    """A copy without unused parameters, its distillation head and linear layers merged if they may.
+    """Copy a network without unused parameters, and merge layers where no prediction changes.
 
     Args:
         model: the network; not changed.
